@@ -1,0 +1,144 @@
+"""FedSensConfig: what the server decides about a run, as one frozen object.
+
+Settings of a client's own (keys, minimum ratio, roster) are not here: they belong to the data
+owner and live in :class:`fedsens.protocol.settings.ClientSettings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedsens.crypto.params import CkksParameters, PresetName
+from fedsens.errors import ConfigurationError
+from fedsens.mask import get_policy
+
+PREFIX = "fedsens."
+
+
+class FedSensConfig(BaseModel):
+    """The server's configuration of selective encryption.
+
+    In a run config the keys are the names below with dashes, in the table
+    ``[tool.flwr.app.config.fedsens]`` (``fedsens.refresh-every`` on the command line).
+
+    Attributes:
+        ratio: share of the parameters to encrypt, in [0, 1]. 0 switches fedsens off.
+        policy: registered mask policy.
+        force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
+            a run config).
+        seed: seed of policies that draw at random.
+        preset: CKKS preset for the parameters.
+        value_range: range R of the preset, None for its default.
+        rule: rule of the sensitivity map, ``vector`` or ``true_label``.
+        maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
+        map_fraction: share of the clients that compute a map.
+        refresh_every: rounds between two masks; 0 keeps the first for the whole run.
+        key_timeout: seconds that key agreement may take.
+        key_min_clients: clients that must hold the key for the run to start.
+        map_timeout: seconds that clients have to answer with a map.
+        map_min_clients: maps needed for a mask.
+        mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+    )
+
+    ratio: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+    policy: str = "sensitivity"
+    force: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    preset: PresetName = "compact"
+    value_range: float | None = Field(default=None, gt=0, le=2.0**20, allow_inf_nan=False)
+    rule: Literal["vector", "true_label"] = "vector"
+    maps: Literal["encrypted", "plain"] = "encrypted"
+    map_fraction: float = Field(default=1.0, gt=0, le=1)
+    refresh_every: int = Field(default=0, ge=0)
+    key_timeout: float = Field(default=120.0, gt=0)
+    key_min_clients: int = Field(default=2, ge=1)
+    map_timeout: float = Field(default=600.0, gt=0)
+    map_min_clients: int = Field(default=2, ge=1)
+    mask_timeout: float = Field(default=120.0, gt=0)
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, policy: str) -> str:
+        try:
+            get_policy(policy)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return policy
+
+    @field_validator("force", mode="before")
+    @classmethod
+    def _split(cls, force: Any) -> Any:
+        if isinstance(force, str):
+            return tuple(item.strip() for item in force.split(",") if item.strip())
+        return force
+
+    @field_validator("value_range", mode="before")
+    @classmethod
+    def _zero_is_default(cls, value: Any) -> Any:
+        return None if value == 0 else value  # a run config has no null
+
+    @model_validator(mode="after")
+    def _gradient_means_true_label(self) -> Self:
+        if self.policy == "gradient" and self.rule != "true_label":
+            raise ValueError("policy 'gradient' ranks |gradient|: set rule to 'true_label'")
+        return self
+
+    @property
+    def parameters(self) -> CkksParameters:
+        """The CKKS parameters of the model's masked part."""
+        return CkksParameters.preset(self.preset, self.value_range)
+
+    @property
+    def effective_ratio(self) -> float:
+        """The ratio after the policy's own say (``all`` is 1, ``none`` is 0)."""
+        own = get_policy(self.policy).ratio
+        return self.ratio if own is None else own
+
+    @classmethod
+    def create(cls, **options: Any) -> Self:
+        """Build a configuration, with fedsens's own error.
+
+        Args:
+            **options: the attributes, with underscores or dashes.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ConfigurationError: lists every wrong option.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}"
+                for item in error.errors(include_url=False)
+            )
+            raise ConfigurationError(f"the fedsens options are wrong: {problems}") from None
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
+        """Read the ``fedsens.*`` keys of a Flower run config; other keys are the app's own.
+
+        Args:
+            run_config: ``context.run_config``.
+
+        Returns:
+            The configuration.
+        """
+        options = {
+            key.removeprefix(PREFIX): value
+            for key, value in run_config.items()
+            if key.startswith(PREFIX)
+        }
+        return cls.create(**options)

@@ -1,0 +1,140 @@
+"""Aggregator: the server's half. It adds ciphertexts and has no way to decrypt them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tenseal.sealapi as sealapi
+
+from fedsens.crypto.params import CkksParameters
+from fedsens.crypto.seal import seal_context, seal_file
+from fedsens.crypto.wire import SUM, Batch, parse_batch
+from fedsens.errors import CiphertextError, KeyMismatchError
+
+
+class Aggregator:
+    """Adds ciphertext batches one by one; memory does not depend on how many.
+
+    Built from public parameters only. Adding is all or nothing: a batch that is refused leaves
+    the sum as it was.
+    """
+
+    def __init__(
+        self,
+        parameters: CkksParameters,
+        values: int | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Start an empty sum.
+
+        Args:
+            parameters: the public parameters of all batches to come.
+            values: how many values each must hold; the first batch decides when None.
+            fingerprint: of the key each must be made with; the first batch decides when None.
+        """
+        self.parameters = parameters
+        self._values = values
+        self._fingerprint = fingerprint
+        self._context = seal_context(parameters)
+        self._evaluator = sealapi.Evaluator(self._context)
+        self._sum: list[Any] = []
+        self._first: Batch | None = None
+        self._summands = 0
+
+    @property
+    def summands(self) -> int:
+        """How many fresh ciphertexts have been added."""
+        return self._summands
+
+    def add(self, data: bytes) -> None:
+        """Add one batch.
+
+        Args:
+            data: a serialised batch, fresh or itself a sum.
+
+        Raises:
+            CiphertextError: the bytes are damaged or hold another number of values.
+            KeyMismatchError: the parameters or the key differ from the first batch's.
+        """
+        batch = parse_batch(data, self.parameters)
+        fingerprint, values = self._fingerprint or batch.fingerprint, self._values
+        if batch.fingerprint != fingerprint:
+            raise KeyMismatchError(
+                f"expected a batch under the key {fingerprint}, got {batch.fingerprint}; "
+                "give every client the same key"
+            )
+        if values is not None and batch.values != values:
+            raise CiphertextError(
+                f"expected a batch of {values} values, got {batch.values}; "
+                "clients must use the same mask"
+            )
+        loaded = load_blocks(batch, self._context)
+        if self._first is None:
+            self._first, self._sum = batch, loaded
+            self._fingerprint, self._values = batch.fingerprint, batch.values
+        else:
+            for total, block in zip(self._sum, loaded, strict=True):
+                self._evaluator.add_inplace(total, block)
+        self._summands += batch.summands
+
+    def result(self) -> bytes:
+        """The serialised sum of all batches added so far.
+
+        Returns:
+            A batch: about ``parameters.bytes_per_parameter_down`` bytes a value.
+
+        Raises:
+            CiphertextError: nothing was added yet.
+        """
+        if self._first is None:
+            raise CiphertextError("expected at least one batch to sum, got none")
+        with seal_file() as file:
+            blocks = tuple(file.dump(block) for block in self._sum)
+        first = self._first
+        return Batch(
+            SUM, first.parameters, first.fingerprint, first.values, self._summands, blocks
+        ).to_bytes()
+
+    def sum(self, batches: list[bytes]) -> bytes:
+        """The sum of these batches and of those added before.
+
+        Args:
+            batches: serialised batches.
+
+        Returns:
+            The serialised sum.
+        """
+        for batch in batches:
+            self.add(batch)
+        return self.result()
+
+
+def load_blocks(batch: Batch, context: Any) -> list[Any]:
+    """Let SEAL read the ciphertexts of a parsed batch.
+
+    Args:
+        batch: a batch that passed :func:`~fedsens.crypto.wire.parse_batch`.
+        context: the SEAL context of its parameters.
+
+    Returns:
+        SEAL ciphertexts of two polynomials each.
+
+    Raises:
+        CiphertextError: SEAL refuses one, or it is not a pair of polynomials of scale 1.
+    """
+    loaded: list[Any] = []
+    with seal_file() as file:
+        for index, block in enumerate(batch.blocks):
+            try:
+                ciphertext = file.load(sealapi.Ciphertext, context, block)
+            except (RuntimeError, ValueError) as error:
+                raise CiphertextError(
+                    f"expected SEAL to accept ciphertext {index}, got: {error}"
+                ) from None
+            if ciphertext.size() != 2 or ciphertext.scale != 1.0:
+                raise CiphertextError(
+                    f"expected a pair of polynomials of scale 1 in ciphertext {index}, got "
+                    f"{ciphertext.size()} of scale {ciphertext.scale}"
+                )
+            loaded.append(ciphertext)
+    return loaded

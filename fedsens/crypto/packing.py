@@ -1,0 +1,90 @@
+"""From real values to complex slots and back: blocks of N values, flattened by public phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.crypto.params import CkksParameters
+from fedsens.errors import ValueRangeError
+
+Floats = NDArray[np.float64]
+Slots = NDArray[np.complex128]
+NameOf = Callable[[int], str]
+
+
+@lru_cache(maxsize=8)
+def _rotation(parameters: CkksParameters) -> Slots:
+    rotation = parameters.phases() * parameters.gain
+    rotation.flags.writeable = False
+    return rotation
+
+
+def pack(values: NDArray[np.floating], parameters: CkksParameters) -> Slots:
+    """Pack real values two to a slot, in units of coefficients, and flatten.
+
+    Args:
+        values: 1-D, any length; the last block is padded with zeros.
+        parameters: the parameter set.
+
+    Returns:
+        Complex slots of shape (blocks, N / 2).
+    """
+    blocks = -(-len(values) // parameters.degree)
+    padded = np.zeros(blocks * parameters.degree)
+    padded[: len(values)] = values
+    slots = padded.view(np.complex128).reshape(blocks, parameters.degree // 2)
+    slots *= _rotation(parameters)
+    return slots
+
+
+def unpack(slots: Slots, parameters: CkksParameters) -> Floats:
+    """Undo :func:`pack`.
+
+    Args:
+        slots: shape (blocks, N / 2); overwritten.
+        parameters: the parameter set.
+
+    Returns:
+        blocks * N values, the padding included.
+    """
+    slots *= np.conj(_rotation(parameters)) / parameters.gain**2
+    return slots.reshape(-1).view(np.float64)
+
+
+def check_range(
+    values: NDArray[np.floating],
+    parameters: CkksParameters,
+    name_of: NameOf | None = None,
+    start: int = 0,
+) -> None:
+    """Refuse values that the codec cannot represent.
+
+    Args:
+        values: 1-D; blocks of N from its start.
+        parameters: the parameter set, whose ``value_range`` is R.
+        name_of: names the parameter at an index, for the error.
+        start: index of ``values[0]`` as ``name_of`` counts.
+
+    Raises:
+        ValueRangeError: a value is NaN or infinite, or a block's root mean square exceeds R.
+    """
+    for low in range(0, len(values), parameters.degree):
+        block = np.asarray(values[low : low + parameters.degree], np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
+            energy = float(block @ block)
+        if energy <= parameters.degree * parameters.value_range**2:
+            continue
+        finite = np.isfinite(block)
+        worst = int(np.argmax(~finite) if not finite.all() else np.argmax(np.abs(block)))
+        index = start + low + worst
+        where = f"value {index}" + (f" (in {name_of(index)})" if name_of else "")
+        problem = "beyond that range" if finite.all() else "NaN or infinite"
+        raise ValueRangeError(
+            f"expected finite values of root mean square at most {parameters.value_range:g} per "
+            f"block of {parameters.degree}, got {where} {problem}; "
+            "lower the learning rate or raise the value range"
+        )

@@ -1,0 +1,148 @@
+"""CkksParameters: the public parameter set of the codec, with its stated bounds.
+
+Aggregation only adds, so one data prime is enough: no rescaling, no relinearisation keys and no
+Galois keys exist. A ciphertext of ring degree N holds N real values: two per complex slot, N/2
+slots (CKKS: Cheon, Kim, Kim and Song 2017).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedsens.errors import ConfigurationError
+
+DEGREE = 4096
+TAIL = 7.0  # standard deviations that must fit; exceeded with probability 2.6e-12 per coordinate
+NOISE = math.sqrt(21 / 2 + 1 / 12)  # SEAL's centred binomial error (k = 21), plus rounding
+
+# Largest log2(q) per security level for a ternary secret (Homomorphic Encryption Standard 2018,
+# table 1, classical attacks), strongest first.
+HE_STANDARD = {4096: ((256, 58), (192, 75), (128, 109))}
+
+# modulus bits: (value range, bytes per value of a fresh seeded ciphertext, of a sum)
+PRESETS = {
+    "compact": (32, 4.0, 4.16, 8.30),
+    "balanced": (36, 16.0, 5.76, 11.36),
+    "precise": (54, 64.0, 7.58, 15.10),
+}
+PresetName = Literal["compact", "balanced", "precise"]
+
+
+class CkksParameters(BaseModel):
+    """Public CKKS parameters that every client and the server agree on.
+
+    Attributes:
+        name: the preset that fixes the modulus: ``compact`` (q of 32 bits), ``balanced`` (36) or
+            ``precise`` (54).
+        value_range: R. The root mean square of every block of N = 4096 values, and so any single
+            value, may be at most R; the same holds for a sum of ciphertexts, which is why clients
+            scale their values by weights that add up to at most one. A larger R costs precision
+            in proportion (see :meth:`error_bound`).
+        phase_seed: public seed of the unit phases that flatten a block's spectrum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: PresetName = "compact"
+    value_range: float = Field(gt=0, le=2.0**20, allow_inf_nan=False)
+    phase_seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @classmethod
+    def preset(cls, name: str, value_range: float | None = None) -> Self:
+        """The parameter set of a preset.
+
+        Args:
+            name: ``compact``, ``balanced`` or ``precise``.
+            value_range: R; the preset's own (4, 16, 64) when None.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            ConfigurationError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigurationError(
+                f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them"
+            )
+        return cls.model_validate({
+            "name": name,
+            "value_range": PRESETS[name][1] if value_range is None else value_range,
+        })
+
+    @property
+    def degree(self) -> int:
+        """N, the ring degree, which is also the number of real values per ciphertext."""
+        return DEGREE
+
+    @property
+    def modulus_bits(self) -> int:
+        """Bits of q, the only prime of the coefficient modulus."""
+        return PRESETS[self.name][0]
+
+    @property
+    def security_bits(self) -> int:
+        """Classical security level by the Homomorphic Encryption Standard (2018), in bits."""
+        return next(level for level, bits in HE_STANDARD[DEGREE] if self.modulus_bits <= bits)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes per value of an upload (a fresh, seeded ciphertext), measured; full blocks."""
+        return PRESETS[self.name][2]
+
+    @property
+    def bytes_per_parameter_down(self) -> float:
+        """Bytes per value of a download (a sum of ciphertexts), measured; full blocks."""
+        return PRESETS[self.name][3]
+
+    @property
+    def gain(self) -> float:
+        """Factor from a value to the units of the polynomial's coefficients.
+
+        Flattened coefficients of a block with root mean square R are Gaussian with standard
+        deviation gain * R * sqrt(2 / N); :data:`TAIL` of these reach q / 2.
+        """
+        return 2.0 ** (self.modulus_bits - 1) / (
+            TAIL * self.value_range * math.sqrt(2 / self.degree)
+        )
+
+    def error_bound(self, clients: int = 1) -> float:
+        """Bound on |decrypt(sum of encrypt(x_i)) - sum of x_i| for every coordinate.
+
+        It is :data:`TAIL` standard deviations of the noise of ``clients`` fresh ciphertexts, plus
+        the float64 rounding of the transform.
+
+        Args:
+            clients: how many ciphertexts were added.
+
+        Returns:
+            The bound, in the units of the values.
+        """
+        noise = NOISE * math.sqrt(clients * self.degree / 2) / self.gain
+        rounding = 4 * float(np.finfo(np.float64).eps) * self.value_range * math.sqrt(self.degree)
+        return TAIL * noise + rounding
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that are equal exactly for equal parameters."""
+        text = f"fedsens ckks 1|{self.degree}|{self.modulus_bits}|{self.gain!r}|{self.phase_seed}"
+        return hashlib.sha256(text.encode()).digest()[:16]
+
+    def phases(self) -> NDArray[np.complex128]:
+        """The N/2 public unit phases that every block is multiplied by, slot by slot.
+
+        Without them a constant or one-hot block would put all its energy into one coefficient.
+        """
+        stream = hashlib.shake_256(f"fedsens phases 1|{self.phase_seed}".encode())
+        words = np.frombuffer(stream.digest(4 * (self.degree // 2)), dtype="<u4")
+        return np.exp(2j * np.pi * words / 2.0**32)
+
+
+# Sensitivities span many orders of magnitude and are sent once, so maps use the widest modulus.
+MAP_PARAMETERS = CkksParameters.preset("precise", value_range=1024.0)

@@ -1,0 +1,103 @@
+"""The exceptions that fedsens raises, in one small tree.
+
+::
+
+    FedSensError
+    ├── ConfigurationError        an option or a combination of options is wrong
+    ├── LayoutError               two models do not have the same parameters
+    ├── DataError                 a data set cannot be read as what it claims to be
+    ├── SensitivityError          a sensitivity map cannot be computed or merged
+    ├── MaskError                 a mask is malformed, or not the mask that was agreed
+    ├── CryptoError
+    │   ├── ValueRangeError       a value is NaN, infinite or beyond the declared range
+    │   ├── CiphertextError       bytes are not a ciphertext batch, or are damaged
+    │   └── KeyMismatchError      key or parameters differ from those of the ciphertext
+    ├── KeyFileError              a key file cannot be read, written or trusted
+    ├── ProtocolError
+    │   ├── DowngradeError        a message asks for less protection than agreed
+    │   ├── RoundError            a message belongs to another round
+    │   ├── RosterError           a public key is unknown or has changed
+    │   ├── EnvelopeError         a sealed key does not open
+    │   └── PhaseError            a phase ended without enough answers
+    ├── StrategyError             the inner strategy cannot work on ciphertexts
+    └── SimulationError           a simulation did not run to its end
+
+Messages say what was expected, what came instead and what to do. They never hold a
+parameter value, a key or a sensitivity.
+"""
+
+
+class FedSensError(Exception):
+    """Base of every error that fedsens raises on purpose."""
+
+
+class ConfigurationError(FedSensError):
+    """An option, or a combination of options, is wrong."""
+
+
+class LayoutError(FedSensError):
+    """Two models do not have the same parameters, shapes or types."""
+
+
+class DataError(FedSensError):
+    """A data set cannot be read as what it claims to be."""
+
+
+class SensitivityError(FedSensError):
+    """A sensitivity map cannot be computed or merged."""
+
+
+class MaskError(FedSensError):
+    """A mask is malformed, or is not the mask that was agreed on."""
+
+
+class CryptoError(FedSensError):
+    """Base of the errors of the CKKS codec."""
+
+
+class ValueRangeError(CryptoError):
+    """A value is NaN, infinite or beyond the declared range."""
+
+
+class CiphertextError(CryptoError):
+    """Bytes are not a ciphertext batch, or they are damaged."""
+
+
+class KeyMismatchError(CryptoError):
+    """A key or a parameter set differs from the one the ciphertext was made with."""
+
+
+class KeyFileError(FedSensError):
+    """A key file cannot be read, written or trusted."""
+
+
+class ProtocolError(FedSensError):
+    """Base of the errors of the message protocol."""
+
+
+class DowngradeError(ProtocolError):
+    """A message asks for less protection than was agreed."""
+
+
+class RoundError(ProtocolError):
+    """A message belongs to another round than the one it claims."""
+
+
+class RosterError(ProtocolError):
+    """A public key is unknown or is not the one that was pinned."""
+
+
+class EnvelopeError(ProtocolError):
+    """A sealed key does not open for this client."""
+
+
+class PhaseError(ProtocolError):
+    """A phase ended without enough usable answers."""
+
+
+class StrategyError(FedSensError):
+    """The inner strategy cannot be applied to ciphertexts."""
+
+
+class SimulationError(FedSensError):
+    """A simulation did not run to its end."""

@@ -1,0 +1,156 @@
+"""Key agreement, the server's half: it finds out who holds the key and relays envelopes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.crypto import CkksParameters
+from fedsens.errors import ProtocolError
+from fedsens.flower.exchange import Answers, ask
+from fedsens.flower.records import (
+    ENVELOPES,
+    KEYS_ACTION,
+    bytes_to_record,
+    put_header,
+    take_header,
+)
+from fedsens.protocol.headers import KeyReply, KeyRequest
+from fedsens.protocol.report import PhaseReport
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
+
+
+class KeyAgreement:
+    """Which nodes hold the federation's key, as far as the server knows.
+
+    Attributes:
+        fingerprint: of the key; empty until the first client holds one.
+        examples: node to number of training examples, for every node that holds the key.
+    """
+
+    def __init__(self, parameters: CkksParameters, timeout: float) -> None:
+        """Start without knowing anybody.
+
+        Args:
+            parameters: CKKS parameters that the key must cover.
+            timeout: deadline of each step in seconds.
+        """
+        self.fingerprint = ""
+        self.examples: dict[int, int] = {}
+        self._parameters = parameters
+        self._timeout = timeout
+        self._public: dict[int, str] = {}
+
+    def agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> PhaseReport | None:
+        """Bring every node that can be reached into the possession of the key.
+
+        Args:
+            grid: Flower's grid.
+            nodes: nodes to include; those known to hold the key are not asked again.
+            server_round: for the report.
+
+        Returns:
+            What it cost, or None if there was nothing to do.
+        """
+        unknown = [node for node in nodes if node not in self.examples]
+        if not unknown:
+            return None
+        steps = [self._step(grid, dict.fromkeys(unknown, self._request("hello")))]
+        newcomers = self._greet(steps[0])
+        if newcomers:
+            steps.append(self._share(grid, newcomers))
+            steps.append(self._deliver(grid, newcomers, steps[-1]))
+        return PhaseReport(
+            phase="keys",
+            round=server_round,
+            clients=sum(node in self.examples for node in unknown),
+            lost=sum(node not in self.examples for node in unknown),
+            bytes_up_plain=sum(step.up[0] for step in steps),
+            bytes_down_plain=sum(step.down[0] for step in steps),
+            seconds=sum(step.seconds for step in steps),
+        )
+
+    def forget(self, node: int) -> None:
+        """Ask this node again next time: it failed, so it may have lost its key."""
+        self.examples.pop(node, None)
+
+    def _request(self, step: str, **fields: object) -> KeyRequest:
+        return KeyRequest.model_validate({"step": step, "parameters": self._parameters, **fields})
+
+    def _step(self, grid: Grid, requests: dict[int, KeyRequest]) -> Answers:
+        questions = {node: RecordDict() for node in requests}
+        for node, request in requests.items():
+            put_header(questions[node], request)
+        return ask(grid, questions, KEYS_ACTION, self._timeout)
+
+    def _greet(self, answers: Answers) -> dict[int, KeyReply]:
+        replies = _headers(answers)
+        holding = Counter(reply.fingerprint for reply in replies.values() if reply.fingerprint)
+        if not self.fingerprint and holding:
+            self.fingerprint = holding.most_common(1)[0][0]
+        newcomers = {}
+        for node, reply in sorted(replies.items()):
+            self._public[node] = reply.public_key
+            if reply.fingerprint == "":
+                newcomers[node] = reply
+            elif reply.fingerprint == self.fingerprint:
+                self.examples[node] = reply.examples
+            else:
+                logger.warning(
+                    "node %s holds the key %s, the others hold %s; it is left out until it has "
+                    "the same key",
+                    node,
+                    reply.fingerprint,
+                    self.fingerprint,
+                )
+        return newcomers
+
+    def _share(self, grid: Grid, newcomers: dict[int, KeyReply]) -> Answers:
+        create = not self.fingerprint
+        sharers = list(newcomers) if create else [n for n in self.examples if self._public.get(n)]
+        answers = Answers(0)
+        for sharer in sharers[:ATTEMPTS]:
+            roster = {node: reply.public_key for node, reply in newcomers.items() if node != sharer}
+            request = self._request("share", roster=roster, create=create)
+            answers = self._step(grid, {sharer: request})
+            reply = _headers(answers).get(sharer)
+            if reply and reply.fingerprint and self.fingerprint in {"", reply.fingerprint}:
+                self.fingerprint = reply.fingerprint
+                self.examples[sharer] = reply.examples
+                return answers
+            logger.warning("node %s could not share the key; trying another", sharer)
+        answers.content.clear()
+        return answers
+
+    def _deliver(self, grid: Grid, newcomers: dict[int, KeyReply], shared: Answers) -> Answers:
+        questions: dict[int, RecordDict] = {}
+        for sharer, content in shared.content.items():
+            envelopes = content.config_records.get(ENVELOPES, ConfigRecord())
+            for node in newcomers:
+                envelope = envelopes.get(str(node))
+                if isinstance(envelope, bytes):
+                    questions[node] = RecordDict({ENVELOPES: bytes_to_record(envelope)})
+                    request = self._request("accept", sender=self._public[sharer])
+                    put_header(questions[node], request)
+        answers = ask(grid, questions, KEYS_ACTION, self._timeout)
+        for node, reply in _headers(answers).items():
+            if reply.fingerprint == self.fingerprint:
+                self.examples[node] = reply.examples
+        return answers
+
+
+def _headers(answers: Answers) -> dict[int, KeyReply]:
+    headers = {}
+    for node, content in answers.content.items():
+        try:
+            headers[node] = take_header(content, KeyReply)
+        except ProtocolError as error:
+            logger.warning("node %s answered key agreement wrongly: %s", node, error)
+    return headers

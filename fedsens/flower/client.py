@@ -1,0 +1,208 @@
+"""What the mod and the query handlers of a client share: opening, protecting, refusing."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+from flwr.app import Context, Error, Message, RecordDict
+
+from fedsens.crypto import Encryptor
+from fedsens.errors import (
+    DowngradeError,
+    FedSensError,
+    LayoutError,
+    MaskError,
+    ProtocolError,
+    RoundError,
+    ValueRangeError,
+)
+from fedsens.flower.records import (
+    CIPHERTEXT,
+    Received,
+    bytes_to_record,
+    examples_of,
+    model_key,
+    put_header,
+    take_model,
+    to_arrays,
+    to_record,
+)
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, mask_count
+from fedsens.protocol.headers import UpdateHeader
+from fedsens.protocol.keystore import KeyStore
+from fedsens.protocol.model import Arrays, digest_of, split, tied_apart
+from fedsens.protocol.settings import ClientSettings
+
+logger = logging.getLogger(__name__)
+
+REFUSED = 6  # Flower's ErrorCode.MOD_FAILED_PRECONDITION
+RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+class Client:
+    """One client while it handles one message."""
+
+    def __init__(self, context: Context, min_ratio: float = 0.0) -> None:
+        """Read the client's own settings.
+
+        Args:
+            context: Flower's context.
+            min_ratio: the app's minimum share of encrypted parameters; the larger of it and the
+                data owner's setting holds.
+        """
+        self.settings = ClientSettings.from_node(context.node_config)
+        self.store = KeyStore(self.settings, context.run_id, context.node_id)
+        self.min_ratio = max(min_ratio, self.settings.min_ratio)
+        self.decrypt_seconds = 0.0
+
+    def open(self, content: RecordDict) -> Received:
+        """Replace the split model in a message by the whole one.
+
+        Args:
+            content: the message's content; fedsens's records are removed from it.
+
+        Returns:
+            What the server said about the model.
+
+        Raises:
+            DowngradeError: the message has no fedsens header, or another key is wanted.
+            RoundError: the model is older than the last one this client opened.
+        """
+        if not any(key.startswith("fedsens.") for key in content):
+            raise DowngradeError(
+                "expected a message protected by fedsens, got a plain one; wrap the server's "
+                "strategy in SelectiveEncryption"
+            )
+        received = take_model(content)
+        if received.header.round < self.store.last_round():
+            raise RoundError(
+                f"expected round {self.store.last_round()} or later, got {received.header.round}"
+            )
+        self._check_key(received)
+        started = time.process_time()
+        arrays = received.model.open(self.store.key)
+        self.decrypt_seconds = time.process_time() - started
+        if received.model.ciphertext is not None:
+            content[received.key] = to_record(arrays)
+            self.store.record_model(received.header.round, digest_of(arrays))
+        return received
+
+    def check_mask(self, mask: EncryptionMask) -> None:
+        """Refuse a mask that protects less than this client demands.
+
+        Args:
+            mask: the mask that the server wants the answer split by.
+
+        Raises:
+            DowngradeError: the mask is below the minimum ratio, or empty although the client
+                holds a key.
+        """
+        least = mask_count(self.min_ratio, mask.size)
+        if mask.k < least:
+            raise DowngradeError(
+                f"expected at least {least} of {mask.size} parameters encrypted (minimum ratio "
+                f"{self.min_ratio}), got {mask.k}; raise the server's ratio"
+            )
+        if mask.k == 0 and mask.size and self.store.key is not None:
+            raise DowngradeError(
+                "expected encryption, because this client holds a key, got an empty mask; "
+                "remove the key to take part in an unencrypted run"
+            )
+
+    def _check_key(self, received: Received) -> None:
+        header, key = received.header, self.store.key
+        if received.mask.k == 0 and received.model.ciphertext is None:
+            return
+        if key is None:
+            raise ProtocolError(
+                "expected a secret key on this client, got none; take part in key agreement or "
+                "set fedsens-key-file"
+            )
+        if header.fingerprint != key.fingerprint:
+            raise ProtocolError(
+                f"expected the key {key.fingerprint} of this client, got {header.fingerprint}; "
+                "give every client the same key"
+            )
+
+    def protect(self, reply: Message, received: Received) -> None:
+        """Encrypt the masked coordinates of an answer, so that none leaves in plaintext.
+
+        Args:
+            reply: the answer of the user's function; changed in place.
+            received: the model it answers to.
+        """
+        content, header = reply.content, received.header
+        if not content.array_records:
+            return
+        self.check_mask(received.mask)
+        key = model_key(content)
+        layout = received.model.layout
+        arrays = to_arrays(content.array_records[key])
+        _check_update(arrays, layout)
+        if pairs := tied_apart(arrays, layout, received.mask):
+            raise MaskError(
+                f"expected tied parameters to be masked alike, got {pairs}; force both names "
+                "(fedsens.force), or send one of them only"
+            )
+        weight = examples_of(content, header.weighted_by) / header.reference
+        plain, masked = split(arrays, received.mask, layout)
+        started = time.process_time()
+        if received.mask.k:
+            content[CIPHERTEXT] = bytes_to_record(self._encrypt(masked * weight, received))
+            content[key] = to_record(plain)
+        put_header(
+            content,
+            UpdateHeader(
+                round=header.round,
+                mask=received.mask.digest,
+                layout=layout.digest,
+                fingerprint=header.fingerprint,
+                weight=weight,
+                encrypt_seconds=time.process_time() - started,
+                decrypt_seconds=self.decrypt_seconds,
+            ),
+        )
+
+    def _encrypt(self, values: np.ndarray, received: Received) -> bytes:
+        key = self.store.key
+        if key is None:  # _check_key has refused this already
+            raise ProtocolError("expected a secret key on this client, got none")
+        coordinates = np.flatnonzero(received.mask.selected)
+        encryptor = Encryptor(key.using(received.header.parameters), self.settings.processes)
+        return encryptor.encrypt(
+            values, lambda index: received.model.layout.name_of(int(coordinates[index]))
+        )
+
+
+def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
+    try:
+        layout.check(arrays)
+    except LayoutError as error:
+        raise LayoutError(f"the trained model differs from the one received: {error}") from None
+    broken = [
+        name
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
+    if broken:
+        raise ValueRangeError(
+            f"expected finite parameters after training, got NaN or infinity in "
+            f"{', '.join(broken)}; lower the learning rate"
+        )
+
+
+def refuse(message: Message, error: FedSensError) -> Message:
+    """Answer a message with a named error and nothing else.
+
+    Args:
+        message: the message.
+        error: why it is refused.
+
+    Returns:
+        The error reply.
+    """
+    logger.error("refused %s: %s: %s", message.metadata.message_type, type(error).__name__, error)
+    return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)

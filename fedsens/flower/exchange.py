@@ -1,0 +1,124 @@
+"""One question to many nodes, with a deadline, and who answered what."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.errors import PhaseError
+from fedsens.flower.records import size_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Answers:
+    """The outcome of a question.
+
+    Attributes:
+        content: node to content of its answer.
+        asked: number of nodes that were asked.
+        up: plaintext and ciphertext bytes of the answers.
+        down: plaintext and ciphertext bytes of the questions.
+        seconds: wall time.
+    """
+
+    asked: int
+    content: dict[int, RecordDict] = field(default_factory=dict)
+    up: tuple[int, int] = (0, 0)
+    down: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+
+
+def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: float) -> Answers:
+    """Send a query to nodes and wait for the answers.
+
+    Args:
+        grid: Flower's grid.
+        questions: node to content.
+        action: the query's action name.
+        timeout: deadline in seconds; also the messages' time to live, so that a late node does
+            not work through a backlog.
+
+    Returns:
+        The answers without errors. Errors are logged with the node's name.
+    """
+    started = time.monotonic()
+    messages = [
+        Message(content, dst_node_id=node, message_type=f"query.{action}", ttl=timeout)
+        for node, content in questions.items()
+    ]
+    down = total(message.content for message in messages)
+    replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+    answers = Answers(len(messages), down=down)
+    for node, reply in by_node(messages, replies).items():
+        if reply.has_error():
+            logger.warning("node %s did not answer %s: %s", node, action, reply.error.reason)
+        else:
+            answers.content[node] = reply.content
+    silent = set(questions) - set(by_node(messages, replies))
+    if silent:
+        logger.warning("no answer to %s within %g s from nodes %s", action, timeout, sorted(silent))
+    answers.up = total(answers.content.values())
+    answers.seconds = time.monotonic() - started
+    return answers
+
+
+def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int, Message]:
+    """Attribute replies to nodes by the message they reply to.
+
+    The source of an error reply can be the SuperLink instead of the node. Replies to messages
+    that were not sent, and second replies to one message, are dropped.
+
+    Args:
+        messages: what was sent.
+        replies: what came back.
+
+    Returns:
+        Node to its reply.
+    """
+    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    attributed: dict[int, Message] = {}
+    for reply in replies:
+        node = sent.pop(reply.metadata.reply_to_message_id, None)
+        if node is None:
+            logger.warning("dropped a reply that answers nothing, or answers twice")
+        else:
+            attributed[node] = reply
+    return attributed
+
+
+def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
+    """Wait until enough nodes are connected.
+
+    Args:
+        grid: Flower's grid.
+        least: how many nodes are needed.
+        timeout: deadline in seconds.
+
+    Returns:
+        All connected nodes, sorted.
+
+    Raises:
+        PhaseError: too few nodes connected in time.
+    """
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < least:
+        if time.monotonic() > deadline:
+            raise PhaseError(
+                f"expected at least {least} connected nodes within {timeout:g} s, got {len(nodes)};"
+                " start more SuperNodes or lower fedsens.key-min-clients"
+            )
+        time.sleep(min(1.0, timeout / 10))
+    return nodes
+
+
+def total(contents: Iterable[RecordDict]) -> tuple[int, int]:
+    """Sum of the plaintext and ciphertext bytes of several contents."""
+    sizes = [size_of(content) for content in contents]
+    return sum(plain for plain, _ in sizes), sum(encrypted for _, encrypted in sizes)

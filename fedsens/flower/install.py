@@ -1,0 +1,199 @@
+"""install: registers the queries that fedsens asks a client beside training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsens.crypto import MAP_PARAMETERS, Decryptor, Encryptor, SecretKey, generate_key
+from fedsens.crypto.wire import parse_batch
+from fedsens.errors import DowngradeError, FedSensError, ProtocolError
+from fedsens.flower.client import RAISED, Client, refuse
+from fedsens.flower.records import (
+    ENVELOPES,
+    KEYS_ACTION,
+    MAP,
+    MASK,
+    MASK_ACTION,
+    PLAIN_MAP,
+    REQUEST,
+    SENSITIVITY_ACTION,
+    Received,
+    bytes_to_record,
+    put_header,
+    record_to_bytes,
+    take_header,
+    to_arrays,
+)
+from fedsens.mask import get_policy, select_mask
+from fedsens.protocol.envelope import seal, unseal
+from fedsens.protocol.headers import KeyReply, KeyRequest, MapReply, MapRequest, MaskRequest
+from fedsens.sensitivity import SensitivityMap
+
+logger = logging.getLogger(__name__)
+
+SensitivityFn = Callable[[Message, Context], SensitivityMap]
+ExamplesFn = Callable[[Context], int]
+
+
+def install(
+    app: ClientApp,
+    sensitivity: SensitivityFn | None,
+    examples: ExamplesFn,
+    min_ratio: float = 0.0,
+) -> None:
+    """Let a ClientApp take part in key agreement, sensitivity maps and masks.
+
+    Mods never see message types without a registered function, so the app registers these next to
+    its own ``train`` and ``evaluate``.
+
+    Args:
+        app: the ClientApp; its mods must include :class:`SelectiveEncryptionMod`.
+        sensitivity: computes this client's map. It gets a message whose ArrayRecord holds the
+            whole model (like ``train``) and whose ConfigRecord ``config`` holds ``rule``. None if
+            the app is used with policies that need no map only.
+        examples: this client's number of training examples.
+        min_ratio: as for :class:`SelectiveEncryptionMod`.
+    """
+    handlers: dict[str, Callable[[Message, Context, Client], RecordDict]] = {
+        KEYS_ACTION: lambda message, context, client: _keys(message, client, examples(context)),
+        SENSITIVITY_ACTION: lambda message, context, client: _map(
+            message, context, client, sensitivity, examples
+        ),
+        MASK_ACTION: lambda message, _, client: _mask(message, client),
+    }
+    for action, handler in handlers.items():
+        app.query(action)(_guarded(handler, min_ratio))
+
+
+def _guarded(
+    handler: Callable[[Message, Context, Client], RecordDict], min_ratio: float
+) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            content = handler(message, context, Client(context, min_ratio))
+        except FedSensError as error:
+            return refuse(message, error)
+        except Exception as error:
+            logger.exception("%s failed", message.metadata.message_type)
+            reason = f"{type(error).__name__} in the app; the client's own log has the details"
+            return Message(Error(RAISED, reason), reply_to=message)
+        return Message(content, reply_to=message)
+
+    return handle
+
+
+def _keys(message: Message, client: Client, examples: int) -> RecordDict:
+    request = take_header(message.content, KeyRequest)
+    store = client.store
+    answer = RecordDict()
+    if request.step == "share":
+        answer[ENVELOPES] = _share(request, client)
+    elif request.step == "accept":
+        sender = bytes.fromhex(request.sender)
+        store.check_roster([sender])
+        envelope = record_to_bytes(message.content, ENVELOPES)
+        store.keep(SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run)))
+    fingerprint = store.key.fingerprint if store.key else ""
+    if request.step != "hello":
+        logger.info("key %s after step %r", fingerprint, request.step)
+    public = "" if store.provisioned else store.public_key.hex()
+    put_header(answer, KeyReply(public_key=public, fingerprint=fingerprint, examples=examples))
+    return answer
+
+
+def _share(request: KeyRequest, client: Client) -> ConfigRecord:
+    store = client.store
+    if store.provisioned:
+        raise ProtocolError("expected no key agreement, because this client's key is provisioned")
+    roster = {node: bytes.fromhex(key) for node, key in request.roster.items()}
+    store.check_roster(list(roster.values()))
+    if store.key is None:
+        if not request.create:
+            raise ProtocolError("expected this client to hold the key, got a request but no key")
+        store.keep(generate_key(request.parameters, MAP_PARAMETERS))
+    key = store.key
+    assert key is not None
+    for node, public in roster.items():
+        logger.info("sharing key %s with node %s (%s)", key.fingerprint, node, public.hex()[:16])
+    secret = key.to_bytes()
+    return ConfigRecord({
+        str(node): seal(secret, store.identity, public, store.run)
+        for node, public in roster.items()
+    })
+
+
+def _map(
+    message: Message,
+    context: Context,
+    client: Client,
+    sensitivity: SensitivityFn | None,
+    examples: ExamplesFn,
+) -> RecordDict:
+    if sensitivity is None:
+        raise ProtocolError("expected a sensitivity function in install(), got None; add one")
+    request = take_header(message.content, MapRequest, REQUEST)
+    if request.maps == "plain" and not client.settings.allow_plain_maps:
+        raise DowngradeError(
+            "expected to send an encrypted map, got a request for a plain one; this client allows "
+            "it only with fedsens-allow-plain-maps"
+        )
+    received = client.open(message.content)
+    message.content["config"] = ConfigRecord({"rule": request.rule, "round": received.header.round})
+    started = time.process_time()
+    smap = sensitivity(message, context)
+    seconds = time.process_time() - started
+    flat = smap.flat(received.model.layout) * (examples(context) / request.reference)
+    answer = RecordDict()
+    put_header(answer, MapReply(samples=smap.count, seconds=seconds))
+    name = PLAIN_MAP if request.maps == "plain" else MAP
+    answer[name] = bytes_to_record(_encode(flat, request, received, client))
+    return answer
+
+
+def _encode(flat: np.ndarray, request: MapRequest, received: Received, client: Client) -> bytes:
+    if request.maps == "plain":
+        return np.asarray(flat, "<f8").tobytes()
+    if client.store.key is None:
+        raise ProtocolError("expected a secret key to encrypt the map with, got none")
+    encryptor = Encryptor(client.store.key.using(MAP_PARAMETERS), client.settings.processes)
+    return encryptor.encrypt(np.asarray(flat, np.float64), received.model.layout.name_of)
+
+
+def _mask(message: Message, client: Client) -> RecordDict:
+    request = take_header(message.content, MaskRequest, REQUEST)
+    batch = record_to_bytes(message.content, MAP) if request.scores else None
+    received = client.open(message.content)
+    layout = received.model.layout
+    scores = None if batch is None else _scores(batch, client)
+    weights = None
+    if "weights" in get_policy(request.policy).needs:
+        weights = layout.flatten(to_arrays(message.content.array_records[received.key]))
+    mask = select_mask(
+        scores,
+        layout,
+        request.policy,
+        request.ratio,
+        request.force,
+        seed=request.seed,
+        weights=weights,
+    )
+    client.check_mask(mask)
+    answer = RecordDict()
+    answer[MASK] = bytes_to_record(mask.to_bytes())
+    return answer
+
+
+def _scores(batch: bytes, client: Client) -> np.ndarray:
+    if client.store.key is None:
+        raise ProtocolError("expected a secret key to open the aggregated map, got none")
+    scores = Decryptor(client.store.key.using(MAP_PARAMETERS)).decrypt(batch)
+    summands = parse_batch(batch, MAP_PARAMETERS).summands
+    # Below the noise nothing is known: make exact zeros again, so that ties go by index.
+    scores[scores < MAP_PARAMETERS.error_bound(summands)] = 0.0
+    return scores

@@ -1,0 +1,147 @@
+"""LocalGrid: a federation inside one process, for tests, benchmarks and notebooks.
+
+Every message is taken apart and rebuilt as Flower's transport does, so that nothing is shared
+between server and clients but bytes. There are no processes, sockets or polls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsens.flower.client import RAISED
+
+SERVER_NODE = 1
+Tap = Callable[[Message], None]
+
+
+class LocalGrid(Grid):
+    """Runs a ClientApp for every message to its nodes, in the caller's thread.
+
+    Attributes:
+        nodes: node to context; remove one to disconnect it, add one to let it join.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        clients: int,
+        *,
+        run_id: int = 1,
+        node_config: dict[str, Any] | None = None,
+        run_config: dict[str, Any] | None = None,
+        tap: Tap | None = None,
+    ) -> None:
+        """Connect nodes.
+
+        Args:
+            app: the clients' app.
+            clients: how many nodes to connect.
+            run_id: the run's number.
+            node_config: settings of every node, beside partition-id and num-partitions.
+            run_config: the run config that clients see.
+            tap: sees every message as it crosses between server and client.
+        """
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SERVER_NODE, 0
+        self._app = app
+        self._tap = tap
+        self._run_id = run_id
+        self._run_config = run_config or {}
+        self._node_config = node_config or {}
+        self._replies: dict[str, Message] = {}
+        self.nodes: dict[int, Context] = {}
+        for partition in range(clients):
+            self.connect(1000 + partition, {"partition-id": partition, "num-partitions": clients})
+
+    def connect(self, node: int, node_config: dict[str, Any]) -> Context:
+        """Add a node.
+
+        Args:
+            node: its number.
+            node_config: its settings, which take precedence over the grid's.
+
+        Returns:
+            Its context, whose state lasts from message to message.
+        """
+        context = Context(
+            run_id=self._run_id,
+            node_id=node,
+            node_config={**self._node_config, **node_config},
+            state=RecordDict({"fedsens.unused": ConfigRecord()}),
+            run_config=self._run_config,
+        )
+        self.nodes[node] = context
+        return context
+
+    def set_run(self, run: Any) -> None:
+        """Not needed: the run is given on construction."""
+
+    @property
+    def run(self) -> Any:
+        """Not available: a local grid has no SuperLink that knows the run."""
+        raise NotImplementedError("a LocalGrid has no run information")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message (deprecated in Flower; part of its interface)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The connected nodes."""
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Deliver messages and run the clients."""
+        sent = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            sent.append(message.metadata.message_id)
+            self._replies[message.metadata.message_id] = self._deliver(message)
+        return sent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand over the replies to these messages."""
+        return [self._replies.pop(each) for each in message_ids if each in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Deliver messages and hand over all replies; nothing is ever late."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> Message:
+        arrived = self._transfer(message)
+        context = self.nodes.get(message.metadata.dst_node_id)
+        if context is None:
+            return Message(Error(5, "Node Unavailable"), reply_to=arrived)
+        try:
+            reply = self._app(arrived, context)
+        except Exception as error:  # noqa: BLE001 - as Flower does, with the error's text
+            reply = Message(Error(RAISED, f"{type(error)}:<'{error}'>"), reply_to=arrived)
+        return self._transfer(reply)
+
+    def _transfer(self, message: Message) -> Message:
+        objects = get_all_nested_objects(message)
+        contents = {key: item.deflate() for key, item in objects.items()}
+        copy = inflate_object_from_contents(message.object_id, contents)
+        assert isinstance(copy, Message)
+        copy.metadata.__dict__["_message_id"] = message.metadata.message_id
+        copy.metadata.__dict__["_created_at"] = time.time()
+        if self._tap is not None:
+            self._tap(copy)
+        return copy

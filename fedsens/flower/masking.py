@@ -1,0 +1,194 @@
+"""From clients' maps to a mask, the server's half: it adds ciphertexts and asks one key holder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.config import FedSensConfig
+from fedsens.crypto import MAP_PARAMETERS, Aggregator
+from fedsens.errors import FedSensError, MaskError, PhaseError, ProtocolError
+from fedsens.flower.agreement import ATTEMPTS, KeyAgreement
+from fedsens.flower.exchange import Answers, ask
+from fedsens.flower.records import (
+    MAP,
+    MASK,
+    MASK_ACTION,
+    PLAIN_MAP,
+    REQUEST,
+    SENSITIVITY_ACTION,
+    bytes_to_record,
+    put_header,
+    record_to_bytes,
+    take_header,
+)
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask
+from fedsens.protocol.headers import MapReply, MapRequest, MaskRequest
+from fedsens.protocol.report import PhaseReport
+
+logger = logging.getLogger(__name__)
+
+Model = Callable[[], RecordDict]  # makes a content with the current model, split and described
+
+
+class Masking:
+    """Makes masks for one run."""
+
+    def __init__(self, config: FedSensConfig, keys: KeyAgreement, layout: ParameterLayout) -> None:
+        """Remember what masks are made from.
+
+        Args:
+            config: policy, ratio, rule and deadlines.
+            keys: who holds the key.
+            layout: the model's layout.
+        """
+        self._config = config
+        self._keys = keys
+        self._layout = layout
+        self.reports: list[PhaseReport] = []
+
+    def make(self, grid: Grid, model: Model, server_round: int) -> EncryptionMask:
+        """Ask for maps if the policy needs them, and for the mask.
+
+        Args:
+            grid: Flower's grid.
+            model: makes the content that shows a client the current model.
+            server_round: the round that the mask is for.
+
+        Returns:
+            A mask of exactly the configured number of coordinates.
+        """
+        config, needs = self._config, get_policy(self._config.policy).needs
+        if not needs:  # nothing secret enters, so the server selects by itself
+            return select_mask(
+                None, self._layout, config.policy, config.ratio, config.force, seed=config.seed
+            )
+        scores = self._maps(grid, model, server_round) if "scores" in needs else None
+        if isinstance(scores, np.ndarray) and "weights" not in needs:  # plain maps
+            return select_mask(
+                scores, self._layout, config.policy, config.ratio, config.force, seed=config.seed
+            )
+        if isinstance(scores, np.ndarray):
+            raise PhaseError(
+                f"expected encrypted maps for policy {config.policy!r}, which also looks at the "
+                "weights, got plain ones; set fedsens.maps to 'encrypted'"
+            )
+        return self._ask_holder(grid, model, scores, server_round)
+
+    def _maps(self, grid: Grid, model: Model, server_round: int) -> bytes | np.ndarray:
+        config = self._config
+        nodes = self._sample(grid)
+        content = model()
+        reference = float(sum(self._keys.examples[node] for node in nodes)) or 1.0
+        request = MapRequest(rule=config.rule, maps=config.maps, reference=reference)
+        put_header(content, request, REQUEST)
+        answers = ask(grid, dict.fromkeys(nodes, content), SENSITIVITY_ACTION, config.map_timeout)
+        started = time.process_time()
+        total = self._plain_sum if config.maps == "plain" else self._encrypted_sum
+        result, used = total(answers)
+        self._report("map", server_round, answers, used, time.process_time() - started)
+        if used < config.map_min_clients:
+            raise PhaseError(
+                f"expected maps from at least {config.map_min_clients} clients, got {used}; see "
+                "the warnings above, or lower fedsens.map-min-clients"
+            )
+        return result
+
+    def _sample(self, grid: Grid) -> list[int]:
+        config = self._config
+        nodes = sorted(set(grid.get_node_ids()) & set(self._keys.examples))
+        count = max(config.map_min_clients, round(config.map_fraction * len(nodes)))
+        if count >= len(nodes):
+            return nodes
+        return sorted(np.random.default_rng(config.seed).choice(nodes, count, False).tolist())
+
+    def _encrypted_sum(self, answers: Answers) -> tuple[bytes, int]:
+        aggregator = Aggregator(MAP_PARAMETERS, self._layout.size, self._keys.fingerprint)
+        used = 0
+        for node, content in answers.content.items():
+            try:
+                take_header(content, MapReply)
+                aggregator.add(record_to_bytes(content, MAP))
+                used += 1
+            except FedSensError as error:
+                logger.warning("left out the map of node %s: %s", node, error)
+        return (aggregator.result() if used else b""), used
+
+    def _plain_sum(self, answers: Answers) -> tuple[np.ndarray, int]:
+        total, used = np.zeros(self._layout.size), 0
+        for node, content in answers.content.items():
+            try:
+                take_header(content, MapReply)
+                data = record_to_bytes(content, PLAIN_MAP)
+                if len(data) != total.nbytes:
+                    raise MaskError(f"expected {total.nbytes} bytes, got {len(data)}")
+                scores = np.frombuffer(data, "<f8")
+                if not (np.isfinite(scores).all() and (scores >= 0).all()):
+                    raise MaskError("expected finite scores of at least 0, got others")
+                total += scores
+                used += 1
+            except FedSensError as error:
+                logger.warning("left out the map of node %s: %s", node, error)
+        return total, used
+
+    def _ask_holder(
+        self, grid: Grid, model: Model, scores: bytes | None, server_round: int
+    ) -> EncryptionMask:
+        config = self._config
+        request = MaskRequest(
+            policy=config.policy,
+            ratio=config.ratio,
+            force=config.force,
+            seed=config.seed,
+            scores=scores is not None,
+        )
+        holders = sorted(set(grid.get_node_ids()) & set(self._keys.examples))
+        for holder in holders[:ATTEMPTS]:
+            content = model()
+            put_header(content, request, REQUEST)
+            if scores is not None:
+                content[MAP] = bytes_to_record(scores)
+            answers = ask(grid, {holder: content}, MASK_ACTION, config.mask_timeout)
+            try:
+                mask = self._read(answers.content.get(holder, RecordDict()))
+            except FedSensError as error:
+                logger.warning("node %s gave no mask: %s", holder, error)
+                continue
+            self._report("mask", server_round, answers, 1, 0.0)
+            return mask
+        raise PhaseError(
+            f"expected a mask from one of {len(holders[:ATTEMPTS])} key holders within "
+            f"{config.mask_timeout:g} s each, got none; see the warnings above"
+        )
+
+    def _read(self, content: RecordDict) -> EncryptionMask:
+        mask = EncryptionMask.from_bytes(record_to_bytes(content, MASK))
+        expected = mask_count(self._config.effective_ratio, self._layout.size)
+        if mask.layout_digest != self._layout.digest or mask.k != expected:
+            raise ProtocolError(
+                f"expected a mask of {expected} coordinates of this model, got {mask.k}"
+            )
+        return mask
+
+    def _report(
+        self, phase: str, server_round: int, answers: Answers, used: int, seconds: float
+    ) -> None:
+        report = PhaseReport.model_validate({
+            "phase": phase,
+            "round": server_round,
+            "clients": used,
+            "lost": answers.asked - used,
+            "bytes_up_plain": answers.up[0],
+            "bytes_up_encrypted": answers.up[1],
+            "bytes_down_plain": answers.down[0],
+            "bytes_down_encrypted": answers.down[1],
+            "seconds": answers.seconds,
+            "add_seconds": seconds,
+        })
+        self.reports.append(report)

@@ -1,0 +1,270 @@
+"""Between fedsens objects and Flower records: names, bytes and models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedsens.errors import ProtocolError
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask
+from fedsens.protocol.headers import Header, ModelHeader
+from fedsens.protocol.model import Arrays, ProtectedModel
+
+PREFIX: Final = "fedsens."
+HEADER: Final = "fedsens.header"
+MASK: Final = "fedsens.mask"
+MODEL_MASK: Final = "fedsens.model-mask"
+CIPHERTEXT: Final = "fedsens.ciphertext"
+ENVELOPES: Final = "fedsens.envelopes"
+MAP: Final = "fedsens.map"
+PLAIN_MAP: Final = "fedsens.plain-map"
+REQUEST: Final = "fedsens.request"  # a header beside the model's own
+
+KEYS_ACTION: Final = "fedsens_keys"
+SENSITIVITY_ACTION: Final = "fedsens_sensitivity"
+MASK_ACTION: Final = "fedsens_mask"
+QUERIES: Final = frozenset(
+    f"query.{action}" for action in (KEYS_ACTION, SENSITIVITY_ACTION, MASK_ACTION)
+)
+
+STYPE: Final = "fedsens.bytes/1"
+PIECE = 4 * 2**20  # Flower moves Arrays as objects; a few megabytes each suit its transport
+
+H = TypeVar("H", bound=Header)
+
+
+def bytes_to_record(data: bytes) -> ArrayRecord:
+    """Wrap bytes as Arrays of a few megabytes each (a ConfigRecord would travel unchunked)."""
+    pieces = [data[low : low + PIECE] for low in range(0, len(data), PIECE)] or [b""]
+    return ArrayRecord({
+        f"{index:06d}": Array(dtype="uint8", shape=(len(piece),), stype=STYPE, data=piece)
+        for index, piece in enumerate(pieces)
+    })
+
+
+def record_to_bytes(content: RecordDict, name: str) -> bytes:
+    """Take a record of :func:`bytes_to_record` out of a message.
+
+    Args:
+        content: the message's content; the record is removed from it.
+        name: the record's key.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ProtocolError: the record is missing or of another kind.
+    """
+    record = content.pop(name, None)
+    if not isinstance(record, ArrayRecord) or any(a.stype != STYPE for a in record.values()):
+        raise ProtocolError(f"expected a record {name!r} of fedsens bytes, got none")
+    return b"".join(record[key].data for key in sorted(record))
+
+
+def put_header(content: RecordDict, header: Header, name: str = HEADER) -> None:
+    """Add a header to a message.
+
+    Args:
+        content: the message's content.
+        header: the header.
+        name: its record's key.
+    """
+    content[name] = ConfigRecord({"json": header.to_json()})
+
+
+def take_header(content: RecordDict, kind: type[H], name: str = HEADER) -> H:
+    """Remove a header from a message.
+
+    Args:
+        content: the message's content.
+        kind: the header that is expected.
+        name: its record's key.
+
+    Returns:
+        The header.
+
+    Raises:
+        ProtocolError: there is none, or it is of another kind.
+    """
+    record = content.pop(name, None)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise ProtocolError(f"expected a {kind.__name__} in the message, got none")
+    return kind.from_json(text)
+
+
+def to_arrays(record: ArrayRecord) -> Arrays:
+    """The NumPy arrays of a record.
+
+    Args:
+        record: an ordinary ArrayRecord.
+
+    Returns:
+        Name to array.
+
+    Raises:
+        ProtocolError: an array cannot be read.
+    """
+    try:
+        return {name: array.numpy() for name, array in record.items()}
+    except (TypeError, ValueError, EOFError, SyntaxError) as error:
+        raise ProtocolError(
+            f"expected NumPy arrays in the ArrayRecord, got {type(error).__name__} on reading one"
+        ) from None
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """The inverse of :func:`to_arrays`."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def model_key(content: RecordDict) -> str:
+    """Key of the only ArrayRecord that is not fedsens's own.
+
+    Args:
+        content: a message's content.
+
+    Returns:
+        The key.
+
+    Raises:
+        ProtocolError: there is not exactly one.
+    """
+    keys = [key for key in content.array_records if not key.startswith(PREFIX)]
+    if len(keys) != 1:
+        raise ProtocolError(
+            f"expected exactly one ArrayRecord with the model, got {len(keys)}; send one"
+        )
+    return keys[0]
+
+
+@dataclass(frozen=True)
+class Received:
+    """A model as it came with a message.
+
+    Attributes:
+        model: the model, in split form.
+        header: what the server said about it.
+        mask: the mask that the answer must be split by.
+        key: key of its ArrayRecord.
+    """
+
+    model: ProtectedModel
+    header: ModelHeader
+    mask: EncryptionMask
+    key: str
+
+
+def put_model(
+    content: RecordDict, model: ProtectedModel, header: ModelHeader, mask: EncryptionMask
+) -> None:
+    """Add to a message that already carries ``model.plain`` what a client needs to open it.
+
+    Args:
+        content: the message's content.
+        model: the model.
+        header: its header.
+        mask: the mask for the answer.
+    """
+    put_header(content, header)
+    content[MASK] = bytes_to_record(mask.to_bytes())
+    if model.mask != mask:
+        content[MODEL_MASK] = bytes_to_record(model.mask.to_bytes())
+    if model.ciphertext is not None:
+        content[CIPHERTEXT] = bytes_to_record(model.ciphertext)
+
+
+def take_model(content: RecordDict) -> Received:
+    """Remove fedsens's records from a message and check them against each other.
+
+    Args:
+        content: the message's content.
+
+    Returns:
+        The model, still encrypted.
+
+    Raises:
+        ProtocolError: digests, masks and ciphertext do not agree.
+    """
+    header = take_header(content, ModelHeader)
+    layout = ParameterLayout.from_json(header.layout)
+    mask = _take_mask(content, MASK, header.mask)
+    split_by = _take_mask(content, MODEL_MASK, header.model_mask) if MODEL_MASK in content else mask
+    if split_by.digest != header.model_mask:
+        raise ProtocolError("expected the mask that the model is split by, got another")
+    ciphertext = record_to_bytes(content, CIPHERTEXT) if CIPHERTEXT in content else None
+    if ciphertext is not None and not header.weight > 0:
+        raise ProtocolError("expected a positive weight of the ciphertext, got 0")
+    key = model_key(content)
+    record: Any = content[key]
+    model = ProtectedModel(
+        layout,
+        split_by,
+        to_arrays(record),
+        ciphertext,
+        header.weight,
+        header.parameters,
+        header.round - 1,
+    )
+    if mask.layout_digest != layout.digest:
+        raise ProtocolError("expected a mask for this model's layout, got one for another model")
+    return Received(model, header, mask, key)
+
+
+def _take_mask(content: RecordDict, name: str, digest: str) -> EncryptionMask:
+    mask = EncryptionMask.from_bytes(record_to_bytes(content, name))
+    if mask.digest != digest:
+        raise ProtocolError(
+            f"expected the mask {digest[:16]}... that the header names, got {mask.digest[:16]}..."
+        )
+    return mask
+
+
+def examples_of(content: RecordDict, name: str) -> float:
+    """The number of examples that an answer's metrics state.
+
+    Args:
+        content: the answer's content.
+        name: the metric's name.
+
+    Returns:
+        A positive, finite number.
+
+    Raises:
+        ProtocolError: the metric is missing, or is not such a number.
+    """
+    values = [metrics[name] for metrics in content.metric_records.values() if name in metrics]
+    if len(values) != 1 or not isinstance(values[0], int | float):
+        raise ProtocolError(
+            f"expected one metric {name!r} with the number of examples, got {len(values)}; "
+            "add it to the answer's MetricRecord"
+        )
+    if not 0 < values[0] < math.inf:
+        raise ProtocolError(f"expected a positive, finite number in {name!r}, got another")
+    return float(values[0])
+
+
+def size_of(content: RecordDict) -> tuple[int, int]:
+    """Payload of a message in bytes: plaintext (masks and headers included) and ciphertext.
+
+    Args:
+        content: the message's content.
+
+    Returns:
+        The two sizes.
+    """
+    plain = encrypted = 0
+    for key, record in content.array_records.items():
+        size = sum(len(array.data) for array in record.values())
+        encrypted += size if key in {CIPHERTEXT, MAP} else 0
+        plain += 0 if key in {CIPHERTEXT, MAP} else size
+    for config in content.config_records.values():
+        plain += sum(len(v) if isinstance(v, str | bytes) else 8 for v in config.values())
+    for metrics in content.metric_records.values():
+        plain += sum(8 * len(v) if isinstance(v, list) else 8 for v in metrics.values())
+    return plain, encrypted

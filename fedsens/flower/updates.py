@@ -1,0 +1,165 @@
+"""Updates: the answers of one training round, checked one by one as they are added."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+
+from fedsens.crypto import Aggregator
+from fedsens.errors import FedSensError, LayoutError, ProtocolError, RoundError, ValueRangeError
+from fedsens.flower.records import (
+    CIPHERTEXT,
+    examples_of,
+    model_key,
+    record_to_bytes,
+    take_header,
+    to_arrays,
+)
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask
+from fedsens.protocol.headers import ModelHeader, UpdateHeader
+from fedsens.protocol.model import Arrays, check_plain
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A checked answer: the message without fedsens's records, its header, its ciphertext."""
+
+    reply: Message
+    header: UpdateHeader
+    ciphertext: bytes | None
+
+    @property
+    def metric_names(self) -> frozenset[str]:
+        """Names of all metrics in the answer."""
+        records = self.reply.content.metric_records.values()
+        return frozenset(name for record in records for name in record)
+
+
+class Updates:
+    """Collects the updates of a round; a wrong one is left out by name and changes nothing."""
+
+    def __init__(
+        self, sent: ModelHeader, layout: ParameterLayout, mask: EncryptionMask, fingerprint: str
+    ) -> None:
+        """Remember what was asked.
+
+        Args:
+            sent: the header that went out with the model.
+            layout: the model's layout.
+            mask: the mask that answers must be split by.
+            fingerprint: of the federation's key.
+        """
+        self._sent = sent
+        self._layout = layout
+        self._mask = mask
+        self._fingerprint = fingerprint if mask.k else ""
+        self._updates: list[Update] = []
+        self._add_seconds = 0.0
+
+    def take(self, node: int, reply: Message) -> bool:
+        """Check one answer and keep it if it is right.
+
+        Args:
+            node: who answered.
+            reply: the answer; fedsens's records are removed from it.
+
+        Returns:
+            Whether it was kept.
+        """
+        if reply.has_error():
+            logger.warning("node %s is lost for this round: %s", node, reply.error.reason)
+            return False
+        try:
+            self._updates.append(self._check(reply))
+        except FedSensError as error:
+            logger.warning("left out the update of node %s: %s", node, error)
+            return False
+        return True
+
+    def add(self) -> tuple[list[Message], bytes | None, float]:
+        """Add the ciphertexts of the kept answers.
+
+        Returns:
+            The answers that went in, for the inner strategy; the sum of their ciphertexts (None
+            where nothing is masked or nobody answered); the sum of their weights.
+        """
+        started = time.process_time()
+        self._drop_unusual_metrics()
+        aggregator = Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
+        added = [update for update in self._updates if self._add_one(aggregator, update)]
+        self._updates = added
+        ciphertext = aggregator.result() if added and self._mask.k else None
+        self._add_seconds = time.process_time() - started
+        return [u.reply for u in added], ciphertext, sum(u.header.weight for u in added)
+
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
+        headers = [update.header for update in self._updates]
+        return {
+            "add_seconds": self._add_seconds if self._mask.k else 0.0,
+            "encrypt_seconds": _mean([header.encrypt_seconds for header in headers]),
+            "decrypt_seconds": _mean([header.decrypt_seconds for header in headers]),
+        }
+
+    def _add_one(self, aggregator: Aggregator, update: Update) -> bool:
+        if update.ciphertext is None:
+            return True
+        try:
+            aggregator.add(update.ciphertext)
+        except FedSensError as error:
+            node = update.reply.metadata.src_node_id
+            logger.warning("left out the update of node %s: %s", node, error)
+            return False
+        return True
+
+    def _check(self, reply: Message) -> Update:
+        content, sent = reply.content, self._sent
+        header = take_header(content, UpdateHeader)
+        if header.round != sent.round:
+            raise RoundError(f"expected an update of round {sent.round}, got {header.round}")
+        for name, mine, theirs in (
+            ("mask", sent.mask, header.mask),
+            ("layout", self._layout.digest, header.layout),
+            ("key", self._fingerprint, header.fingerprint if self._mask.k else ""),
+        ):
+            if mine != theirs:
+                raise ProtocolError(
+                    f"expected an update under the {name} {mine[:16]}, got {theirs[:16]}"
+                )
+        weight = examples_of(content, sent.weighted_by) / sent.reference
+        if not np.isclose(header.weight, weight, rtol=1e-9):
+            raise ProtocolError(
+                "expected the weight that the number of examples gives, got another"
+            )
+        ciphertext = record_to_bytes(content, CIPHERTEXT) if self._mask.k else None
+        self._check_arrays(to_arrays(content.array_records[model_key(content)]))
+        return Update(reply, header, ciphertext)
+
+    def _check_arrays(self, arrays: Arrays) -> None:
+        check_plain(arrays, self._layout, self._mask)
+        wrong = [t.name for t in self._layout.tensors if str(arrays[t.name].dtype) != t.dtype]
+        if wrong:
+            raise LayoutError(f"expected the layout's types, got others in {', '.join(wrong)}")
+        broken = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+        if broken:
+            raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
+
+    def _drop_unusual_metrics(self) -> None:
+        # The inner strategy would end the run over one client's extra or missing metric.
+        names = Counter(update.metric_names for update in self._updates)
+        if len(names) > 1:
+            usual = names.most_common(1)[0][0]
+            logger.warning("left out %d updates with other metrics", names.total() - names[usual])
+            self._updates = [u for u in self._updates if u.metric_names == usual]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

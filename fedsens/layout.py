@@ -1,0 +1,253 @@
+"""ParameterLayout: where each parameter of a model lives in one flat vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.errors import LayoutError
+
+FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
+DISCRETE = frozenset({"bool"} | {f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the model: its name, shape, type and place in the flat vector.
+
+    ``offset`` is None for a tensor that is not floating point (a BatchNorm step counter, say).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of scalars in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def slice(self) -> slice:
+        """The tensor's place in the flat vector."""
+        if self.offset is None:
+            raise LayoutError(f"{self.name} ({self.dtype}) has no place in the flat vector")
+        return slice(self.offset, self.offset + self.size)
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """The names, shapes and order of a model's tensors, and the flat vector they form.
+
+    Floating-point tensors (parameters, and buffers such as BatchNorm's running statistics) are
+    the P coordinates that a mask can select. Integer and boolean tensors (BatchNorm's step
+    counter) are part of the layout and of its digest but are never encrypted: they travel in
+    plaintext and the strategy aggregates them as it does without fedsens.
+    """
+
+    tensors: tuple[Entry, ...]
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Describe a state dict of torch tensors, or a mapping of NumPy arrays.
+
+        Args:
+            state: name to tensor, in the model's own order.
+
+        Returns:
+            The layout; its flat vector follows the order of ``state``.
+        """
+        return cls.from_shapes((name, *_describe(value)) for name, value in state.items())
+
+    @classmethod
+    def from_shapes(cls, tensors: Any) -> Self:
+        """Build a layout from ``(name, shape, dtype)`` triples in order.
+
+        Args:
+            tensors: the triples; ``dtype`` is a NumPy or torch type name such as ``float32``.
+
+        Returns:
+            The layout.
+
+        Raises:
+            LayoutError: a name occurs twice, a triple is malformed, or a type is neither one of
+                the floating-point types that can be encrypted nor integer or boolean.
+        """
+        entries: list[Entry] = []
+        offset = 0
+        for name, shape, dtype in tensors:
+            # type(d), since True is an int that JSON writes differently.
+            if not isinstance(name, str) or any(type(d) is not int or d < 0 for d in shape):
+                raise LayoutError(f"expected (name, shape, dtype), got {(name, shape, dtype)!r}")
+            # Any other type would never be encrypted, however sensitive.
+            if dtype not in FLOATING | DISCRETE:
+                raise LayoutError(
+                    f"{name}: expected a type among {', '.join(sorted(FLOATING | DISCRETE))}, "
+                    f"got {dtype}; convert it, or keep it out of the state dict"
+                )
+            floating = dtype in FLOATING
+            entries.append(Entry(name, tuple(shape), dtype, offset if floating else None))
+            offset += entries[-1].size if floating else 0
+        if len({entry.name for entry in entries}) != len(entries):
+            raise LayoutError("a parameter name occurs twice; names must be unique")
+        return cls(tuple(entries))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild a layout from :meth:`to_json`.
+
+        Args:
+            text: the JSON text.
+
+        Returns:
+            The layout.
+
+        Raises:
+            LayoutError: the text does not describe a layout.
+        """
+        try:
+            tensors = json.loads(text)
+            triples = [(name, tuple(shape), str(dtype)) for name, shape, dtype in tensors]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LayoutError("expected a JSON list of [name, shape, dtype]") from error
+        if not isinstance(tensors, list):
+            raise LayoutError(f"expected a JSON list, got a {type(tensors).__name__}")
+        return cls.from_shapes(triples)
+
+    def to_json(self) -> str:
+        """The layout as canonical JSON text."""
+        return json.dumps(
+            [[t.name, list(t.shape), t.dtype] for t in self.tensors], separators=(",", ":")
+        )
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The floating-point tensors, which together are the flat vector."""
+        return tuple(t for t in self.tensors if t.offset is not None)
+
+    @cached_property
+    def size(self) -> int:
+        """P, the number of coordinates of the flat vector."""
+        return sum(t.size for t in self.entries)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of the canonical JSON: equal exactly for equal layouts."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def dtype(self) -> type[np.float32] | type[np.float64]:
+        """Type of the flat vector: float64 if any tensor is, else float32."""
+        wide = any(t.dtype == "float64" for t in self.entries)
+        return np.float64 if wide else np.float32
+
+    def __len__(self) -> int:
+        return self.size
+
+    def name_of(self, index: int) -> str:
+        """Name of the tensor that holds a flat coordinate.
+
+        Args:
+            index: the coordinate, in ``[0, P)``.
+
+        Returns:
+            The tensor's name.
+
+        Raises:
+            LayoutError: the coordinate is outside the vector.
+        """
+        for entry in self.entries:
+            if entry.slice.start <= index < entry.slice.stop:
+                return entry.name
+        raise LayoutError(f"expected a coordinate below {self.size}, got {index}")
+
+    def flatten(self, state: Mapping[str, Any]) -> NDArray[Any]:
+        """Copy the floating-point tensors of a model into one vector.
+
+        Args:
+            state: name to torch tensor or NumPy array; must pass :meth:`check`.
+
+        Returns:
+            A vector of length P in :attr:`dtype`.
+        """
+        self.check(state)
+        flat = np.empty(self.size, self.dtype)
+        for entry in self.entries:
+            flat[entry.slice] = _as_numpy(state[entry.name]).reshape(-1)
+        return flat
+
+    def unflatten(
+        self, flat: NDArray[Any], like: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Cut a flat vector back into torch tensors of the layout's shapes and types.
+
+        Args:
+            flat: vector of length P.
+            like: a state that passes :meth:`check`, whose integer tensors are copied into the
+                result, so that it is a complete state dict. Without it only floating tensors are
+                returned.
+
+        Returns:
+            Name to torch tensor, in layout order.
+
+        Raises:
+            LayoutError: the vector has another length.
+        """
+        import torch  # here, so that the server half and the codec's workers start without it
+
+        if flat.shape != (self.size,):
+            raise LayoutError(f"expected a vector of {self.size} values, got shape {flat.shape}")
+        if like is not None:
+            self.check(like)
+        state: dict[str, Any] = {}
+        for entry in self.tensors:
+            if entry.offset is not None:
+                values = torch.from_numpy(flat[entry.slice].reshape(entry.shape).copy())
+                state[entry.name] = values.to(getattr(torch, entry.dtype))
+            elif like is not None:
+                state[entry.name] = torch.as_tensor(like[entry.name]).clone()
+        return state
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that a model has this layout.
+
+        Args:
+            state: name to tensor or array.
+
+        Raises:
+            LayoutError: lists every missing, unexpected or differing tensor.
+        """
+        mine = {t.name: (t.shape, t.dtype) for t in self.tensors}
+        theirs = {name: _describe(value) for name, value in state.items()}
+        problems = [f"{name} is missing" for name in mine if name not in theirs]
+        problems += [f"{name} is unexpected" for name in theirs if name not in mine]
+        problems += [
+            f"{name}: expected {dtype}{list(shape)}, got {theirs[name][1]}{list(theirs[name][0])}"
+            for name, (shape, dtype) in mine.items()
+            if name in theirs and theirs[name] != (shape, dtype)
+        ]
+        if problems:
+            raise LayoutError("the model does not have the agreed layout: " + "; ".join(problems))
+
+
+def _describe(value: Any) -> tuple[tuple[int, ...], str]:
+    if not hasattr(value, "shape"):  # such as the extra state that a torch module may save
+        return (), type(value).__name__
+    return tuple(value.shape), str(value.dtype).removeprefix("torch.")
+
+
+def _as_numpy(value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.asarray(value.numpy())
+    return np.asarray(value)

@@ -1,0 +1,50 @@
+"""The k largest values of a long vector, with ties broken by the lower index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.errors import MaskError
+
+CHUNK = 1 << 20
+
+
+def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
+    """Select the k largest values, the lower index first among equal ones.
+
+    Linear in the length: it partitions a copy around the k-th largest value instead of sorting.
+    Needs that one copy and the result.
+
+    Args:
+        scores: vector of real numbers without NaN.
+        k: how many to select, in ``[0, len(scores)]``.
+
+    Returns:
+        Boolean vector with exactly k true entries.
+
+    Raises:
+        MaskError: k is negative or larger than the vector.
+    """
+    if not 0 <= k <= scores.size:
+        raise MaskError(f"expected k in [0, {scores.size}], got {k}; choose fewer coordinates")
+    if k == 0:
+        return np.zeros(scores.size, np.bool_)
+    threshold = np.partition(scores, scores.size - k)[scores.size - k]
+    selected: NDArray[np.bool_] = scores > threshold
+    _select_ties(selected, scores, threshold, k - int(np.count_nonzero(selected)))
+    return selected
+
+
+def _select_ties(
+    selected: NDArray[np.bool_], scores: NDArray[Any], threshold: Any, missing: int
+) -> None:
+    # In chunks: a map of dead units is mostly ties, whose indices would outweigh the map itself.
+    for start in range(0, scores.size, CHUNK):
+        ties = np.flatnonzero(scores[start : start + CHUNK] == threshold)[:missing]
+        selected[start + ties] = True
+        missing -= ties.size
+        if missing == 0:
+            return

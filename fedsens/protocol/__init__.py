@@ -1,0 +1,1 @@
+"""The protocol without its transport: headers, keys, envelopes, split models and their files."""

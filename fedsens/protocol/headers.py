@@ -1,0 +1,177 @@
+"""The headers of fedsens messages: frozen, versioned, checked on arrival.
+
+A header travels as JSON text in a ConfigRecord. Masks and ciphertexts travel beside it as bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsens.crypto.params import CkksParameters
+from fedsens.errors import ProtocolError
+
+VERSION = 1
+
+
+class Header(BaseModel):
+    """Base of all headers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """The header as JSON text."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a header that another party sent.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The header.
+
+        Raises:
+            ProtocolError: it is not a header of this kind and version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fields = ", ".join(
+                sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]})
+            )
+            raise ProtocolError(
+                f"expected a {cls.__name__} of protocol version {VERSION}, got one with wrong "
+                f"{fields or 'content'}; use the same fedsens version on the server and all clients"
+            ) from None
+
+
+class ModelHeader(Header):
+    """Travels with every model that the server sends.
+
+    Attributes:
+        round: the server round, from 1.
+        layout: the model's layout as JSON.
+        model_mask: digest of the mask that the model in this message is split by.
+        mask: digest of the mask that the answer must be split by.
+        parameters: CKKS parameters of the masked part.
+        fingerprint: of the agreed key; empty if nothing is encrypted.
+        weight: sum of the weights n_i / N_ref in the aggregated ciphertext; 0 if there is none.
+        reference: N_ref of this round; the answer's weight is its examples / N_ref.
+        weighted_by: name of the metric that counts examples.
+    """
+
+    round: int = Field(ge=1)
+    layout: str
+    model_mask: str
+    mask: str
+    parameters: CkksParameters
+    fingerprint: str = ""
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    reference: float = Field(gt=0, allow_inf_nan=False)
+    weighted_by: str = "num-examples"
+
+
+class UpdateHeader(Header):
+    """Travels with every trained model that a client answers with.
+
+    Attributes:
+        round: copied from the model.
+        mask: digest of the mask that the answer is split by.
+        layout: digest of the layout.
+        fingerprint: of the client's key; empty if nothing is encrypted.
+        weight: examples / N_ref, the factor of the encrypted values.
+        encrypt_seconds: CPU seconds to encrypt.
+        decrypt_seconds: CPU seconds to decrypt the model that came with the message.
+    """
+
+    round: int = Field(ge=1)
+    mask: str
+    layout: str
+    fingerprint: str = ""
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    encrypt_seconds: float = Field(default=0.0, ge=0)
+    decrypt_seconds: float = Field(default=0.0, ge=0)
+
+
+class KeyRequest(Header):
+    """Key agreement, server to client.
+
+    Attributes:
+        step: ``hello`` asks who the client is; ``share`` asks a key holder (or, if there is none
+            yet, a client that shall create the key) for envelopes to ``roster``; ``accept``
+            delivers one.
+        parameters: CKKS parameters that the key must cover.
+        roster: node to raw public key in hexadecimal.
+        create: whether ``share`` may create the key.
+        sender: the sealing client's public key in hexadecimal (``accept``).
+    """
+
+    step: Literal["hello", "share", "accept"]
+    parameters: CkksParameters
+    roster: dict[int, str] = {}
+    create: bool = False
+    sender: str = ""
+
+
+class KeyReply(Header):
+    """Key agreement, client to server.
+
+    Attributes:
+        public_key: the client's X25519 public key in hexadecimal.
+        fingerprint: of the key it holds; empty if it holds none.
+        examples: its number of training examples.
+    """
+
+    public_key: str
+    fingerprint: str = ""
+    examples: int = Field(default=0, ge=0)
+
+
+class MapRequest(Header):
+    """Asks for a sensitivity map; the model travels beside it with its own header.
+
+    Attributes:
+        rule: ``vector`` or ``true_label``.
+        maps: ``encrypted`` or ``plain``.
+        reference: the map is weighted by examples / reference.
+    """
+
+    rule: Literal["vector", "true_label"]
+    maps: Literal["encrypted", "plain"]
+    reference: float = Field(gt=0, allow_inf_nan=False)
+
+
+class MapReply(Header):
+    """A client's answer to a :class:`MapRequest`; the map itself travels beside it.
+
+    Attributes:
+        samples: samples that the map averages over.
+        seconds: CPU seconds to compute the map.
+    """
+
+    samples: int = Field(ge=1)
+    seconds: float = Field(ge=0)
+
+
+class MaskRequest(Header):
+    """Asks a key holder to open the aggregated map and apply the policy.
+
+    Attributes:
+        policy: registered mask policy.
+        ratio: share to encrypt.
+        force: forced layers.
+        seed: seed of random policies.
+        scores: whether an aggregated, encrypted map travels beside it.
+    """
+
+    policy: str
+    ratio: float = Field(ge=0, le=1)
+    force: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    scores: bool

@@ -1,0 +1,55 @@
+"""PhaseReport: what one phase of a run cost, for logs, summaries and metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Phase = Literal["keys", "map", "mask", "train", "evaluate"]
+
+
+class PhaseReport(BaseModel):
+    """One phase of one round, as the server measured it.
+
+    Bytes are payloads: parameters, ciphertexts, masks and headers, without the transport's own.
+
+    Attributes:
+        phase: which phase.
+        round: the server round it belongs to.
+        clients: usable answers.
+        lost: nodes that were asked and gave no usable answer.
+        bytes_up_plain: plaintext bytes from clients.
+        bytes_up_encrypted: ciphertext bytes from clients.
+        bytes_down_plain: plaintext bytes to clients.
+        bytes_down_encrypted: ciphertext bytes to clients.
+        seconds: wall time from sending to the end of the aggregation.
+        encrypt_seconds: CPU seconds to encrypt, mean over clients.
+        decrypt_seconds: CPU seconds to decrypt, mean over clients.
+        add_seconds: CPU seconds of the server to add ciphertexts.
+        metrics: the inner strategy's aggregated metrics.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: Phase
+    round: int
+    clients: int
+    lost: int = 0
+    bytes_up_plain: int = 0
+    bytes_up_encrypted: int = 0
+    bytes_down_plain: int = 0
+    bytes_down_encrypted: int = 0
+    seconds: float = 0.0
+    encrypt_seconds: float = 0.0
+    decrypt_seconds: float = 0.0
+    add_seconds: float = 0.0
+    metrics: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        up = f"{self.bytes_up_plain:,} + {self.bytes_up_encrypted:,}"
+        down = f"{self.bytes_down_plain:,} + {self.bytes_down_encrypted:,}"
+        return (
+            f"round {self.round} {self.phase}: {self.clients} clients, {self.lost} lost, "
+            f"up {up} B, down {down} B (plain + encrypted), {self.seconds:.2f} s"
+        )

@@ -1,0 +1,85 @@
+"""ClientSettings: what a data owner decides for its own client, out of the server's reach.
+
+A setting comes from the node config (``flower-supernode --node-config``), else from the
+environment (the way to configure a simulation), else from its default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsens.errors import ConfigurationError
+
+PREFIX = "fedsens-"
+
+
+class ClientSettings(BaseModel):
+    """A client's own settings; node config key and environment variable in brackets.
+
+    Attributes:
+        key_file: provisioned secret key (``fedsens-key-file``, ``FEDSENS_KEY_FILE``). With it the
+            client takes no part in key agreement.
+        identity_file: X25519 identity for key agreement (``fedsens-identity-file``,
+            ``FEDSENS_IDENTITY_FILE``); by default one per run and node in the state folder.
+        roster_file: JSON list of the only public keys that this client shares a key with
+            (``fedsens-roster-file``, ``FEDSENS_ROSTER_FILE``).
+        state_dir: folder for keys and records (``fedsens-state-dir``, ``FEDSENS_STATE_DIR``),
+            by default ``~/.fedsens``.
+        min_ratio: the smallest share of encrypted parameters that this client accepts
+            (``fedsens-min-ratio``, ``FEDSENS_MIN_RATIO``).
+        allow_plain_maps: whether the server may see this client's sensitivity map
+            (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
+        processes: processes that may share the encryption (``fedsens-processes``,
+            ``FEDSENS_PROCESSES``).
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda n: n.replace("_", "-")
+    )
+
+    key_file: Path | None = None
+    identity_file: Path | None = None
+    roster_file: Path | None = None
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".fedsens")
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    allow_plain_maps: bool = False
+    processes: int = Field(default=1, ge=1)
+
+    @classmethod
+    def from_node(
+        cls, node_config: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read the settings of this client.
+
+        Args:
+            node_config: ``context.node_config``.
+            environment: by default the process's environment.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigurationError: lists every wrong or unknown ``fedsens-*`` setting.
+        """
+        environment = os.environ if environment is None else environment
+        found: dict[str, Any] = {}
+        for field in cls.model_fields:
+            value = environment.get(f"FEDSENS_{field.upper()}")
+            if value is not None:
+                found[field.replace("_", "-")] = value
+        for key, value in node_config.items():
+            if key.startswith(PREFIX):
+                found[key.removeprefix(PREFIX)] = value
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"fedsens-{'.'.join(map(str, item['loc']))}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            )
+            raise ConfigurationError(f"this client's settings are wrong: {problems}") from None

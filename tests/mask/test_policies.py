@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsens.errors import ConfigurationError, MaskError
+from fedsens.layout import ParameterLayout
+from fedsens.mask import (
+    PolicyInput,
+    get_policy,
+    mask_count,
+    policy_names,
+    register_policy,
+    select_mask,
+    top_k,
+)
+from fedsens.mask import registry as registry_module
+
+from .strategies import layouts, ratios, scores, seeds
+
+every_policy = pytest.mark.parametrize("name", policy_names())
+
+
+def draw_case(data):
+    layout = data.draw(layouts())
+    return layout, {
+        "smap": data.draw(scores(layout.size)),
+        "weights": data.draw(scores(layout.size)) - 1,
+        "ratio": data.draw(ratios),
+        "seed": data.draw(seeds),
+    }
+
+
+def chosen(layout, name, **case):
+    return select_mask(layout=layout, policy=name, **case).selected
+
+
+@every_policy
+class TestEveryPolicy:
+    """The contract of a policy: what is registered passes it."""
+
+    @given(data=st.data())
+    def test_selects_exactly_k_of_the_layout(self, name, data):
+        layout, case = draw_case(data)
+        own = get_policy(name).ratio
+        mask = select_mask(layout=layout, policy=name, **case)
+        assert mask.k == mask_count(case["ratio"] if own is None else own, layout.size)
+        assert mask.size == layout.size
+        assert mask.layout_digest == layout.digest
+
+    @given(data=st.data())
+    def test_is_deterministic_and_leaves_its_input_alone(self, name, data):
+        layout, case = draw_case(data)
+        before = case["smap"].copy(), case["weights"].copy()
+        first, second = (chosen(layout, name, **case) for _ in range(2))
+        assert first.tolist() == second.tolist()
+        assert case["smap"].tolist() == before[0].tolist()
+        assert case["weights"].tolist() == before[1].tolist()
+        assert case["smap"].flags.writeable
+
+    @given(data=st.data(), power=st.integers(-60, 60), factor=st.integers(1, 10**6))
+    def test_is_invariant_under_positive_scaling(self, name, data, power, factor):
+        layout, case = draw_case(data)
+        expected = chosen(layout, name, **case).tolist()
+        for scale in (2.0**power, factor, 1 / factor):
+            scaled = case | {"smap": case["smap"] * scale, "weights": case["weights"] * scale}
+            assert chosen(layout, name, **scaled).tolist() == expected
+
+    @given(data=st.data())
+    def test_contains_what_is_forced(self, name, data):
+        layout, case = draw_case(data)
+        case["ratio"] = 1.0
+        if get_policy(name).ratio is None and layout.size:
+            forced = data.draw(st.sampled_from(layout.entries))
+            case["ratio"] = data.draw(st.floats(min(1, (forced.size + 1) / layout.size), 1))
+            mask = select_mask(layout=layout, policy=name, force=forced.name, **case)
+            assert mask.of(forced).all()
+            assert mask.k == mask_count(case["ratio"], layout.size)
+
+    def test_names_what_it_lacks(self, name):
+        layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+        needs = get_policy(name).needs
+        if not needs:
+            assert select_mask(None, layout, name).size == 4
+            return
+        with pytest.raises(ConfigurationError, match=f"expected {needs[0]} for policy '{name}'"):
+            select_mask(None, layout, name)
+
+
+@given(st.data(), st.integers(1, 4))
+def test_map_is_summed_in_any_client_order(data, clients):
+    layout = data.draw(layouts(min_size=5))
+    maps = [data.draw(scores(layout.size)) for _ in range(clients)]
+    shuffled = data.draw(st.permutations(maps))
+    for name in ("sensitivity", "layerwise", "gradient"):
+        one, other = (select_mask(np.sum(m, axis=0), layout, name) for m in (maps, shuffled))
+        assert one == other
+
+
+@given(st.data(), ratios)
+def test_sensitivity_takes_the_highest_scores(data, ratio):
+    layout = data.draw(layouts(min_size=5))
+    values = data.draw(scores(layout.size))
+    mask = select_mask(values, layout, ratio=ratio)
+    masked, rest = mask.partition(values)
+    assert masked.min(initial=np.inf) >= rest.max(initial=-np.inf)
+    assert mask == select_mask(values, layout, "gradient", ratio)
+
+
+@given(st.data(), ratios)
+def test_layerwise_gives_every_tensor_its_quota(data, ratio):
+    layout = data.draw(layouts(min_size=5))
+    values = data.draw(scores(layout.size))
+    mask = select_mask(values, layout, "layerwise", ratio)
+    for entry in layout.entries:
+        part = mask.of(entry).reshape(-1)
+        assert abs(part.sum() - mask.k * entry.size / layout.size) < 1
+        assert part.tolist() == top_k(values[entry.slice], part.sum()).tolist()
+
+
+def test_layerwise_remainders_go_to_the_largest_then_the_first():
+    layout = ParameterLayout.from_shapes((n, (int(s),), "float32") for n, s in ("a3", "b3", "c4"))
+    mask = select_mask(np.ones(10), layout, "layerwise", 0.5)
+    assert [mask.of(entry).sum() for entry in layout.entries] == [2, 1, 2]
+
+
+def test_magnitude_ignores_the_sign():
+    layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+    weights = np.array([0.1, -3, 2, -0.5], np.float32)
+    mask = select_mask(None, layout, "magnitude", 0.5, weights=weights)
+    assert mask.selected.tolist() == [False, True, True, False]
+
+
+def test_random_masks_of_one_seed_are_nested():
+    layout = ParameterLayout.from_shapes([("w", (1000,), "float32")])
+    small, large = (select_mask(None, layout, "random", r, seed=3) for r in (0.1, 0.4))
+    assert not (small.selected & ~large.selected).any()
+    assert small != select_mask(None, layout, "random", 0.1, seed=4)
+
+
+def test_random_is_uniform():
+    layout = ParameterLayout.from_shapes([("w", (10,), "float32")])
+    drawn = [select_mask(None, layout, "random", 0.3, seed=s).selected for s in range(2000)]
+    assert np.allclose(np.mean(drawn, axis=0), 0.3, atol=0.05)  # 5 sigma
+
+
+def test_all_and_none_ignore_the_ratio():
+    layout = ParameterLayout.from_shapes([("w", (7,), "float32")])
+    assert select_mask(None, layout, "all", 0.1).k == 7
+    assert select_mask(None, layout, "none", 0.9).k == 0
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A copy of the registry that a test may change."""
+    monkeypatch.setattr(registry_module, "_policies", dict(registry_module._policies))
+
+
+@pytest.mark.usefixtures("registry")
+class TestRegistry:
+    def test_a_policy_is_one_function(self):
+        @register_policy("saliency", needs=("scores", "weights"))
+        def saliency(context: PolicyInput):
+            return top_k(context.scores * np.abs(context.weights), context.k)
+
+        layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+        mask = select_mask(np.array([1.0, 5, 2, 0]), layout, "saliency", 0.5, weights=-np.ones(4))
+        assert mask.selected.tolist() == [False, True, True, False]
+        assert "saliency" in policy_names()
+        assert saliency(PolicyInput(layout, 0, 0, np.ones(4), np.ones(4))).sum() == 0
+
+    def test_names_are_unique(self):
+        with pytest.raises(ConfigurationError, match="new policy name, got 'random'"):
+            register_policy("random")
+
+    def test_inputs_cannot_be_changed(self):
+        @register_policy("vandal", needs=("scores",))
+        def vandal(context):
+            context.scores[:] = 0
+            return top_k(context.scores, context.k)
+
+        layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+        with pytest.raises(ValueError, match="read-only"):
+            select_mask(np.ones(4), layout, "vandal")
+
+    @pytest.mark.parametrize(
+        "answer", [np.zeros(4, bool), np.ones(3, bool), np.array([1, 1, 0, 0]), [0, 1]]
+    )
+    def test_wrong_answers_are_refused(self, answer):
+        register_policy("wrong")(lambda _: answer)
+        layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+        with pytest.raises(MaskError, match="expected 2 true among 4 booleans from policy 'wrong'"):
+            select_mask(None, layout, "wrong", 0.5)
+
+
+def test_unknown_policy_lists_those_that_exist():
+    with pytest.raises(ConfigurationError, match=r"all, gradient, layerwise, .* got 'fisher'"):
+        get_policy("fisher")
