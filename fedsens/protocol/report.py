@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -53,3 +54,41 @@ class PhaseReport(BaseModel):
             f"round {self.round} {self.phase}: {self.clients} clients, {self.lost} lost, "
             f"up {up} B, down {down} B (plain + encrypted), {self.seconds:.2f} s"
         )
+
+
+class ReportFile:
+    """Appends reports to a file, one JSON object per line, each written whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Start with an empty file.
+
+        Args:
+            path: the file; its folder is created, what it held is dropped.
+        """
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def append(self, report: PhaseReport) -> None:
+        """Add a report.
+
+        Args:
+            report: the report.
+        """
+        with self._path.open("a") as file:
+            file.write(report.model_dump_json() + "\n")
+
+
+def read_reports(path: Path) -> list[PhaseReport]:
+    """Read a file of :class:`ReportFile`; a line that is still being written is left out.
+
+    Args:
+        path: the file; one that does not exist yet has no reports.
+
+    Returns:
+        The reports in order.
+    """
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [PhaseReport.model_validate_json(line) for line in whole.splitlines()]

@@ -1,0 +1,44 @@
+# fedsens: make run, make test; make help lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check bench clean lock
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (once, some minutes)"
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[all]'
+	@touch $@
+
+run: .venv/installed ## Train the digits model under selective encryption: runs/latest
+	$(BIN)/fedsens simulate
+
+test: .venv/installed ## Run the default test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/installed ## Run the end-to-end tests with real Flower processes
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/installed ## Lint and type-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed ## Measure the codec and the maps as ratios
+	$(BIN)/fedsens bench codec
+	$(BIN)/fedsens bench map
+
+lock: .venv/installed ## Write constraints.txt from what is installed
+	@(echo "# Versions that every make target installs; regenerate with: make lock"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | sort -f) > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## Remove the environment and all caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,206 @@
+"""The command line: ``fedsens``, or ``python -m fedsens.cli``."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedsens.errors import ConfigurationError, FedSensError
+
+app = typer.Typer(
+    help="Selective homomorphic encryption for federated learning with Flower.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals could be keys
+    add_completion=False,
+)
+bench = typer.Typer(help="Measure costs on this machine, as ratios.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+console = Console()
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Show an error of fedsens as one sentence and exit with 1."""
+    try:
+        yield
+    except FedSensError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        Console(stderr=True, markup=False, highlight=False).print(str(error), soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write figures to a file, if one was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@app.command()
+def simulate(
+    app_folder: Annotated[
+        Path, typer.Argument(metavar="[APP]", help="Folder of the Flower app.")
+    ] = Path(),
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="Share to encrypt.")] = 0.1,
+    policy: Annotated[str, typer.Option(help="Mask policy.")] = "sensitivity",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-c",
+            metavar="KEY=VALUE",
+            help="Override a run-config key: -c data=mnist.npz -c fedsens.refresh-every=2",
+        ),
+    ] = None,
+    baseline: Annotated[bool, typer.Option(help="Run at ratio 0 too, to compare.")] = True,
+    cpus_per_client: Annotated[float, typer.Option(min=0.1, help="CPUs that Ray reserves.")] = 1.0,
+    gpus_per_client: Annotated[float, typer.Option(min=0, help="GPUs likewise.")] = 0.0,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Key for all clients (fedsens keygen), not agreement.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Run the Flower simulation of the app in this folder, and sum it up.
+
+    Starts an isolated SuperLink, runs the app under selective encryption and again at ratio 0,
+    checks both final statuses, opens the protected model with a client's key and verifies it
+    against the clients' own records. Everything lands in runs/latest.
+    """
+    from fedsens.simulation.runner import RunOptions
+    from fedsens.simulation.screen import SimulationScreen
+    from fedsens.simulation.simulate import simulate as run
+
+    with named_errors():
+        options = RunOptions(
+            app=_app(app_folder),
+            clients=clients,
+            cpus_per_client=cpus_per_client,
+            gpus_per_client=gpus_per_client,
+            config={
+                "num-server-rounds": str(rounds),
+                "fedsens.ratio": repr(ratio),
+                "fedsens.policy": json.dumps(policy),
+                **_overrides(settings or []),
+            },
+        )
+        with SimulationScreen(console, rounds, ratio, baseline) as screen:
+            summary = run(options, runs, baseline=baseline, progress=screen.show, key_file=key_file)
+        from fedsens.simulation.figure import draw
+
+        draw(summary, summary.folder / "curves.png")
+        screen.conclude(summary)
+        write_json(json_file, json.loads(summary.model_dump_json()))
+
+
+@app.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(help="The new key file (mode 0600).")],
+    preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
+    value_range: Annotated[
+        float, typer.Option(min=0, help="Range R of the parameters; 0 is the preset's own.")
+    ] = 0.0,
+) -> None:
+    """Make a secret key for all clients. The server must never see this file."""
+    from fedsens.crypto import MAP_PARAMETERS, CkksParameters, generate_key
+
+    with named_errors():
+        parameters = CkksParameters.preset(preset, value_range or None)
+        key = generate_key(parameters, MAP_PARAMETERS)
+        key.save(path)
+    console.print(
+        f"wrote {path} (mode 0600), fingerprint {key.fingerprint}, "
+        f"{parameters.security_bits}-bit security"
+    )
+
+
+@app.command("open")
+def open_model(
+    model: Annotated[Path, typer.Argument(help="Protected model (safetensors).")],
+    key: Annotated[Path, typer.Option(help="The clients' key file.")],
+    out: Annotated[Path, typer.Option(help="Where to write the opened state dict.")],
+) -> None:
+    """Open a protected model into an ordinary safetensors state dict."""
+    from fedsens.crypto import SecretKey
+    from fedsens.protocol.export import load_protected, save_model
+    from fedsens.protocol.model import digest_of
+
+    with named_errors():
+        protected = load_protected(model)
+        arrays = protected.open(SecretKey.load(key))
+        save_model(arrays, out)
+    console.print(
+        f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
+        f"{protected.mask.k:,} of them decrypted; sha256 {digest_of(arrays)}",
+        soft_wrap=True,
+    )
+
+
+@bench.command("codec")
+def bench_codec(
+    values: Annotated[int, typer.Option(min=4096, help="Values per client.")] = 2**20,
+    repeats: Annotated[int, typer.Option(min=1, help="The median of so many runs.")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The codec beside TenSEAL's CKKSVector with other projects' parameters."""
+    from fedsens.bench.codec import bench_codec as run
+    from fedsens.bench.screen import codec_table
+
+    with named_errors():
+        rows = run(values=values, repeats=repeats)
+    console.print(codec_table(rows))
+    write_json(json_file, [row.model_dump() for row in rows])
+
+
+@bench.command("map")
+def bench_map(
+    samples: Annotated[int, typer.Option(min=1, help="Samples per map.")] = 64,
+    json_file: JsonFile = None,
+) -> None:
+    """The sensitivity map beside torch.func and the literal loop."""
+    from fedsens.bench.map import bench_map as run
+    from fedsens.bench.screen import map_table
+
+    with named_errors():
+        rows = run(samples=samples)
+    console.print(map_table(rows))
+    write_json(json_file, rows)
+
+
+def _app(folder: Path) -> Path:
+    if not (folder / "pyproject.toml").is_file():
+        raise ConfigurationError(
+            f"expected a Flower app with a pyproject.toml in {folder.resolve()}, found none; "
+            "run fedsens simulate in the app's folder or name it"
+        )
+    return folder
+
+
+def _overrides(settings: list[str]) -> dict[str, str]:
+    wrong = [setting for setting in settings if "=" not in setting]
+    if wrong:
+        raise ConfigurationError(f"expected KEY=VALUE after --set, got {', '.join(wrong)}")
+    pairs = (setting.split("=", 1) for setting in settings)
+    return {key.strip(): _toml(value.strip()) for key, value in pairs}
+
+
+def _toml(value: str) -> str:
+    try:
+        tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return json.dumps(value)  # a bare word: the shell has taken its quotes
+    return value
+
+
+if __name__ == "__main__":
+    app()

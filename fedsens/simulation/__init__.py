@@ -1,0 +1,1 @@
+"""Flower simulations started, watched and summed up by ``fedsens simulate``."""

@@ -1,0 +1,144 @@
+"""One run of a Flower app on a simulation SuperLink, watched until its final status."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsens.errors import SimulationError
+from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.simulation.superlink import SuperLink, program
+
+COMPLETED = "finished:completed"
+POLL_SECONDS = 0.3
+LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to run.
+
+    Attributes:
+        app: folder of the Flower app (its pyproject.toml).
+        clients: number of simulated SuperNodes.
+        cpus_per_client: CPUs that Ray reserves for each client; decides how many run at once.
+        gpus_per_client: GPUs likewise, a fraction to share one.
+        config: run-config overrides, each value in TOML.
+    """
+
+    app: Path
+    clients: int
+    cpus_per_client: float = 1.0
+    gpus_per_client: float = 0.0
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run that completed.
+
+    Attributes:
+        run_id: Flower's number of the run.
+        status: Flower's final status.
+        seconds: wall time of ``flwr run``, start-up of Ray and actors included.
+        reports: what each phase cost.
+    """
+
+    run_id: str
+    status: str
+    seconds: float
+    reports: list[PhaseReport]
+
+
+def run_app(
+    link: SuperLink,
+    options: RunOptions,
+    folder: Path,
+    on_report: Callable[[PhaseReport], None],
+) -> RunOutcome:
+    """Run an app to its end.
+
+    Args:
+        link: the SuperLink.
+        options: what to run.
+        folder: for the app's output and Flower's log.
+        on_report: called with each report as the server writes it.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        SimulationError: the run did not complete; the text ends with the log's last lines.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log, started = folder / "flower.log", time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(link, options, folder),
+            cwd=link.folder,
+            env=dict(link.environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            reports = _watch(process, folder / "reports.jsonl", on_report)
+        finally:
+            process.terminate()
+    run_id, status = _status(link, log)
+    if status != COMPLETED:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise SimulationError(
+            f"expected the run to end as {COMPLETED!r}, got {status!r}; "
+            f"the whole log is {log}, it ends:\n{tail}"
+        )
+    return RunOutcome(run_id, status, time.monotonic() - started, reports)
+
+
+def _command(link: SuperLink, options: RunOptions, folder: Path) -> list[str]:
+    federation = [
+        f"num-supernodes={options.clients}",
+        f"client-resources-num-cpus={options.cpus_per_client:g}",
+    ]
+    if options.gpus_per_client:
+        federation.append(f"client-resources-num-gpus={options.gpus_per_client:g}")
+    config = {"output-dir": json.dumps(str(folder.resolve())), **options.config}
+    # One file: of several -c options with a dotted key Flower would keep the last table only.
+    overrides = folder.resolve() / "overrides.toml"
+    overrides.write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
+    command = [program("flwr"), "run", str(options.app.resolve()), link.name, "--stream"]
+    return [*command, "--federation-config", " ".join(federation), "-c", str(overrides)]
+
+
+def _watch(
+    process: subprocess.Popen[bytes], path: Path, on_report: Callable[[PhaseReport], None]
+) -> list[PhaseReport]:
+    seen = 0
+    while True:
+        ended = process.poll() is not None
+        reports = read_reports(path)
+        for report in reports[seen:]:
+            on_report(report)
+        seen = len(reports)
+        if ended:
+            return reports
+        time.sleep(POLL_SECONDS)
+
+
+def _status(link: SuperLink, log: Path) -> tuple[str, str]:
+    # `flwr run --stream` exits with 0 even when the ServerApp failed, so ask for the status.
+    found = re.search(r"started run (\d+)", log.read_text(errors="replace"))
+    if found is None:
+        return "", "not started"
+    command = [program("flwr"), "list", link.name, "--run-id", found[1], "--format", "json"]
+    answer = subprocess.run(
+        command, cwd=link.folder, env=dict(link.environment), capture_output=True, check=False
+    )
+    try:
+        return found[1], str(json.loads(answer.stdout)["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return found[1], "unknown"

@@ -1,0 +1,51 @@
+"""A plain Flower ServerApp whose strategy is wrapped in SelectiveEncryption."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg, FedProx
+
+from client.models import build_model
+from fedsens import FedSensConfig
+from fedsens.flower import SelectiveEncryption, log_through_flower
+from fedsens.protocol.export import save_protected
+from fedsens.protocol.report import ReportFile
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation and leave its reports and the protected model in ``output-dir``."""
+    log_through_flower()
+    options = context.run_config
+    random.seed(int(options["seed"]))  # Flower samples nodes with the global generator
+    channels, height, width = (int(n) for n in str(options["image-shape"]).split(","))
+    model = build_model(
+        str(options["model"]),
+        (channels, height, width),
+        int(options["classes"]),
+        int(options["seed"]),
+    )
+    mu = float(options["proximal-mu"])
+    fraction = float(options["fraction-train"])
+    inner = FedProx(fraction, proximal_mu=mu) if mu > 0 else FedAvg(fraction)
+    folder = Path(str(options["output-dir"])) if options["output-dir"] else None
+    strategy = SelectiveEncryption(
+        inner,
+        FedSensConfig.from_run_config(options),
+        on_report=ReportFile(folder / "reports.jsonl").append if folder else None,
+    )
+    strategy.start(
+        grid,
+        ArrayRecord(model.state_dict()),
+        num_rounds=int(options["num-server-rounds"]),
+        timeout=float(options["round-timeout"]),
+        train_config=ConfigRecord({"proximal-mu": mu}),
+    )
+    if folder:
+        save_protected(strategy.model, folder / "protected.safetensors")

@@ -1,0 +1,108 @@
+"""Summaries, figures and tables from reports, without starting Flower."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedsens import CkksParameters, EncryptionMask, ParameterLayout
+from fedsens.errors import SimulationError
+from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol.report import PhaseReport, ReportFile, read_reports
+from fedsens.simulation.figure import draw
+from fedsens.simulation.runner import RunOutcome
+from fedsens.simulation.screen import SimulationScreen
+from fedsens.simulation.summary import SimulationSummary, summarize
+from fedsens.simulation.superlink import program
+
+
+def reports(rounds=2):
+    yield PhaseReport(phase="keys", round=1, clients=3, bytes_up_plain=5, seconds=1.0)
+    for number in range(1, rounds + 1):
+        yield PhaseReport(
+            phase="train",
+            round=number,
+            clients=2,
+            lost=1,
+            bytes_up_plain=100,
+            bytes_up_encrypted=40,
+            bytes_down_plain=110,
+            bytes_down_encrypted=80,
+            seconds=2.0,
+            encrypt_seconds=0.1,
+        )
+        yield PhaseReport(
+            phase="evaluate",
+            round=number,
+            clients=3,
+            bytes_down_plain=110,
+            seconds=0.5,
+            metrics={"accuracy": 0.5 + 0.1 * number},
+        )
+
+
+def model():
+    layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
+    mask = EncryptionMask(np.array([True, False, False, False]), layout.digest)
+    plain = {"w": np.zeros(3, np.float32)}
+    return ProtectedModel(layout, mask, plain, b"ciphertext", 1.0, CkksParameters.preset("compact"))
+
+
+def simulation(folder):
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, list(reports())), model())
+    return SimulationSummary(
+        **dict(run), baseline=run, model_sha256="ab" * 32, clients_agreeing=3, folder=folder
+    )
+
+
+def test_a_summary_adds_phases_up(tmp_path):
+    summary = simulation(tmp_path)
+    assert (summary.parameters, summary.encrypted_parameters, summary.ratio) == (4, 1, 0.25)
+    assert summary.accuracy == pytest.approx([0.6, 0.7])
+    assert summary.bytes_up.model_dump() == {"plain": 205, "encrypted": 80}
+    assert summary.bytes_down.model_dump() == {"plain": 440, "encrypted": 160}
+    assert summary.seconds == {"keys": 1.0, "train": 4.0, "evaluate": 1.0, "total": 9.0}
+    first = summary.per_round[0]
+    assert (first.clients, first.lost, first.seconds, first.encrypt_seconds) == (2, 1, 2.5, 0.1)
+    assert first.bytes_up.model_dump() == {"plain": 100, "encrypted": 40}
+    assert SimulationSummary.model_validate_json(summary.model_dump_json()) == summary
+
+
+def test_a_run_without_evaluation_has_no_accuracy():
+    only = [report for report in reports() if report.phase != "evaluate"]
+    summary = summarize(RunOutcome("1", "finished:completed", 9.0, only), model())
+    assert summary.accuracy == [None, None]
+
+
+def test_the_figure_and_the_tables_are_drawn(tmp_path):
+    summary = simulation(tmp_path)
+    draw(summary, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(record=True, width=80)
+    with SimulationScreen(console, rounds=2, ratio=0.25, baseline=True) as screen:
+        for report in reports():
+            screen.show("encrypted", report)
+    screen.conclude(summary)
+    text = console.export_text()
+    assert "0.7000" in text
+    assert "1 of 4" in text
+    assert "2 (-1)" in text
+    assert "…" not in text.split("Rounds at ratio")[1]  # nothing is cut off at 80 columns
+
+
+def test_report_files_leave_out_a_line_that_is_being_written(tmp_path):
+    path = tmp_path / "new" / "reports.jsonl"
+    file = ReportFile(path)
+    written = list(reports())
+    for report in written:
+        file.append(report)
+    with path.open("a") as half:
+        half.write('{"phase": "tra')
+    assert read_reports(path) == written
+    assert read_reports(tmp_path / "absent") == []
+
+
+def test_a_missing_program_is_named():
+    with pytest.raises(SimulationError, match="no-such-program"):
+        program("no-such-program")

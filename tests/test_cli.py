@@ -1,0 +1,91 @@
+"""The command line: what it explains, what it refuses, what it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsens import SecretKey
+from fedsens.cli import _overrides, app
+
+runner = CliRunner()
+
+
+def test_python_m_explains_itself():
+    command = [sys.executable, "-m", "fedsens.cli", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in ("simulate", "keygen", "open", "bench"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("command", ["simulate", "keygen", "open", "bench"])
+def test_every_command_explains_itself(command):
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_needs_neither_torch_nor_flwr():
+    code = (
+        "import sys; from typer.testing import CliRunner; from fedsens.cli import app;"
+        "CliRunner().invoke(app, ['simulate', '--help']);"
+        "sys.exit(bool({'torch', 'flwr', 'tenseal'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_keygen_writes_a_private_key_and_shows_no_secret(tmp_path):
+    path = tmp_path / "a.key"
+    result = runner.invoke(app, ["keygen", str(path), "--preset", "balanced"])
+    assert result.exit_code == 0
+    key = SecretKey.load(path)
+    assert key.parameters.name == "balanced"
+    assert key.fingerprint in result.output
+    secret = json.loads(path.read_text())["keys"][0]["secret"]
+    assert secret[:32] not in result.output
+
+
+def test_keygen_keeps_an_existing_file(tmp_path):
+    path = tmp_path / "a.key"
+    path.write_text("mine")
+    result = runner.invoke(app, ["keygen", str(path)])
+    assert result.exit_code == 1
+    assert path.read_text() == "mine"
+
+
+def test_an_unknown_preset_is_one_sentence(tmp_path):
+    result = runner.invoke(app, ["keygen", str(tmp_path / "k"), "--preset", "tiny"])
+    assert result.exit_code == 1
+    assert "compact, balanced, precise" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_simulate_needs_an_app(tmp_path):
+    result = runner.invoke(app, ["simulate", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "pyproject.toml" in result.output
+
+
+def test_open_refuses_what_is_not_a_model(tmp_path):
+    model, key = tmp_path / "m.safetensors", tmp_path / "k"
+    model.write_bytes(b"no")
+    runner.invoke(app, ["keygen", str(key)])
+    arguments = ["open", str(model), "--key", str(key), "--out", str(tmp_path / "o")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "ProtocolError" in result.output
+    assert not (tmp_path / "o").exists()
+
+
+def test_overrides_are_toml_or_bare_words():
+    given = ["data=mnist.npz", 'model="lenet5"', "alpha=0.3", "fedsens.force=first,last"]
+    assert _overrides(given) == {
+        "data": '"mnist.npz"',
+        "model": '"lenet5"',
+        "alpha": "0.3",
+        "fedsens.force": '"first,last"',
+    }
