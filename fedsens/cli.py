@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,12 +160,12 @@ def bench_codec(
     with named_errors():
         rows = run(values=values, repeats=repeats)
     console.print(codec_table(rows))
-    write_json(json_file, [row.model_dump() for row in rows])
+    write_json(json_file, [asdict(row) for row in rows])
 
 
 @bench.command("map")
 def bench_map(
-    samples: Annotated[int, typer.Option(min=1, help="Samples per map.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per map.")] = 512,
     json_file: JsonFile = None,
 ) -> None:
     """The sensitivity map beside torch.func and the literal loop."""

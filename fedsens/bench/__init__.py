@@ -1,0 +1,1 @@
+"""Benchmarks: what a map and the codec cost, beside the same done in other ways."""
