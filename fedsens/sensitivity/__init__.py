@@ -1,0 +1,16 @@
+"""Parameter-label sensitivity maps (FedML-HE, arXiv 2303.10837), exact or by random probes."""
+
+from fedsens.sensitivity.facade import sensitivity_map
+from fedsens.sensitivity.losses import LabelLoss, register_loss
+from fedsens.sensitivity.map import SensitivityMap
+from fedsens.sensitivity.reference import reference_map
+from fedsens.sensitivity.standard_losses import smoothed_cross_entropy
+
+__all__ = [
+    "LabelLoss",
+    "SensitivityMap",
+    "reference_map",
+    "register_loss",
+    "sensitivity_map",
+    "smoothed_cross_entropy",
+]

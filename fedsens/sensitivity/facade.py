@@ -1,0 +1,158 @@
+"""sensitivity_map: the fast parameter-label sensitivity map of a model on some data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsens.errors import SensitivityError
+from fedsens.sensitivity.batching import Inputs, checked_batches, part, tensors_of
+from fedsens.sensitivity.footprint import Footprint, footprint
+from fedsens.sensitivity.losses import LabelLoss, PerSample
+from fedsens.sensitivity.map import SensitivityMap
+from fedsens.sensitivity.parameters import select_parameters
+from fedsens.sensitivity.plan import make_plan
+from fedsens.sensitivity.preserve import preserved
+from fedsens.sensitivity.runner import Runner, check_engine
+from fedsens.sensitivity.task import Forward, Sums, Task, call_model, wide
+
+LOGGER = logging.getLogger(__name__)
+# below this many samples the selected coordinates are mostly sampling noise
+FEW_SAMPLES = 256
+
+
+def sensitivity_map(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: str | LabelLoss | PerSample = "cross_entropy",
+    rule: str = "vector",
+    *,
+    center: str = "model",
+    norm: str = "l2",
+    rows: str | int = "exact",
+    probe: str = "haar",
+    params: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    engine: str = "auto",
+    memory_budget: int | None = None,
+    chunk: int | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> SensitivityMap:
+    """Measure how sensitive each parameter's gradient is to the labels.
+
+    For sample k, J_m(y_k) = d/dy_k (dL(x_k, y_k; W)/dw_m) and S_m = (1/K) sum_k ||J_m(y_k)||
+    (FedML-HE, arXiv 2303.10837; the Jacobian of Novak et al. 2018, arXiv 1802.08760, and Mo et
+    al. 2021, arXiv 2010.08762, per parameter). Since J_m = B dz/dw_m with B = d2L/dy dz, no
+    double backward through the model is needed. Two rules share the name:
+
+    - ``vector``: the norm over the whole label vector. For cross-entropy it does not depend on
+      the labels (except with ``center="label"``), so any inputs will do.
+    - ``true_label``: |dL_k/dw_m|, which for cross-entropy and a one-hot label is exactly the true
+      class's entry of J_m.
+
+    The model runs in eval mode; its flags, buffers, gradients and torch's random state are as
+    before afterwards. Parameters with ``requires_grad=False`` are absent from the map;
+    parameters that the logits do not depend on get 0.
+
+    Args:
+        model: any module whose samples do not interact in eval mode.
+        batches: iterable of (inputs, labels), the samples on the first axis of each. Inputs are a
+            tensor, or a tuple, list or dict of tensors.
+        loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
+            (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
+            probabilities; the norm is over the whole sequence), ``"binary_cross_entropy"`` (with
+            logits), ``"mse"``, another registered name, a :class:`LabelLoss` (such as
+            ``smoothed_cross_entropy(0.1)``) or a callable (z, y) -> one loss per sample.
+        rule: ``"vector"`` or ``"true_label"``.
+        center: how the loss depends on labels that do not sum to 1: ``"model"`` (as written),
+            ``"label"`` (labels are divided by their sum), ``"uniform"`` (only changes that keep
+            the sum), ``"none"`` (cross-entropy as logsumexp(z) - yᵀz).
+        norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
+        rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
+        probe: ``"haar"`` or ``"gauss"``.
+        params: names to restrict the map to.
+        forward: (model, inputs) -> logits, where ``model(inputs)`` is not it.
+        engine: ``"auto"``, ``"func"`` (torch.func, falls back to loop) or ``"loop"``.
+        memory_budget: bytes to stay under, above the loaded model; sets the chunk.
+        chunk: samples at a time, instead of a memory budget.
+        seed: of the probes. Clients should use different ones.
+        generator: source of the probes, on the CPU, instead of a seed.
+
+    Returns:
+        The map, on the CPU: fp32 sums, or fp64 for fp64 parameters.
+
+    Raises:
+        SensitivityError: options, labels or logits are not as described, or there is no sample.
+    """
+    plan = make_plan(loss, rule, center, norm, rows, probe)
+    selection = select_parameters(model, params)
+    task = Task(model, selection.parameters, forward or call_model, plan)
+    _check_sizes(memory_budget, chunk)
+    run = _Run(task, Runner(task, check_engine(engine), chunk, memory_budget), seed, generator)
+    with preserved(model):
+        for x, y in checked_batches(batches, task.device):
+            run.add(x, y)
+    if run.count == 0:
+        raise SensitivityError("expected at least one sample, got empty batches")
+    if run.count < FEW_SAMPLES:
+        LOGGER.info("%d samples; below %d the selection is noisy", run.count, FEW_SAMPLES)
+    sums = {name: value.cpu() for name, value in run.sums.items()}
+    return SensitivityMap(selection.expand(sums), run.count, plan.meta | run.meta)
+
+
+class _Run:
+    """The sums so far, and what the samples seen so far tell about the others."""
+
+    def __init__(
+        self, task: Task, runner: Runner, seed: int, generator: torch.Generator | None
+    ) -> None:
+        self.task = task
+        self.runner = runner
+        self.generator = _generator(seed, generator)
+        self.sums: Sums = task.zeros()
+        self.count = 0
+        self._seen: tuple[Any, Footprint] | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        probed = self.task.plan.probes is not None
+        seed = self.generator.initial_seed() if probed else None
+        chunk = 1 if self.runner.engine == "loop" else self.runner.chunk
+        return {"seed": seed, "engine": self.runner.engine, "chunk": chunk}
+
+    def add(self, x: Inputs, y: Tensor) -> None:
+        seen = self._footprint(x)
+        labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
+        weights = self.task.plan.draw(seen.shape, labels, self.generator)
+        self.runner.add(self.sums, seen, x, labels, weights)
+        self.count += len(y)
+
+    def _footprint(self, x: Inputs) -> Footprint:
+        shapes = [tensor.shape[1:] for tensor in tensors_of(x)]
+        if self._seen is None or self._seen[0] != shapes:
+            self._seen = shapes, footprint(self.task, part(x, 0, 1))
+        return self._seen[1]
+
+
+def _generator(seed: int, generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        return torch.Generator().manual_seed(seed)
+    if generator.device.type != "cpu":
+        raise SensitivityError(
+            f"expected a generator on the CPU, got one on {generator.device}; the probes are drawn "
+            "there so that they do not depend on the device"
+        )
+    return generator
+
+
+def _check_sizes(memory_budget: int | None, chunk: int | None) -> None:
+    if memory_budget is not None and chunk is not None:
+        raise SensitivityError("expected memory_budget or chunk, got both; give one of them")
+    for name, value in (("memory_budget", memory_budget), ("chunk", chunk)):
+        if value is not None and (isinstance(value, bool) or value < 1):
+            raise SensitivityError(f"expected {name} of at least 1, got {value!r}")

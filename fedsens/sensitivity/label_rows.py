@@ -1,0 +1,142 @@
+"""The logits side of the parameter-label Jacobian of one sample.
+
+With logits z, J_m = d/dy dL/dw_m = B g_m, where g_m = dz/dw_m and B = d2L/dy dz. B depends on
+the loss alone, never on the network, so ||J_m|| needs one backward pass per row of B and no
+double backward. Here B is a linear map: ``apply`` takes weights of its rows, of shape
+(r, count), to r cotangents of the logits, of shape (r, *z.shape). Everything in this file is
+about one sample, without a batch axis, and may run inside ``torch.func.vmap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod, sqrt
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Rows of B, produced on demand.
+
+    Attributes:
+        count: number of rows.
+        apply: weights of the rows (r, count) to cotangents (r, *z.shape).
+        like: a tensor whose type and device the rows have.
+        reduced: fewer rows V with VᵀV = BᵀB, so with the same L2 norms, if a closed form exists.
+    """
+
+    count: int
+    apply: Callable[[Tensor], Tensor]
+    like: Tensor
+    reduced: LabelRows | None = None
+
+    def row(self, index: int) -> Tensor:
+        """One row, in the logits' shape.
+
+        Args:
+            index: which, in ``[0, count)``.
+
+        Returns:
+            The cotangent of the logits.
+        """
+        weights = torch.zeros((1, self.count), dtype=self.like.dtype, device=self.like.device)
+        weights[0, index] = 1
+        return self.apply(weights)[0]
+
+    def combined(self, weights: Tensor) -> LabelRows:
+        """The rows ``weights @ B``.
+
+        Args:
+            weights: combinations, of shape (r, count).
+
+        Returns:
+            r rows.
+        """
+        mixed = self.apply(weights.to(self.like.dtype))
+        return matrix_rows(mixed, self.like)
+
+
+def matrix_rows(matrix: Tensor, z: Tensor) -> LabelRows:
+    """Rows given in full.
+
+    Args:
+        matrix: B, of shape (rows, *z.shape).
+        z: logits.
+
+    Returns:
+        The rows.
+    """
+    flat = matrix.reshape(matrix.shape[0], -1)
+
+    def apply(weights: Tensor) -> Tensor:
+        return (weights @ flat).reshape(-1, *z.shape)
+
+    return LabelRows(matrix.shape[0], apply, z)
+
+
+def diagonal_rows(weight: float, z: Tensor) -> LabelRows:
+    """Rows of ``weight`` times the identity, for losses whose outputs do not mix.
+
+    Args:
+        weight: the diagonal.
+        z: logits.
+
+    Returns:
+        One row per output.
+    """
+    return LabelRows(prod(z.shape), lambda u: weight * u.reshape(-1, *z.shape), z)
+
+
+def softmax_rows(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:
+    """Rows of B = -scale (I - 1 qᵀ) at each position, q a distribution over the classes.
+
+    This is cross-entropy in every convention: q = softmax(z) for unnormalised labels, q = y for
+    labels divided by their sum, q = 1/C for the derivative along the simplex. B has rank C - 1
+    (B 1 = 0), which :attr:`LabelRows.reduced` uses.
+
+    Args:
+        z: logits, (*positions, C).
+        q: distributions, (*positions, C).
+        scale: factor of each position, (*positions).
+
+    Returns:
+        C rows per position, and C - 1 in the reduced form.
+    """
+
+    def apply(weights: Tensor) -> Tensor:
+        u = weights.reshape(-1, *z.shape)
+        return (u.sum(-1, keepdim=True) * q - u) * scale[..., None]
+
+    return LabelRows(prod(z.shape), apply, z, _factor(z, q, scale))
+
+
+def _factor(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:
+    """The square root of BᵀB = P + C (Pq)(Pq)ᵀ, P = I - 11ᵀ/C, in C - 1 rows per position.
+
+    With E a (C-1, C) orthonormal basis of the complement of 1 (a Helmert-like matrix; here the
+    one of the Householder reflection, which costs O(C) to apply) and u = E q, the rows are
+    (I + beta u uᵀ) E with beta = (sqrt(1 + C |u|²) - 1) / |u|².
+    """
+    classes = z.shape[-1]
+    root = sqrt(classes)
+    centred = q - q.mean(-1, keepdim=True)
+    along = centred[..., 1:] + (centred[..., :1] / (root - 1))
+    beta = classes / (torch.sqrt(1 + classes * centred.square().sum(-1)) + 1)
+
+    def apply(weights: Tensor) -> Tensor:
+        u = weights.reshape(-1, *z.shape[:-1], classes - 1)
+        total = u.sum(-1, keepdim=True)
+        rotated = pad(u, (1, 0)) + _first_column(total, root, classes)
+        stretch = (u * along).sum(-1) * beta
+        return (rotated + stretch[..., None] * centred) * scale[..., None]
+
+    return LabelRows(prod(z.shape[:-1]) * (classes - 1), apply, z)
+
+
+def _first_column(total: Tensor, root: float, classes: int) -> Tensor:
+    others = (-total / (root * (root - 1))).expand(*total.shape[:-1], classes - 1)
+    return torch.cat([total / root, others], -1)

@@ -1,0 +1,102 @@
+"""Engines, which pull rows back to the parameters, and the one that is right for any module.
+
+An engine takes a task, the inputs, label vectors and probes of some samples, and returns the sums
+over these samples of the norm over rows, {name: tensor}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedsens.sensitivity.batching import Inputs, part
+from fedsens.sensitivity.label_rows import LabelRows
+from fedsens.sensitivity.norms import Norm
+from fedsens.sensitivity.registry import Registry
+from fedsens.sensitivity.task import Sums, Task, check_finite, wide
+
+Engine = Callable[[Task, Inputs, Tensor, Tensor | None], Sums]
+ENGINES: Registry[Engine] = Registry("engine")
+
+Pull = Callable[[Tensor, bool], dict[str, Tensor]]
+
+
+def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
+    """Accumulate a sample's gradients over rows, holding one row at a time.
+
+    Args:
+        rows: cotangents of the logits.
+        pull: cotangent, and whether it is the last one, to gradients by name.
+        norm: the norm.
+
+    Returns:
+        Name to what :func:`finisher` turns into the norm, in the parameter's shape; parameters
+        without a gradient are left out.
+    """
+    if rows.count == 1:
+        return pull(rows.row(0), True)
+    folded: dict[str, Tensor] = {}
+    for index in range(rows.count):
+        for name, g in pull(rows.row(index), index == rows.count - 1).items():
+            known = folded.get(name)
+            folded[name] = norm.lift(g) if known is None else norm.fold(known, g)
+    return folded
+
+
+def finisher(count: int, norm: Norm) -> Callable[[Tensor], Tensor]:
+    """The last step of a norm over rows: of one row, every norm is the absolute value.
+
+    Args:
+        count: number of rows.
+        norm: the norm.
+
+    Returns:
+        From what :func:`fold_rows` returns to the norm.
+    """
+    return torch.abs if count == 1 else norm.finish
+
+
+@ENGINES.register("loop")
+def loop_engine(task: Task, x: Inputs, y: Tensor, weights: Tensor | None) -> Sums:
+    """One forward pass per sample and one plain backward pass per row.
+
+    Args:
+        task: the task.
+        x: inputs, the batch first.
+        y: label vectors, the batch first.
+        weights: probes, the batch first, or None.
+
+    Returns:
+        Sums over the samples.
+    """
+    sums = task.zeros()
+    for k in range(len(y)):
+        sample_weights = None if weights is None else weights[k]
+        _add_sample(task, sums, part(x, k, k + 1), y[k], sample_weights)
+    return sums
+
+
+def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
+    z = task.logits(x)
+    check_finite(z)
+    if not z.requires_grad:
+        return  # the logits of this model do not depend on the parameters
+    scale, leaves = task.scale(z), list(task.parameters.values())
+    rows = task.plan.cotangents(z.detach().to(wide(z.dtype)), y, weights)
+
+    def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
+        grads = torch.autograd.grad(
+            z, leaves, (cotangent * scale).to(z.dtype), retain_graph=not last, allow_unused=True
+        )
+        return {
+            name: (g.to_dense() if g.is_sparse else g).to(sums[name].dtype)
+            for name, g in zip(task.parameters, grads, strict=True)
+            if g is not None
+        }
+
+    with torch.no_grad():
+        finish = finisher(rows.count, task.plan.norm)
+        for name, value in fold_rows(rows, pull, task.plan.norm).items():
+            sums[name].add_(finish(value), alpha=1 / scale)

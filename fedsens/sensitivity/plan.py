@@ -1,0 +1,200 @@
+"""What a map measures, independent of how its rows are pulled back through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from fedsens.errors import SensitivityError
+from fedsens.sensitivity.label_rows import LabelRows, matrix_rows
+from fedsens.sensitivity.losses import LabelLoss, PerSample, resolve_loss
+from fedsens.sensitivity.norms import NORMS, Norm
+from fedsens.sensitivity.probes import PROBES, Draw
+from fedsens.sensitivity.registry import Registry
+
+Rule = Callable[["Plan", Tensor, Tensor], LabelRows]
+RULES: Registry[Rule] = Registry("rule")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows whose norm is the sensitivity of one sample.
+
+    Attributes:
+        loss: the loss.
+        rule: name of the rule.
+        center: how the loss is extended off the simplex; see the facade.
+        norm: norm over rows.
+        probes: number of random combinations of rows, or None for every row.
+        probe: name of the probes' distribution.
+    """
+
+    loss: LabelLoss
+    rule: str
+    center: str
+    norm: Norm
+    probes: int | None
+    probe: str
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The options as the map's metadata record them."""
+        exact = self.probes is None
+        return {
+            "rule": self.rule,
+            "loss": self.loss.name,
+            "center": self.center,
+            "norm": self.norm.name,
+            "rows": "exact" if exact else self.probes,
+            "probe": None if exact else self.probe,
+        }
+
+    def base_rows(self, z: Tensor, y: Tensor) -> LabelRows:
+        """The rows of one sample before probing.
+
+        Args:
+            z: logits without batch axis, fp32 or fp64.
+            y: label vector without batch axis.
+
+        Returns:
+            The rows, in the smallest form that has the same norm.
+        """
+        return RULES[self.rule](self, z, y)
+
+    def row_count(self, shape: tuple[int, ...], y: Tensor) -> int:
+        """Number of rows of one sample before probing; it depends on shapes only.
+
+        Args:
+            shape: shape of the logits without batch axis.
+            y: any label vector without batch axis, in the rows' type.
+
+        Returns:
+            The number of rows.
+        """
+        return self.base_rows(torch.zeros(shape, dtype=y.dtype, device=y.device), y).count
+
+    def cotangents(self, z: Tensor, y: Tensor, weights: Tensor | None) -> LabelRows:
+        """The rows to pull back for one sample.
+
+        Args:
+            z: logits without batch axis, fp32 or fp64.
+            y: label vector without batch axis.
+            weights: the sample's probes (probes, rows), or None for every row.
+
+        Returns:
+            The rows.
+        """
+        rows = self.base_rows(z, y)
+        return rows if weights is None else rows.combined(weights)
+
+    def draw(self, shape: tuple[int, ...], y: Tensor, generator: torch.Generator) -> Tensor | None:
+        """The probes of a batch.
+
+        Args:
+            shape: shape of the logits without batch axis.
+            y: label vectors, the batch first, in the rows' type.
+            generator: source of randomness, on the CPU.
+
+        Returns:
+            Weights (samples, probes, rows), or None if every row is to be used.
+        """
+        if self.probes is None:
+            return None
+        rows = self.row_count(shape, y[0])
+        if self.probe == "haar" and self.probes >= rows:
+            return None
+        draw: Draw = PROBES[self.probe]
+        return draw(len(y), self.probes, rows, generator).to(y.device)
+
+
+def make_plan(
+    loss: str | LabelLoss | PerSample,
+    rule: str,
+    center: str,
+    norm: str,
+    rows: str | int,
+    probe: str,
+) -> Plan:
+    """Check the options of a map against each other.
+
+    Args:
+        loss: name, :class:`LabelLoss` or callable.
+        rule: name of the rule.
+        center: name of the center.
+        norm: name of the norm.
+        rows: ``"exact"`` or the number of probes.
+        probe: name of the probes' distribution.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SensitivityError: an option is unknown, or two options contradict each other.
+    """
+    resolved, known_norm = resolve_loss(loss), NORMS[norm]
+    RULES[rule], PROBES[probe]
+    if center not in resolved.rows:
+        raise SensitivityError(
+            f"expected a center out of {', '.join(map(repr, sorted(resolved.rows)))} for the loss "
+            f"{resolved.name}, got {center!r}"
+        )
+    probes = _probe_count(rows)
+    if rule == "true_label" and (center != "model" or probes is not None):
+        raise SensitivityError(
+            "expected center='model' and rows='exact' with rule='true_label', which is one exact "
+            f"row, got center={center!r} and rows={rows!r}; both options are of rule='vector'"
+        )
+    if probes is not None and not known_norm.rotates:
+        raise SensitivityError(
+            f"expected norm='l2' with probes, got {norm!r}; use rows='exact' for other norms"
+        )
+    return Plan(resolved, rule, center, known_norm, probes, probe)
+
+
+@RULES.register("vector")
+def vector_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
+    """The whole Jacobian J = B dz/dw, in its reduced form where the norm allows it.
+
+    Args:
+        plan: the map's options.
+        z: logits.
+        y: label vector.
+
+    Returns:
+        The rows of B, or fewer with equal L2 norms.
+    """
+    rows = plan.loss.rows[plan.center](z, y)
+    return rows.reduced if plan.norm.rotates and rows.reduced is not None else rows
+
+
+@RULES.register("true_label")
+def true_label_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
+    """The gradient of the sample's loss: for cross-entropy the true label's entry of J.
+
+    Args:
+        plan: the map's options.
+        z: logits.
+        y: label vector.
+
+    Returns:
+        One row, dL/dz.
+    """
+    if plan.loss.linear:
+        return plan.loss.rows["model"](z, y).combined(y.reshape(1, -1))  # dL/dz = yᵀB
+    row: Tensor = grad(plan.loss.value)(z, y)
+    return matrix_rows(row[None], z)
+
+
+def _probe_count(rows: str | int) -> int | None:
+    if rows == "exact":
+        return None
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise SensitivityError(
+            f"expected rows='exact' or a number of probes of at least 1, got {rows!r}"
+        )
+    return rows

@@ -1,0 +1,130 @@
+"""From the labels of a batch to the floating-point label vectors that a loss is a function of.
+
+Each function here takes the shape of one sample's logits, the labels of a batch of K samples and
+the type to use, and returns labels whose first axis is the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from fedsens.errors import SensitivityError
+
+IGNORE = -100
+
+
+def class_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels of one classification per sample.
+
+    Args:
+        shape: (C,).
+        y: class indices (K,), or probabilities (K, C) with a positive sum.
+        dtype: floating type of the result.
+
+    Returns:
+        Probabilities, (K, C).
+
+    Raises:
+        SensitivityError: logits or labels have another shape, or a label is out of range.
+    """
+    if len(shape) != 1:
+        raise SensitivityError(
+            f"expected logits of shape (samples, classes), got {('samples', *shape)}; use "
+            "loss='token_cross_entropy' for (samples, *positions, classes), or forward= to reshape"
+        )
+    probabilities = token_probabilities(shape, y, dtype)
+    if not bool((probabilities.sum(-1) > 0).all()):
+        raise SensitivityError(
+            "expected labels with a positive sum over the classes; one label is "
+            f"all zero, negative or the ignored index {IGNORE}; drop such samples"
+        )
+    return probabilities
+
+
+def token_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels of one classification per position.
+
+    Args:
+        shape: (*positions, C).
+        y: class indices (K, *positions), -100 where ignored, or probabilities
+            (K, *positions, C), all zero where ignored.
+        dtype: floating type of the result.
+
+    Returns:
+        Probabilities, (K, *positions, C), all zero where ignored.
+
+    Raises:
+        SensitivityError: labels have another shape, or a label is out of range.
+    """
+    if not shape or shape[-1] < 2:
+        raise SensitivityError(
+            f"expected at least 2 classes on the last axis of the logits, got {shape}; for one "
+            "output use loss='binary_cross_entropy' or 'mse'"
+        )
+    if tuple(y.shape[1:]) == tuple(shape):
+        return _finite(y.to(dtype))
+    if tuple(y.shape[1:]) != tuple(shape[:-1]) or y.is_floating_point():
+        raise SensitivityError(
+            f"expected integer labels of shape {('samples', *shape[:-1])} or probabilities of "
+            f"shape {('samples', *shape)}, got {y.dtype} of shape {tuple(y.shape)}"
+        )
+    return _one_hot(y.long(), shape[-1], dtype)
+
+
+def same_shape(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels with one value per output (regression, multi-label).
+
+    Args:
+        shape: shape of one sample's outputs.
+        y: labels (K, *shape); (K,) too if there is one output.
+        dtype: floating type of the result.
+
+    Returns:
+        Labels, (K, *shape).
+
+    Raises:
+        SensitivityError: labels have another shape, or are not finite.
+    """
+    if y.ndim == 1 and shape == (1,):
+        y = y[:, None]
+    if tuple(y.shape[1:]) != tuple(shape):
+        raise SensitivityError(
+            f"expected labels of the outputs' shape {('samples', *shape)}, got {tuple(y.shape)}; "
+            "reshape the labels, or the outputs with forward="
+        )
+    return _finite(y.to(dtype))
+
+
+def free_labels(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels of a user's loss: class indices become one-hot vectors, other labels stay.
+
+    Args:
+        shape: shape of one sample's outputs.
+        y: labels of any shape, the batch first.
+        dtype: floating type of the result.
+
+    Returns:
+        Labels in the given type.
+    """
+    indices = not y.is_floating_point() and y.dtype != torch.bool
+    if indices and tuple(y.shape[1:]) == tuple(shape[:-1]) and shape[-1:] > (1,):
+        return _one_hot(y.long(), shape[-1], dtype)
+    return _finite(y.to(dtype))
+
+
+def _one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    counted = y != IGNORE
+    if not bool(((y >= 0) & (y < classes) | ~counted).all()):
+        raise SensitivityError(
+            f"expected labels from 0 to {classes - 1}, got labels from {int(y.min())} to "
+            f"{int(y.max())}; check the model's number of classes"
+        )
+    return (one_hot(y.clamp(min=0), classes) * counted[..., None]).to(dtype)
+
+
+def _finite(y: Tensor) -> Tensor:
+    if not bool(torch.isfinite(y).all()):
+        raise SensitivityError("expected finite labels, got NaN or infinite ones; clean the data")
+    return y

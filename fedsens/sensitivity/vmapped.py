@@ -1,0 +1,95 @@
+"""The engine that runs samples side by side with ``torch.func.vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from fedsens.sensitivity.batching import Inputs, map_tensors
+from fedsens.sensitivity.per_sample import ENGINES, finisher, fold_rows
+from fedsens.sensitivity.task import Sums, Task, check_finite, wide
+
+# from this many entries on, summing one sample at a time is faster: it stays in the cache
+LARGE = 1024
+PREFIX = "model."
+
+
+@ENGINES.register("func")
+def func_engine(task: Task, x: Inputs, y: Tensor, weights: Tensor | None) -> Sums:
+    """All samples side by side, their rows one after the other.
+
+    Args:
+        task: the task.
+        x: inputs, the batch first.
+        y: label vectors, the batch first.
+        weights: probes, the batch first, or None.
+
+    Returns:
+        Sums over the samples.
+    """
+    one = _Sample(task)
+    # without no_grad the pullback would record a graph of its own for second derivatives
+    with torch.no_grad():
+        in_dims = (0, 0, None if weights is None else 0)
+        folded, z = vmap(one, in_dims=in_dims)(x, y, weights)
+        check_finite(z)
+        finish = finisher(one.rows, task.plan.norm)
+        return {n: _sum_samples(folded[PREFIX + n], finish) / one.scale for n in task.parameters}
+
+
+class _Sample:
+    """What ``vmap`` maps over samples; remembers what is equal for all of them."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.bound = _Bound(task)
+        self.rows = 0
+        self.scale = 1.0
+        constants = {name: p.detach() for name, p in task.model.named_parameters()}
+        constants |= {name: b.detach() for name, b in task.model.named_buffers()}
+        self.selected = {PREFIX + name: constants.pop(name) for name in task.parameters}
+        self.constants = {PREFIX + name: value for name, value in constants.items()}
+
+    def __call__(
+        self, x: Inputs, y: Tensor, weights: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        task, inputs = self.task, map_tensors(x, lambda tensor: tensor[None])
+
+        def logits(selected: dict[str, Tensor]) -> Tensor:
+            output: Tensor = functional_call(self.bound, {**self.constants, **selected}, (inputs,))
+            return output
+
+        z, pullback = vjp(logits, self.selected)[:2]  # a third item comes with has_aux only
+        rows = task.plan.cotangents(z.detach().to(wide(z.dtype)), y, weights)
+        self.rows, self.scale = rows.count, task.scale(z)
+
+        def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
+            (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=not last)
+            return {name: g.to(wide(g.dtype)) for name, g in grads.items()}
+
+        return fold_rows(rows, pull, task.plan.norm), z
+
+
+class _Bound(nn.Module):
+    """The model and its forward function as one module, for ``functional_call``."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.task = task
+
+    def forward(self, x: Inputs) -> Tensor:
+        return self.task.logits(x, self.model)
+
+
+def _sum_samples(folded: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum over the first axis of ``finish(folded)``."""
+    if folded.is_cuda or folded[0].numel() < LARGE:
+        return finish(folded).sum(0)
+    total = finish(folded[0]).clone()
+    for sample in folded[1:]:
+        total += finish(sample)
+    return total

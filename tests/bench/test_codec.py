@@ -1,0 +1,52 @@
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from fedsens.bench.codec import FEDML, NVFLARE, bench_codec
+
+VALUES = 8192
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {
+        row.name: row
+        for row in bench_codec(
+            VALUES, clients=2, repeats=1, presets=("compact",), baseline_values=99
+        )
+    }
+
+
+def test_one_row_per_codec_with_the_number_of_values_it_measured(rows):
+    assert {name: row.values for name, row in rows.items()} == {
+        FEDML: 99,
+        NVFLARE: 99,
+        "compact": VALUES,
+    }
+
+
+def test_security_is_the_standards(rows):
+    assert [row.security_bits for row in rows.values()] == [128, 192, 256]
+
+
+def test_errors_are_measured_on_each_kind_of_vector(rows):
+    for row in rows.values():
+        for error in (row.error_weights, row.error_constant, row.error_spike):
+            assert 0 < error < 2e-6
+
+
+def test_sizes_are_per_value(rows):
+    assert rows["compact"].bytes_up == pytest.approx(4.16, rel=0.02)
+    assert rows["compact"].bytes_down == pytest.approx(8.3, rel=0.02)
+
+
+def test_ratios_are_to_the_fedml_row_and_above_one_where_better(rows):
+    fedml, compact = rows[FEDML], rows["compact"]
+    assert set(fedml.vs_fedml.values()) == {1.0}
+    assert compact.vs_fedml["decrypt"] == compact.decrypt / fedml.decrypt
+    assert compact.vs_fedml["bytes_up"] == fedml.bytes_up / compact.bytes_up > 1
+
+
+def test_rows_are_frozen(rows):
+    with pytest.raises(FrozenInstanceError):
+        rows[FEDML].values = 1

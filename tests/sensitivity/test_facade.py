@@ -1,0 +1,275 @@
+"""sensitivity_map as a caller sees it: chunks, memory, state left behind, inputs, errors."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedsens.errors import SensitivityError
+from fedsens.sensitivity import reference_map, sensitivity_map
+from fedsens.sensitivity.footprint import footprint
+from fedsens.sensitivity.plan import make_plan
+from fedsens.sensitivity.preserve import preserved
+from fedsens.sensitivity.runner import chunk_size
+from fedsens.sensitivity.task import Task, call_model
+from tests.sensitivity.samples import assert_same, difference, images, mini_cnn
+
+
+@pytest.mark.parametrize("engine", ["func", "loop"])
+def test_chunks_do_not_matter(engine):
+    model, (x, y) = mini_cnn(), images(7)
+    whole = sensitivity_map(model, [(x, y)], engine=engine)
+    for chunk in (1, 2, 3, 100):
+        assert_same(sensitivity_map(model, [(x, y)], chunk=chunk, engine=engine), whole)
+    assert_same(sensitivity_map(model, zip(x.split(2), y.split(2), strict=True)), whole)
+
+
+def test_the_order_of_samples_does_not_matter():
+    model, (x, y) = mini_cnn(), images(7)
+    for rule in ("vector", "true_label"):
+        forward = sensitivity_map(model, [(x, y)], rule=rule)
+        assert_same(sensitivity_map(model, [(x.flip(0), y.flip(0))], rule=rule), forward)
+
+
+def test_a_data_loader_works_and_its_shuffling_is_undone():
+    model, (x, y) = mini_cnn(), images(7)
+    loader = DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True)
+    before = torch.get_rng_state()
+    assert_same(sensitivity_map(model, loader), sensitivity_map(model, [(x, y)]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Noisy(nn.Module):
+    """Dropout that ignores eval mode, a buffer that every forward pass changes and rebinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(2))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach().sum()
+        return self.head(nn.functional.dropout(self.body(x), training=True))
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+def test_the_model_is_left_as_it_was(engine, fail):
+    torch.manual_seed(0)
+    model = Noisy()
+    model.train()
+    model.body[1].eval()  # a frozen BatchNorm in a model that is being trained
+    model.head.bias.requires_grad_(False)
+    model(torch.randn(4, 3)).sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    buffers = {name: id(buffer) for name, buffer in model.named_buffers()}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    flags = [m.training for m in model.modules()]
+    rng = torch.get_rng_state()
+    y = torch.tensor([0, 1, 2, 0, 9 if fail else 1])
+    batches = [(torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), y)]
+    if fail:
+        with pytest.raises(SensitivityError, match="labels from 0 to 2"):
+            sensitivity_map(model, batches, engine=engine)
+    else:
+        sensitivity_map(model, batches, engine=engine)
+    assert flags == [m.training for m in model.modules()]
+    assert torch.equal(rng, torch.get_rng_state())
+    assert buffers == {name: id(buffer) for name, buffer in model.named_buffers()}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    for name, p in model.named_parameters():
+        assert p.requires_grad == (name != "head.bias")
+        assert (p.grad is None) == (name not in grads)
+        assert p.grad is None or torch.equal(p.grad, grads[name])
+
+
+def test_batch_norm_and_dropout_are_off_and_back_on():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    model.double().train()
+    batches = [(torch.randn(6, 3, dtype=torch.float64), torch.randint(3, (6,)))]
+    trained = sensitivity_map(model, batches)
+    assert model.training
+    assert_same(sensitivity_map(model.eval(), batches), trained)
+    assert not model.training
+    assert_same(reference_map(model.train(), batches, order="label_first"), trained)
+
+
+def test_works_without_gradients_enabled():
+    model, batches = mini_cnn(), [images()]
+    with torch.no_grad():
+        for engine in ("func", "loop"):
+            off = sensitivity_map(model, batches, engine=engine)
+            assert not torch.is_grad_enabled()
+            assert_same(off, sensitivity_map(model, batches))
+        assert_same(reference_map(model, batches, order="label_first"), off)
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, a, b):
+        return {"logits": self.head(a) * b}
+
+
+@pytest.mark.parametrize("engine", ["func", "loop"])
+def test_inputs_of_several_tensors(engine):
+    torch.manual_seed(0)
+    model = Several().double()
+    a, b, y = torch.randn(5, 3).double(), torch.rand(5, 1).double(), torch.randint(3, (5,))
+    calls = {
+        "tuple": ((a, b), lambda model, x: model(*x)["logits"]),
+        "list": ([a, b], lambda model, x: model(*x)["logits"]),
+        "dict": ({"a": a, "b": b}, lambda model, x: model(**x)["logits"]),
+    }
+    maps = [
+        sensitivity_map(model, [(x, y)], forward=forward, engine=engine)
+        for x, forward in calls.values()
+    ]
+    for smap in maps:
+        assert_same(smap, reference_map(model, [((a, b), y)], forward=calls["tuple"][1]))
+    with pytest.raises(SensitivityError, match="got dict; pass forward="):
+        sensitivity_map(model, [((a, b), y)])
+
+
+def task_of(model, x):
+    plan = make_plan("cross_entropy", "vector", "model", "l2", "exact", "haar")
+    task = Task(model, dict(model.named_parameters()), call_model, plan)
+    with preserved(model):
+        return task, footprint(task, x[:1])
+
+
+def test_the_memory_budget_sets_the_chunk():
+    model, (x, y) = mini_cnn(dtype=torch.float32), images(40, dtype=torch.float32)
+    task, seen = task_of(model, x)
+    assert seen.shape == (5,)
+    assert seen.bytes >= 4 * (2 * 4 * 4 + 8 + 6)  # at least the outputs of the layers
+    chunks = [chunk_size(task, seen, budget) for budget in (1, 20_000, 40_000, 10**9)]
+    assert chunks[0] == 1 < chunks[1] < chunks[2] < chunks[3]
+    per_sample = (40_000 - 20_000) / (chunks[2] - chunks[1])
+    assert per_sample >= 3 * 4 * task.size
+    small = sensitivity_map(model, [(x, y)], memory_budget=20_000)
+    assert small.meta["chunk"] == chunks[1]
+    assert_same(small, sensitivity_map(model, [(x, y)]), 1e-5)
+
+
+def test_large_models_use_the_loop():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 40_000), nn.ReLU(), nn.Linear(40_000, 2))
+    smap = sensitivity_map(model, [images(4, 2, torch.float32)], rule="true_label")
+    assert (smap.meta["engine"], smap.meta["chunk"]) == ("loop", 1)
+
+
+def test_the_metadata_say_how_the_map_was_made(caplog):
+    with caplog.at_level(logging.INFO, logger="fedsens.sensitivity"):
+        smap = sensitivity_map(mini_cnn(), [images()], center="uniform")
+    assert smap.meta == {
+        "rule": "vector",
+        "loss": "cross_entropy",
+        "center": "uniform",
+        "norm": "l2",
+        "rows": "exact",
+        "probe": None,
+        "seed": None,
+        "engine": "func",
+        "chunk": 64,
+    }
+    assert "6 samples" in caplog.text
+    caplog.clear()
+    x, y = images(300)
+    with caplog.at_level(logging.INFO, logger="fedsens.sensitivity"):
+        assert sensitivity_map(mini_cnn(), [(x, y)], rule="true_label").count == 300
+    assert not caplog.text
+
+
+def test_empty_batches_are_skipped_but_no_sample_is_an_error():
+    model, (x, y) = mini_cnn(), images()
+    whole = sensitivity_map(model, [(x[:0], y[:0]), (x, y), (x[:0], y[:0])])
+    assert_same(whole, sensitivity_map(model, [(x, y)]))
+    for function in (sensitivity_map, reference_map):
+        for batches in ([], [(x[:0], y[:0])]):
+            with pytest.raises(SensitivityError, match="at least one sample"):
+                function(model, batches)
+
+
+OPTIONS = [
+    ({"rule": "jacobian"}, "expected a rule out of 'true_label', 'vector', got 'jacobian'"),
+    ({"loss": "hinge"}, "expected a loss out of 'binary_cross_entropy'"),
+    ({"loss": None}, "expected a loss out of"),
+    ({"norm": "l3"}, "expected a norm out of 'l1', 'l2', 'linf'"),
+    ({"center": "mean"}, "expected a center out of 'label', 'model', 'none', 'uniform'"),
+    ({"engine": "fast"}, "expected an engine out of 'auto', 'func', 'loop', got 'fast'"),
+    ({"rows": 0}, "number of probes of at least 1, got 0"),
+    ({"rows": "all"}, "rows='exact' or a number"),
+    ({"rows": True}, "rows='exact' or a number"),
+    ({"rule": "true_label", "center": "label"}, "center='model' and rows='exact'"),
+    ({"chunk": 0}, "chunk of at least 1"),
+    ({"memory_budget": 0}, "memory_budget of at least 1"),
+    ({"chunk": 1, "memory_budget": 1}, "give one of them"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(SensitivityError, match=message):
+        sensitivity_map(mini_cnn(), [images()], **options)
+
+
+BATCHES = [
+    ([torch.zeros(2, 1, 6, 6)], "pairs \\(inputs, labels\\), got Tensor"),
+    ([{"img": 1, "label": 2}], "got dict; convert"),
+    ([(torch.zeros(2, 1, 6, 6), [0, 1])], "labels as a tensor, got list"),
+    ([("image", torch.zeros(1).long())], "got str"),
+    ([(torch.zeros(2, 1, 6, 6), torch.zeros(3).long())], "samples on the first axis"),
+    ([(torch.zeros(()), torch.zeros(3).long())], "samples on the first axis"),
+]
+
+
+@pytest.mark.parametrize(("batches", "message"), BATCHES)
+def test_wrong_batches_are_named(batches, message):
+    with pytest.raises(SensitivityError, match=message):
+        sensitivity_map(mini_cnn(), batches)
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("where", [0, 3])
+def test_non_finite_logits_are_named(engine, where):
+    model, (x, y) = mini_cnn(), images()
+    x[where, 0, 0, 0] = torch.nan
+    with pytest.raises(SensitivityError, match="finite logits"):
+        sensitivity_map(model, [(x, y)], engine=engine)
+    with pytest.raises(SensitivityError, match="finite logits"):
+        reference_map(model, [(x, y)])
+
+
+def test_logits_without_batch_axis_are_named():
+    model = nn.Linear(3, 1)
+    batches = [(torch.randn(4, 3), torch.randn(4))]
+    with pytest.raises(SensitivityError, match=r"batch axis of length 1.*squeeze"):
+        sensitivity_map(model, batches, "mse", forward=lambda model, x: model(x).squeeze())
+    squeezed = sensitivity_map(model, batches, "mse", forward=lambda model, x: model(x).squeeze(-1))
+    assert difference(squeezed, sensitivity_map(model, batches, "mse")) < 1e-6
+
+
+def test_a_generator_must_be_on_the_cpu():
+    class Elsewhere(torch.Generator):
+        device = torch.device("meta")
+
+    with pytest.raises(SensitivityError, match="generator on the CPU, got one on meta"):
+        sensitivity_map(mini_cnn(), [images()], rows=1, generator=Elsewhere())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_agrees_with_cpu():
+    model, (x, y) = mini_cnn(), images(9)
+    for options in ({}, {"rule": "true_label"}, {"rows": 2}):
+        cpu = sensitivity_map(model.cpu(), [(x, y)], **options)
+        gpu = sensitivity_map(model.cuda(), [(x, y)], **options)
+        assert gpu.sums["0.weight"].device.type == "cpu"
+        assert_same(gpu, cpu)
