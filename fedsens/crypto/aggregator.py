@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import tenseal.sealapi as sealapi
 
 from fedsens.crypto.params import CkksParameters
 from fedsens.crypto.seal import seal_context, seal_file
-from fedsens.crypto.wire import SUM, Batch, parse_batch
+from fedsens.crypto.wire import MAX_SUMMANDS, SUM, Batch, parse_batch
 from fedsens.errors import CiphertextError, KeyMismatchError
 
 
@@ -53,7 +54,8 @@ class Aggregator:
             data: a serialised batch, fresh or itself a sum.
 
         Raises:
-            CiphertextError: the bytes are damaged or hold another number of values.
+            CiphertextError: the bytes are damaged, hold another number of values, or claim more
+                summands than can be counted.
             KeyMismatchError: the parameters or the key differ from the first batch's.
         """
         batch = parse_batch(data, self.parameters)
@@ -68,7 +70,12 @@ class Aggregator:
                 f"expected a batch of {values} values, got {batch.values}; "
                 "clients must use the same mask"
             )
-        loaded = load_blocks(batch, self._context)
+        if self._summands + batch.summands > MAX_SUMMANDS:
+            raise CiphertextError(
+                f"expected at most {MAX_SUMMANDS} summands in all, got a batch that claims "
+                f"{batch.summands}; it was not made by fedsens"
+            )
+        loaded = list(load_blocks(batch, self._context))
         if self._first is None:
             self._first, self._sum = batch, loaded
             self._fingerprint, self._values = batch.fingerprint, batch.values
@@ -109,20 +116,19 @@ class Aggregator:
         return self.result()
 
 
-def load_blocks(batch: Batch, context: Any) -> list[Any]:
-    """Let SEAL read the ciphertexts of a parsed batch.
+def load_blocks(batch: Batch, context: Any) -> Iterator[Any]:
+    """Let SEAL read the ciphertexts of a parsed batch, one at a time.
 
     Args:
         batch: a batch that passed :func:`~fedsens.crypto.wire.parse_batch`.
         context: the SEAL context of its parameters.
 
-    Returns:
+    Yields:
         SEAL ciphertexts of two polynomials each.
 
     Raises:
-        CiphertextError: SEAL refuses one, or it is not a pair of polynomials of scale 1.
+        CiphertextError: SEAL refuses one, or it has another form than the codec's.
     """
-    loaded: list[Any] = []
     with seal_file() as file:
         for index, block in enumerate(batch.blocks):
             try:
@@ -131,10 +137,10 @@ def load_blocks(batch: Batch, context: Any) -> list[Any]:
                 raise CiphertextError(
                     f"expected SEAL to accept ciphertext {index}, got: {error}"
                 ) from None
-            if ciphertext.size() != 2 or ciphertext.scale != 1.0:
+            form = (ciphertext.size(), ciphertext.scale, ciphertext.is_ntt_form())
+            if form != (2, 1.0, True):
                 raise CiphertextError(
-                    f"expected a pair of polynomials of scale 1 in ciphertext {index}, got "
-                    f"{ciphertext.size()} of scale {ciphertext.scale}"
+                    "expected a pair of transformed polynomials of scale 1 in ciphertext "
+                    f"{index}, got another form; it was not made by fedsens"
                 )
-            loaded.append(ciphertext)
-    return loaded
+            yield ciphertext

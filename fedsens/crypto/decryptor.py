@@ -36,6 +36,9 @@ class Decryptor:
     def decrypt(self, data: bytes) -> NDArray[np.float64]:
         """Decrypt a batch: a client's values, or the sum of several clients'.
 
+        A block outside the declared range is refused with ValueRangeError: the sum overflowed
+        the modulus, or the ciphertext was not made with this key.
+
         Args:
             data: the serialised batch.
 
@@ -44,8 +47,6 @@ class Decryptor:
 
         Raises:
             KeyMismatchError: the batch was made with another key.
-            ValueRangeError: a block lies outside the declared range: the sum overflowed the
-                modulus, or the ciphertext was not made with this key.
         """
         batch = parse_batch(data, self.parameters)
         if batch.fingerprint != self._fingerprint:
@@ -53,13 +54,13 @@ class Decryptor:
                 f"expected a batch under the key {self._fingerprint}, got {batch.fingerprint}; "
                 "open it with the key it was made with"
             )
-        values = np.empty(len(batch.blocks) * self.parameters.degree)
+        slots = np.empty((len(batch.blocks), self.parameters.degree // 2), np.complex128)
         plaintext = sealapi.Plaintext()
-        for index, ciphertext in enumerate(load_blocks(batch, self._context)):
+        for row, ciphertext in zip(slots, load_blocks(batch, self._context), strict=True):
             self._decryptor.decrypt(ciphertext, plaintext)
-            slots = np.array(self._encoder.decode_complex(plaintext), np.complex128)
-            low = index * self.parameters.degree
-            values[low : low + self.parameters.degree] = unpack(slots[None], self.parameters)
+            numbers = self._encoder.decode_complex(plaintext)  # see Encryptor.encrypt_blocks
+            row[:] = np.fromiter(numbers, np.complex128)
+        values = unpack(slots, self.parameters)
         self._check(values)
         return values[: batch.values]
 

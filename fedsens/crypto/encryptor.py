@@ -79,6 +79,10 @@ class Encryptor:
 
         Returns:
             One serialised ciphertext per block of N values.
+
+        Raises:
+            ValueRangeError: the values of a block conspire with the phases to a coefficient
+                beyond half the modulus, which no honest block does.
         """
         blocks: list[bytes] = []
         plaintext = sealapi.Plaintext()
@@ -86,7 +90,16 @@ class Encryptor:
         with seal_file() as file:
             for low in range(0, len(values), step):
                 for slots in pack(values[low : low + step], self.parameters):
-                    self._encoder.encode(slots.tolist(), 1.0, plaintext)
+                    # The name keeps the last list until the next one exists; otherwise Python
+                    # gives its memory back to the system and faults it in again, every block.
+                    numbers = slots.tolist()
+                    try:
+                        self._encoder.encode(numbers, 1.0, plaintext)
+                    except ValueError:
+                        raise ValueRangeError(
+                            f"expected flattened coefficients within the modulus, got block "
+                            f"{len(blocks)} beyond; choose another phase seed or a larger range"
+                        ) from None
                     blocks.append(file.dump(self._encryptor.encrypt_symmetric(plaintext)))
         return blocks
 

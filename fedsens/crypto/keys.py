@@ -111,7 +111,7 @@ class SecretKey:
             }
             key = cls(next(iter(secrets)), secrets)
             intact = key.fingerprint == content["fingerprint"]
-        except (ValueError, KeyError, TypeError, StopIteration):
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
             intact = False
         if not intact:
             # The cause is dropped on purpose: its text could quote the secret.
@@ -123,11 +123,10 @@ class SecretKey:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the key to a new file that only its owner can read (mode 0600).
 
+        A file that exists already is never overwritten: that is a KeyFileError.
+
         Args:
             path: where to write; the folder must exist.
-
-        Raises:
-            KeyFileError: the file exists already or cannot be written.
         """
         write_private(Path(path), self.to_bytes())
 

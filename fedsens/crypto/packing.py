@@ -23,6 +23,13 @@ def _rotation(parameters: CkksParameters) -> Slots:
     return rotation
 
 
+@lru_cache(maxsize=8)
+def _inverse_rotation(parameters: CkksParameters) -> Slots:
+    inverse = 1.0 / _rotation(parameters)
+    inverse.flags.writeable = False
+    return inverse
+
+
 def pack(values: NDArray[np.floating], parameters: CkksParameters) -> Slots:
     """Pack real values two to a slot, in units of coefficients, and flatten.
 
@@ -51,7 +58,7 @@ def unpack(slots: Slots, parameters: CkksParameters) -> Floats:
     Returns:
         blocks * N values, the padding included.
     """
-    slots *= np.conj(_rotation(parameters)) / parameters.gain**2
+    slots *= _inverse_rotation(parameters)
     return slots.reshape(-1).view(np.float64)
 
 
@@ -73,8 +80,8 @@ def check_range(
         ValueRangeError: a value is NaN or infinite, or a block's root mean square exceeds R.
     """
     for low in range(0, len(values), parameters.degree):
-        block = np.asarray(values[low : low + parameters.degree], np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
+            block = np.asarray(values[low : low + parameters.degree], np.float64)
             energy = float(block @ block)
         if energy <= parameters.degree * parameters.value_range**2:
             continue

@@ -19,13 +19,19 @@ from fedsens.errors import ConfigurationError
 
 DEGREE = 4096
 TAIL = 7.0  # standard deviations that must fit; exceeded with probability 2.6e-12 per coordinate
-NOISE = math.sqrt(21 / 2 + 1 / 12)  # SEAL's centred binomial error (k = 21), plus rounding
+NOISE = 21 / 2  # variance of SEAL's centred binomial error (k = 21)
+ROUNDING = 1 / 12  # variance of rounding a coefficient to an integer
 
 # Largest log2(q) per security level for a ternary secret (Homomorphic Encryption Standard 2018,
 # table 1, classical attacks), strongest first.
 HE_STANDARD = {4096: ((256, 58), (192, 75), (128, 109))}
 
-# modulus bits: (value range, bytes per value of a fresh seeded ciphertext, of a sum)
+# The smallest primes above 2^bits that are 1 modulo 2N, as the transform needs. SEAL refuses to
+# encode a coefficient above half the power of two below the modulus: just above 2^bits that is
+# all of q / 2, just below it would be only q / 4. The bytes stay those of 2^bits.
+MODULI = {32: 2**32 + 24577, 36: 2**36 + 8193, 54: 2**54 + 24577}
+
+# name: (modulus bits, value range, bytes per value of a fresh seeded ciphertext, of a sum)
 PRESETS = {
     "compact": (32, 4.0, 4.16, 8.30),
     "balanced": (36, 16.0, 5.76, 11.36),
@@ -38,7 +44,7 @@ class CkksParameters(BaseModel):
     """Public CKKS parameters that every client and the server agree on.
 
     Attributes:
-        name: the preset that fixes the modulus: ``compact`` (q of 32 bits), ``balanced`` (36) or
+        name: the preset that fixes the modulus: ``compact`` (log2 q = 32), ``balanced`` (36) or
             ``precise`` (54).
         value_range: R. The root mean square of every block of N = 4096 values, and so any single
             value, may be at most R; the same holds for a sum of ciphertexts, which is why clients
@@ -83,8 +89,13 @@ class CkksParameters(BaseModel):
 
     @property
     def modulus_bits(self) -> int:
-        """Bits of q, the only prime of the coefficient modulus."""
+        """log2 of q, to the nearest integer."""
         return PRESETS[self.name][0]
+
+    @property
+    def modulus(self) -> int:
+        """q, the only prime of the coefficient modulus."""
+        return MODULI[self.modulus_bits]
 
     @property
     def security_bits(self) -> int:
@@ -115,8 +126,9 @@ class CkksParameters(BaseModel):
     def error_bound(self, clients: int = 1) -> float:
         """Bound on |decrypt(sum of encrypt(x_i)) - sum of x_i| for every coordinate.
 
-        It is :data:`TAIL` standard deviations of the noise of ``clients`` fresh ciphertexts, plus
-        the float64 rounding of the transform.
+        It is :data:`TAIL` standard deviations of the noise of ``clients`` fresh ciphertexts, whose
+        errors are independent but whose rounding is the same where their values are, plus the
+        float64 rounding of the transform.
 
         Args:
             clients: how many ciphertexts were added.
@@ -124,14 +136,15 @@ class CkksParameters(BaseModel):
         Returns:
             The bound, in the units of the values.
         """
-        noise = NOISE * math.sqrt(clients * self.degree / 2) / self.gain
+        variance = clients * NOISE + clients**2 * ROUNDING
+        noise = math.sqrt(variance * self.degree / 2) / self.gain
         rounding = 4 * float(np.finfo(np.float64).eps) * self.value_range * math.sqrt(self.degree)
         return TAIL * noise + rounding
 
     @property
     def digest(self) -> bytes:
         """16 bytes that are equal exactly for equal parameters."""
-        text = f"fedsens ckks 1|{self.degree}|{self.modulus_bits}|{self.gain!r}|{self.phase_seed}"
+        text = f"fedsens ckks 1|{self.degree}|{self.modulus}|{self.gain!r}|{self.phase_seed}"
         return hashlib.sha256(text.encode()).digest()[:16]
 
     def phases(self) -> NDArray[np.complex128]:

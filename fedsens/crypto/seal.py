@@ -29,9 +29,7 @@ def seal_context(parameters: CkksParameters) -> Any:
     """The SEAL context of a parameter set; SEAL itself checks its security level."""
     encryption = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.CKKS)
     encryption.set_poly_modulus_degree(parameters.degree)
-    encryption.set_coeff_modulus(
-        sealapi.CoeffModulus.Create(parameters.degree, [parameters.modulus_bits])
-    )
+    encryption.set_coeff_modulus([sealapi.Modulus(parameters.modulus)])
     return sealapi.SEALContext(encryption, True, SECURITY[parameters.security_bits])
 
 

@@ -28,6 +28,7 @@ VERSION = 1
 HEADER = struct.Struct("<4sBBxx16s16sQII")
 CHECKSUM = 16
 FRESH, SUM = 0, 1
+MAX_SUMMANDS = 2**32 - 1
 # SEAL's header starts each ciphertext: magic, header size, version, zstd (2), reserved, size.
 SEAL_HEADER = struct.Struct("<HBBBBHQ")
 SEAL_MAGIC, SEAL_ZSTD = 0xA15E, 2
@@ -66,8 +67,8 @@ class Batch:
             self.summands,
         )
         lengths = struct.pack(f"<{len(self.blocks)}I", *map(len, self.blocks))
-        body = b"".join((header, lengths, *self.blocks))
-        return body + _checksum(body)
+        pieces = (header, lengths, *self.blocks)
+        return b"".join((*pieces, _checksum(*pieces)))
 
 
 def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
@@ -141,5 +142,8 @@ def _check_seal_header(piece: memoryview) -> None:
         raise CiphertextError("expected a zstd-compressed SEAL ciphertext, got another header")
 
 
-def _checksum(data: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=CHECKSUM).digest()
+def _checksum(*pieces: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=CHECKSUM)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()

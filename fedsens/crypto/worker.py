@@ -35,23 +35,32 @@ def encrypt_in_worker(key: SecretKey, values: NDArray[np.floating]) -> list[byte
         CryptoError: the process failed.
     """
     wide = np.ascontiguousarray(values, np.float64)
-    command = [sys.executable, "-m", "fedsens.crypto.worker"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
+    # Not "-m": the package imports this module, so it would be loaded twice, with a warning.
+    command = [sys.executable, "-c", "from fedsens.crypto.worker import main; main()"]
+    blocks: list[bytes] = []
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
             for frame in (key.to_bytes(), wide.data.cast("B")):
                 process.stdin.write(FRAME.pack(len(frame)))
                 process.stdin.write(frame)
             process.stdin.close()
-        except BrokenPipeError:
-            pass  # the process died; its exit status says so below
-        output = memoryview(process.stdout.read())
-    if process.returncode != 0:
+            output = memoryview(process.stdout.read())
+        status = f"exit status {process.returncode}"
+        if process.returncode == 0:
+            blocks = _frames(output)
+    except OSError as error:  # a broken pipe where the process died before it read everything
+        status = str(error.strerror)
+    if len(blocks) != -(-len(values) // key.parameters.degree):
         raise CryptoError(
-            f"expected an encryption process to finish, got exit status {process.returncode}; "
+            f"expected an encryption process to finish, got {status}; "
             "see its standard error, or use one process"
         )
+    return blocks
+
+
+def _frames(output: memoryview) -> list[bytes]:
     blocks: list[bytes] = []
     while output:
         (length,) = FRAME.unpack_from(output)
@@ -73,7 +82,3 @@ def main() -> None:
     values = np.frombuffer(_read_frame(sys.stdin.buffer), np.float64)
     for block in Encryptor(key).encrypt_blocks(values):
         sys.stdout.buffer.write(FRAME.pack(len(block)) + block)
-
-
-if __name__ == "__main__":
-    main()
