@@ -8,8 +8,9 @@ from typing import Any
 import tenseal.sealapi as sealapi
 
 from fedsens.crypto.params import CkksParameters
+from fedsens.crypto.residues import expand, shrink
 from fedsens.crypto.seal import seal_context, seal_file
-from fedsens.crypto.wire import MAX_SUMMANDS, SUM, Batch, parse_batch
+from fedsens.crypto.wire import FRESH, MAX_SUMMANDS, SUM, Batch, parse_batch
 from fedsens.errors import CiphertextError, KeyMismatchError
 
 
@@ -75,7 +76,7 @@ class Aggregator:
                 f"expected at most {MAX_SUMMANDS} summands in all, got a batch that claims "
                 f"{batch.summands}; it was not made by fedsens"
             )
-        loaded = list(load_blocks(batch, self._context))
+        loaded = list(load_blocks(batch, self.parameters))
         if self._first is None:
             self._first, self._sum = batch, loaded
             self._fingerprint, self._values = batch.fingerprint, batch.values
@@ -96,7 +97,9 @@ class Aggregator:
         if self._first is None:
             raise CiphertextError("expected at least one batch to sum, got none")
         with seal_file() as file:
-            blocks = tuple(file.dump(block) for block in self._sum)
+            blocks = tuple(
+                shrink(file.stream(block), False, self.parameters) for block in self._sum
+            )
         first = self._first
         return Batch(
             SUM, first.parameters, first.fingerprint, first.values, self._summands, blocks
@@ -116,31 +119,27 @@ class Aggregator:
         return self.result()
 
 
-def load_blocks(batch: Batch, context: Any) -> Iterator[Any]:
+def load_blocks(batch: Batch, parameters: CkksParameters) -> Iterator[Any]:
     """Let SEAL read the ciphertexts of a parsed batch, one at a time.
 
     Args:
         batch: a batch that passed :func:`~fedsens.crypto.wire.parse_batch`.
-        context: the SEAL context of its parameters.
+        parameters: its parameters.
 
     Yields:
         SEAL ciphertexts of two polynomials each.
 
     Raises:
-        CiphertextError: SEAL refuses one, or it has another form than the codec's.
+        CiphertextError: SEAL refuses one, because a residue is not below q.
     """
+    context = seal_context(parameters)
     with seal_file() as file:
         for index, block in enumerate(batch.blocks):
             try:
-                ciphertext = file.load(sealapi.Ciphertext, context, block)
+                stream = expand(block, batch.kind == FRESH, parameters)
+                ciphertext = file.load(sealapi.Ciphertext, context, stream)
             except (RuntimeError, ValueError) as error:
                 raise CiphertextError(
                     f"expected SEAL to accept ciphertext {index}, got: {error}"
                 ) from None
-            form = (ciphertext.size(), ciphertext.scale, ciphertext.is_ntt_form())
-            if form != (2, 1.0, True):
-                raise CiphertextError(
-                    "expected a pair of transformed polynomials of scale 1 in ciphertext "
-                    f"{index}, got another form; it was not made by fedsens"
-                )
             yield ciphertext

@@ -56,14 +56,13 @@ class PresetCodec:
         key = generate_key(parameters)
         self.security_bits = parameters.security_bits
         self._parameters = parameters
-        self._context = seal_context(parameters)
-        self._evaluator = sealapi.Evaluator(self._context)
+        self._evaluator = sealapi.Evaluator(seal_context(parameters))
         self.encrypt = Encryptor(key).encrypt
         self.decrypt = Decryptor(key).decrypt
 
     def load(self, upload: bytes) -> list[Any]:
         """Bytes to ciphertexts, checked."""
-        return list(load_blocks(parse_batch(upload, self._parameters), self._context))
+        return list(load_blocks(parse_batch(upload, self._parameters), self._parameters))
 
     def add(self, total: list[Any], other: list[Any]) -> None:
         """Add in place."""

@@ -56,7 +56,7 @@ class Decryptor:
             )
         slots = np.empty((len(batch.blocks), self.parameters.degree // 2), np.complex128)
         plaintext = sealapi.Plaintext()
-        for row, ciphertext in zip(slots, load_blocks(batch, self._context), strict=True):
+        for row, ciphertext in zip(slots, load_blocks(batch, self.parameters), strict=True):
             self._decryptor.decrypt(ciphertext, plaintext)
             numbers = self._encoder.decode_complex(plaintext)  # see Encryptor.encrypt_blocks
             row[:] = np.fromiter(numbers, np.complex128)

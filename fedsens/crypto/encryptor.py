@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsens.crypto.keys import SecretKey
 from fedsens.crypto.packing import NameOf, check_range, pack
+from fedsens.crypto.residues import shrink
 from fedsens.crypto.seal import seal_context, seal_file
 from fedsens.crypto.wire import FRESH, Batch
 from fedsens.crypto.worker import encrypt_in_worker
@@ -100,7 +101,8 @@ class Encryptor:
                             f"expected flattened coefficients within the modulus, got block "
                             f"{len(blocks)} beyond; choose another phase seed or a larger range"
                         ) from None
-                    blocks.append(file.dump(self._encryptor.encrypt_symmetric(plaintext)))
+                    stream = file.stream(self._encryptor.encrypt_symmetric(plaintext))
+                    blocks.append(shrink(stream, True, self.parameters))
         return blocks
 
     def _parallel(self, values: NDArray[np.floating], workers: int) -> list[bytes]:

@@ -31,12 +31,8 @@ HE_STANDARD = {4096: ((256, 58), (192, 75), (128, 109))}
 # all of q / 2, just below it would be only q / 4. The bytes stay those of 2^bits.
 MODULI = {32: 2**32 + 24577, 36: 2**36 + 8193, 54: 2**54 + 24577}
 
-# name: (modulus bits, value range, bytes per value of a fresh seeded ciphertext, of a sum)
-PRESETS = {
-    "compact": (32, 4.0, 4.16, 8.30),
-    "balanced": (36, 16.0, 5.76, 11.36),
-    "precise": (54, 64.0, 7.58, 15.10),
-}
+# name: (modulus bits, value range)
+PRESETS = {"compact": (32, 4.0), "balanced": (36, 16.0), "precise": (54, 64.0)}
 PresetName = Literal["compact", "balanced", "precise"]
 
 
@@ -103,14 +99,28 @@ class CkksParameters(BaseModel):
         return next(level for level, bits in HE_STANDARD[DEGREE] if self.modulus_bits <= bits)
 
     @property
+    def residue_widths(self) -> tuple[int, ...]:
+        """Bytes per residue that a block may have, the usual one first.
+
+        Where q is just above a power of 256, a rare block holds a residue that needs one more.
+        """
+        usual = -(-self.modulus_bits // 8)
+        return (usual, usual + 1) if self.modulus > 2 ** (8 * usual) else (usual,)
+
+    @property
     def bytes_per_parameter(self) -> float:
-        """Bytes per value of an upload (a fresh, seeded ciphertext), measured; full blocks."""
-        return PRESETS[self.name][2]
+        """Expected bytes per value of an upload (a fresh, seeded ciphertext), full blocks."""
+        return self._bytes(self.degree) + 65 / self.degree  # the seed, and the block's width
 
     @property
     def bytes_per_parameter_down(self) -> float:
-        """Bytes per value of a download (a sum of ciphertexts), measured; full blocks."""
-        return PRESETS[self.name][3]
+        """Expected bytes per value of a download (a sum of ciphertexts), full blocks."""
+        return 2 * self._bytes(2 * self.degree) + 1 / self.degree
+
+    def _bytes(self, residues: int) -> float:
+        usual = self.residue_widths[0]
+        small = min(1.0, 2.0 ** (8 * usual) / self.modulus)
+        return usual + 1 - small**residues
 
     @property
     def gain(self) -> float:

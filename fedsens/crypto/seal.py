@@ -14,8 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 import tenseal.sealapi as sealapi
+import zstandard
 
 from fedsens.crypto.params import CkksParameters
+
+SEAL_HEADER_SIZE = 16
 
 SECURITY = {
     128: sealapi.SEC_LEVEL_TYPE.TC128,
@@ -39,12 +42,17 @@ class SealFile:
     def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._zstd = zstandard.ZstdDecompressor()  # a new one per object costs page faults
 
     def dump(self, obj: Any) -> bytes:
         """Serialise a SEAL object (compressed by SEAL)."""
         os.ftruncate(self._descriptor, 0)
         obj.save(self._path)
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+
+    def stream(self, obj: Any) -> bytes:
+        """Serialise a SEAL object and undo SEAL's compression; SEAL's header is left out."""
+        return self._zstd.decompress(memoryview(self.dump(obj))[SEAL_HEADER_SIZE:])
 
     def load(self, kind: Any, context: Any, data: bytes | memoryview) -> Any:
         """Read a SEAL object of class ``kind``; SEAL raises RuntimeError or ValueError."""

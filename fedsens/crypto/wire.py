@@ -5,33 +5,31 @@ Everything is little-endian::
     magic "FSCT", version, kind (0 fresh, 1 sum), two zero bytes
     parameter digest (16), key fingerprint (16)
     values (u64), blocks (u32), summands (u32)
-    blocks x length of the ciphertext (u32)
-    the ciphertexts as SEAL serialises them
-    BLAKE2b-128 of all of the above
+    blocks x bytes per residue (u8)
+    the ciphertexts (see :mod:`fedsens.crypto.residues`)
+    CRC-32 of all of the above
 
-SEAL notices truncation but not every flipped bit, hence the checksum. It guards against damage,
-not against forgery: that is what TLS and node authentication are for.
+SEAL would not notice a flipped bit, hence the checksum. It guards against damage, not against
+forgery: that is what TLS and node authentication are for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
+import zlib
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from fedsens.crypto.params import CkksParameters
+from fedsens.crypto.residues import block_size
 from fedsens.errors import CiphertextError, KeyMismatchError
 
 MAGIC = b"FSCT"
 VERSION = 1
 HEADER = struct.Struct("<4sBBxx16s16sQII")
-CHECKSUM = 16
+CHECKSUM = 4
 FRESH, SUM = 0, 1
 MAX_SUMMANDS = 2**32 - 1
-# SEAL's header starts each ciphertext: magic, header size, version, zstd (2), reserved, size.
-SEAL_HEADER = struct.Struct("<HBBBBHQ")
-SEAL_MAGIC, SEAL_ZSTD = 0xA15E, 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Batch:
         fingerprint: of the key, hexadecimal.
         values: number of real values.
         summands: number of fresh ciphertexts that were added up.
-        blocks: the SEAL ciphertexts.
+        blocks: the ciphertext of each block.
     """
 
     kind: int
@@ -66,8 +64,9 @@ class Batch:
             len(self.blocks),
             self.summands,
         )
-        lengths = struct.pack(f"<{len(self.blocks)}I", *map(len, self.blocks))
-        pieces = (header, lengths, *self.blocks)
+        one = block_size(1, self.kind == FRESH) - block_size(0, self.kind == FRESH)
+        widths = bytes(len(block) // one for block in self.blocks)
+        pieces = (header, widths, *self.blocks)
         return b"".join((*pieces, _checksum(*pieces)))
 
 
@@ -110,40 +109,30 @@ def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
             f"expected ceil(values / {parameters.degree}) blocks and at least one summand, got "
             f"{values} values, {blocks} blocks, {summands} summands"
         )
-    return Batch(kind, digest, fingerprint.hex(), values, summands, _cut(view, blocks))
+    pieces = _cut(view, blocks, kind == FRESH, parameters)
+    return Batch(kind, digest, fingerprint.hex(), values, summands, pieces)
 
 
-def _cut(view: memoryview, blocks: int) -> tuple[memoryview, ...]:
-    start = HEADER.size + 4 * blocks
-    if start > len(view) - CHECKSUM:
-        raise CiphertextError(f"expected {blocks} ciphertexts, got a truncated list")
-    lengths = struct.unpack_from(f"<{blocks}I", view, HEADER.size)
-    offsets = list(accumulate(lengths, initial=start))
-    if offsets[-1] != len(view) - CHECKSUM:
+def _cut(
+    view: memoryview, blocks: int, fresh: bool, parameters: CkksParameters
+) -> tuple[memoryview, ...]:
+    start, stop = HEADER.size + blocks, len(view) - CHECKSUM
+    widths = bytes(view[HEADER.size : min(start, stop)])
+    if len(widths) != blocks or not set(widths) <= set(parameters.residue_widths):
         raise CiphertextError(
-            f"expected ciphertexts of {sum(lengths)} bytes, got {len(view) - CHECKSUM - start}"
+            f"expected {blocks} ciphertexts of {parameters.residue_widths} bytes per residue, got "
+            "another list"
         )
-    pieces = tuple(view[a:b] for a, b in pairwise(offsets))
-    for piece in pieces:
-        _check_seal_header(piece)
-    return pieces
-
-
-def _check_seal_header(piece: memoryview) -> None:
-    if len(piece) < SEAL_HEADER.size:
-        raise CiphertextError(f"expected a SEAL ciphertext, got {len(piece)} bytes")
-    magic, size, _, _, compression, _, total = SEAL_HEADER.unpack_from(piece)
-    if (magic, size, compression, total) != (
-        SEAL_MAGIC,
-        SEAL_HEADER.size,
-        SEAL_ZSTD,
-        len(piece),
-    ):
-        raise CiphertextError("expected a zstd-compressed SEAL ciphertext, got another header")
+    offsets = list(accumulate((block_size(width, fresh) for width in widths), initial=start))
+    if offsets[-1] != stop:
+        raise CiphertextError(
+            f"expected ciphertexts of {offsets[-1] - start} bytes, got {stop - start}"
+        )
+    return tuple(view[a:b] for a, b in pairwise(offsets))
 
 
 def _checksum(*pieces: bytes | memoryview) -> bytes:
-    digest = hashlib.blake2b(digest_size=CHECKSUM)
+    value = 0
     for piece in pieces:
-        digest.update(piece)
-    return digest.digest()
+        value = zlib.crc32(piece, value)
+    return value.to_bytes(CHECKSUM, "little")

@@ -19,7 +19,9 @@ def test_stated_bytes_are_the_measured_ones_whatever_the_data(name, kind):
         (up, parameters(name).bytes_per_parameter),
         (down, parameters(name).bytes_per_parameter_down),
     ):
-        assert len(data) / (BLOCKS * N) == pytest.approx(stated, rel=0.02)
+        # How many of 64 blocks need one byte more is chance: 9 standard deviations.
+        tolerance = 0.06 if len(parameters(name).residue_widths) > 1 else 0.001
+        assert len(data) / (BLOCKS * N) == pytest.approx(stated, rel=tolerance)
 
 
 def test_a_compact_upload_costs_what_float32_does_and_a_download_twice_that():
@@ -30,9 +32,9 @@ def test_a_compact_upload_costs_what_float32_does_and_a_download_twice_that():
 
 
 def test_bytes_of_a_client_do_not_grow_with_the_number_of_clients():
-    blob = encryptor("compact").encrypt(vector("random", N, 0.1))
-    sizes = [len(Aggregator(parameters("compact")).sum([blob] * n)) for n in (1, 10)]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    blob = encryptor("balanced").encrypt(vector("random", N, 0.1))
+    sizes = [len(Aggregator(parameters("balanced")).sum([blob] * n)) for n in (1, 10)]
+    assert sizes[1] == sizes[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
