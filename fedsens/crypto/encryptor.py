@@ -16,7 +16,7 @@ from fedsens.crypto.wire import FRESH, Batch
 from fedsens.crypto.worker import encrypt_in_worker
 from fedsens.errors import ConfigurationError, ValueRangeError
 
-CHUNK = 32  # blocks packed at a time: 2 MiB of slots
+CHUNK = 4  # blocks packed at a time: 256 KiB of slots, which stay in the cache
 WORKER_BLOCKS = 512  # a worker takes half a second to start; fewer blocks are not worth it
 
 

@@ -28,7 +28,12 @@ MEMBERS = struct.Struct("<4Q?QQQdQ")
 COUNT = struct.Struct("<Q")
 INFO = struct.Struct("<B")
 # A residue's bytes travel in planes, low ones first, so that whole arrays are converted.
-PLANES = {4: ("<u4",), 5: ("<u4", "u1"), 6: ("<u4", "<u2"), 7: ("<u4", "<u2", "u1")}
+PLANES: dict[int, tuple[tuple[int, str], ...]] = {  # width: (bits to shift, type) of each plane
+    4: ((0, "<u4"),),
+    5: ((0, "<u4"), (32, "u1")),
+    6: ((0, "<u4"), (32, "<u2")),
+    7: ((0, "<u4"), (32, "<u2"), (48, "u1")),
+}
 
 
 def block_size(width: int, fresh: bool) -> int:
@@ -66,12 +71,11 @@ def shrink(stream: bytes, fresh: bool, parameters: CkksParameters) -> bytes:
             "expected SEAL to write ciphertexts in the form of version 4, got another; "
             "install the tenseal version that fedsens names"
         )
-    words = np.frombuffer(stream, "<u8", count, len(prefix))
+    words = np.frombuffer(stream[len(prefix) : stop], "<u8")  # a copy, which is aligned
     largest = int(words.max())
     planes = PLANES[next(w for w in parameters.residue_widths if largest >> 8 * w == 0)]
-    shifts = np.cumsum([0, *(8 * np.dtype(plane).itemsize for plane in planes)]).tolist()
-    parts = [(words >> s).astype(p).tobytes() for s, p in zip(shifts, planes, strict=False)]
-    return b"".join((stream[stop + len(after) :], *parts))
+    parts = [(words >> shift if shift else words).astype(kind) for shift, kind in planes]
+    return b"".join((stream[stop + len(after) :], *(part.data for part in parts)))
 
 
 def expand(block: bytes | memoryview, fresh: bool, parameters: CkksParameters) -> bytes:
@@ -95,11 +99,11 @@ def expand(block: bytes | memoryview, fresh: bool, parameters: CkksParameters) -
             f"expected {parameters.residue_widths} bytes for each of {count} residues, got a "
             f"ciphertext of {len(block)} bytes"
         )
-    words, shift, at = np.zeros(count, "<u8"), 0, start
-    for plane in PLANES[width]:
-        part = np.frombuffer(block, plane, count, at)
+    (_, kind), *others = PLANES[width]
+    words = np.frombuffer(block, kind, count, start).astype("<u8")
+    for shift, kind in others:
+        part = np.frombuffer(block, kind, count, start + count * shift // 8)
         words |= part.astype("<u8") << np.uint64(shift)
-        at, shift = at + part.nbytes, shift + 8 * part.itemsize
     before, after = _frame(parameters, fresh)
     return b"".join((before, words.data, after, bytes(block[:start])))
 

@@ -87,7 +87,7 @@ class Client:
         self.decrypt_seconds = time.process_time() - started
         if received.model.ciphertext is not None:
             content[received.key] = to_record(arrays)
-            self.store.record_model(received.header.round, digest_of(arrays))
+            self.store.record_model(received.header, digest_of(arrays))
         return received
 
     def check_mask(self, mask: EncryptionMask) -> None:
@@ -133,6 +133,9 @@ class Client:
         Args:
             reply: the answer of the user's function; changed in place.
             received: the model it answers to.
+
+        Raises:
+            MaskError: the mask would send a tied parameter in plaintext under its other name.
         """
         content, header = reply.content, received.header
         if not content.array_records:
@@ -206,3 +209,17 @@ def refuse(message: Message, error: FedSensError) -> Message:
     """
     logger.error("refused %s: %s: %s", message.metadata.message_type, type(error).__name__, error)
     return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def conceal(message: Message, error: Exception) -> Message:
+    """Answer a message with the type of an unexpected exception, whose text could quote anything.
+
+    Args:
+        message: the message.
+        error: the exception; log it on the client, where its text belongs.
+
+    Returns:
+        The error reply.
+    """
+    reason = f"{type(error).__name__} in the app; the client's own log has the details"
+    return Message(Error(RAISED, reason), reply_to=message)

@@ -7,13 +7,19 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsens.crypto import MAP_PARAMETERS, Decryptor, Encryptor, SecretKey, generate_key
 from fedsens.crypto.wire import parse_batch
-from fedsens.errors import DowngradeError, FedSensError, ProtocolError
-from fedsens.flower.client import RAISED, Client, refuse
+from fedsens.errors import (
+    DowngradeError,
+    EnvelopeError,
+    FedSensError,
+    ProtocolError,
+    RosterError,
+)
+from fedsens.flower.client import Client, conceal, refuse
 from fedsens.flower.records import (
     ENVELOPES,
     KEYS_ACTION,
@@ -81,8 +87,7 @@ def _guarded(
             return refuse(message, error)
         except Exception as error:
             logger.exception("%s failed", message.metadata.message_type)
-            reason = f"{type(error).__name__} in the app; the client's own log has the details"
-            return Message(Error(RAISED, reason), reply_to=message)
+            return conceal(message, error)
         return Message(content, reply_to=message)
 
     return handle
@@ -111,21 +116,37 @@ def _share(request: KeyRequest, client: Client) -> ConfigRecord:
     store = client.store
     if store.provisioned:
         raise ProtocolError("expected no key agreement, because this client's key is provisioned")
-    roster = {node: bytes.fromhex(key) for node, key in request.roster.items()}
-    store.check_roster(list(roster.values()))
+    if store.key is None and not request.create:
+        raise ProtocolError("expected this client to hold the key, got a request but no key")
+    admitted = _admitted(request, client)
     if store.key is None:
-        if not request.create:
-            raise ProtocolError("expected this client to hold the key, got a request but no key")
         store.keep(generate_key(request.parameters, MAP_PARAMETERS))
     key = store.key
     assert key is not None
-    for node, public in roster.items():
-        logger.info("sharing key %s with node %s (%s)", key.fingerprint, node, public.hex()[:16])
     secret = key.to_bytes()
-    return ConfigRecord({
-        str(node): seal(secret, store.identity, public, store.run)
-        for node, public in roster.items()
-    })
+    envelopes = ConfigRecord()
+    for node, public in admitted.items():
+        try:
+            envelopes[str(node)] = seal(secret, store.identity, public, store.run)
+        except EnvelopeError as error:  # one client's bad key must not stop the others
+            logger.warning("no key for node %s: %s", node, error)
+        else:
+            logger.info("sharing key %s with node %s (%s)", key.fingerprint, node, public.hex())
+    return envelopes
+
+
+def _admitted(request: KeyRequest, client: Client) -> dict[int, bytes]:
+    admitted = {}
+    for node, public in request.roster.items():
+        try:
+            client.store.check_roster([bytes.fromhex(public)])
+        except RosterError as error:
+            logger.warning("no key for node %s: %s", node, error)
+        else:
+            admitted[node] = bytes.fromhex(public)
+    if request.roster and not admitted:
+        raise RosterError("expected a client of the pinned roster to share the key with, got none")
+    return admitted
 
 
 def _map(

@@ -63,6 +63,9 @@ class Masking:
 
         Returns:
             A mask of exactly the configured number of coordinates.
+
+        Raises:
+            PhaseError: too few clients or no key holder answered, or plain maps do not suffice.
         """
         config, needs = self._config, get_policy(self._config.policy).needs
         if not needs:  # nothing secret enters, so the server selects by itself

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedsens.errors import FedSensError
-from fedsens.flower.client import RAISED, Client, refuse
+from fedsens.flower.client import Client, conceal, refuse
 from fedsens.flower.records import QUERIES
 
 logger = logging.getLogger(__name__)
@@ -50,25 +50,22 @@ class SelectiveEncryptionMod:
         if message.metadata.message_type in QUERIES:
             return call_next(message, context)  # install()'s handlers guard themselves
         try:
-            client = Client(context, self._min_ratio)
-            received = client.open(message.content)
-            client.check_mask(received.mask)
+            return self._handle(message, context, call_next)
         except FedSensError as error:
             return refuse(message, error)
-        reply = _run(message, context, call_next)
-        if reply.has_error():
-            return reply
+        except Exception as error:
+            logger.exception("%s failed", message.metadata.message_type)
+            return conceal(message, error)
+
+    def _handle(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        client = Client(context, self._min_ratio)
+        received = client.open(message.content)
+        client.check_mask(received.mask)
         try:
+            reply = call_next(message, context)
+        except Exception as error:  # an error of fedsens too, since the app may have written it
+            logger.exception("the app's %s function failed", message.metadata.message_type)
+            return conceal(message, error)
+        if not reply.has_error():
             client.protect(reply, received)
-        except FedSensError as error:
-            return refuse(message, error)
         return reply
-
-
-def _run(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    try:
-        return call_next(message, context)
-    except Exception as error:
-        logger.exception("the app's %s function failed", message.metadata.message_type)
-        reason = f"{type(error).__name__} in the app; the client's own log has the details"
-        return Message(Error(RAISED, reason), reply_to=message)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any, Final, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -34,6 +36,18 @@ QUERIES: Final = frozenset(
 
 STYPE: Final = "fedsens.bytes/1"
 PIECE = 4 * 2**20  # Flower moves Arrays as objects; a few megabytes each suit its transport
+
+# What np.load raises on bytes that are no array, or one that claims to be larger than memory.
+UNREADABLE = (
+    TypeError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    BadZipFile,
+    MemoryError,
+    OverflowError,
+)
 
 H = TypeVar("H", bound=Header)
 
@@ -111,11 +125,14 @@ def to_arrays(record: ArrayRecord) -> Arrays:
         ProtocolError: an array cannot be read.
     """
     try:
-        return {name: array.numpy() for name, array in record.items()}
-    except (TypeError, ValueError, EOFError, SyntaxError) as error:
+        arrays = {name: array.numpy() for name, array in record.items()}
+    except UNREADABLE as error:
         raise ProtocolError(
             f"expected NumPy arrays in the ArrayRecord, got {type(error).__name__} on reading one"
         ) from None
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ProtocolError("expected NumPy arrays in the ArrayRecord, got an archive")
+    return arrays
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -198,8 +215,6 @@ def take_model(content: RecordDict) -> Received:
     if split_by.digest != header.model_mask:
         raise ProtocolError("expected the mask that the model is split by, got another")
     ciphertext = record_to_bytes(content, CIPHERTEXT) if CIPHERTEXT in content else None
-    if ciphertext is not None and not header.weight > 0:
-        raise ProtocolError("expected a positive weight of the ciphertext, got 0")
     key = model_key(content)
     record: Any = content[key]
     model = ProtectedModel(
@@ -209,7 +224,7 @@ def take_model(content: RecordDict) -> Received:
         ciphertext,
         header.weight,
         header.parameters,
-        header.round - 1,
+        header.model_round,
     )
     if mask.layout_digest != layout.digest:
         raise ProtocolError("expected a mask for this model's layout, got one for another model")
@@ -264,7 +279,15 @@ def size_of(content: RecordDict) -> tuple[int, int]:
         encrypted += size if key in {CIPHERTEXT, MAP} else 0
         plain += 0 if key in {CIPHERTEXT, MAP} else size
     for config in content.config_records.values():
-        plain += sum(len(v) if isinstance(v, str | bytes) else 8 for v in config.values())
+        plain += sum(map(_bytes_in, config.values()))
     for metrics in content.metric_records.values():
-        plain += sum(8 * len(v) if isinstance(v, list) else 8 for v in metrics.values())
+        plain += sum(map(_bytes_in, metrics.values()))
     return plain, encrypted
+
+
+def _bytes_in(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes_in, value))
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8

@@ -12,13 +12,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import PhaseError, ProtocolError, StrategyError
+from fedsens.errors import ConfigurationError, PhaseError, ProtocolError, StrategyError
 from fedsens.flower.agreement import KeyAgreement
+from fedsens.flower.client import REFUSED
 from fedsens.flower.compatibility import check_strategy
 from fedsens.flower.exchange import by_node, total, wait_for_nodes
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import HEADER, put_model, to_arrays, to_record
-from fedsens.flower.updates import Updates
+from fedsens.flower.updates import Updates, usable_metrics
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.headers import ModelHeader
@@ -119,6 +120,8 @@ class SelectiveEncryption(Strategy):
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
             )
+        self._model = self._mask = None  # of an earlier run
+        self._keys = KeyAgreement(self.config.parameters, self.config.key_timeout)
         result = super().start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         )
@@ -194,18 +197,29 @@ class SelectiveEncryption(Strategy):
         """Let the inner strategy average the metrics."""
         answers = by_node(self._sent, replies)
         up = total(reply.content for reply in answers.values() if reply.has_content())
-        for reply in answers.values():
-            if reply.has_content():
-                reply.content.pop(HEADER, None)
-        metrics = self.inner.aggregate_evaluate(server_round, list(answers.values()))
+        errors = [reply for reply in answers.values() if reply.has_error()]
+        good = [reply for reply in answers.values() if not reply.has_error()]
+        for node, reply in answers.items():
+            if reply.has_error() and reply.error.code == REFUSED:
+                self._keys.forget(node)
+        for reply in good:
+            reply.content.pop(HEADER, None)
+        if self._current_mask().k:
+            good = usable_metrics(good, self._weighted_by)
+        metrics = self.inner.aggregate_evaluate(server_round, [*good, *errors])
         if self._sent:
-            good = sum(reply.has_content() for reply in answers.values())
-            self._phase("evaluate", server_round, good, up, metrics, {})
+            self._phase("evaluate", server_round, len(good), up, metrics, {})
         return metrics
 
     def _begin(self, arrays: ArrayRecord) -> None:
         state = to_arrays(arrays)
         layout = ParameterLayout.from_state_dict(state)
+        ratio = self.config.effective_ratio
+        if ratio > 0 and not mask_count(ratio, layout.size):
+            raise ConfigurationError(
+                f"expected a ratio that encrypts at least one of {layout.size} parameters, got "
+                f"{ratio}; raise fedsens.ratio, or set it to 0 to switch encryption off"
+            )
         nothing = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
         self._model = ProtectedModel(layout, nothing, state, None, 0.0, self.config.parameters)
         self._mask = nothing
@@ -222,7 +236,7 @@ class SelectiveEncryption(Strategy):
                     f"{held}; see the warnings above, or lower fedsens.key-min-clients"
                 )
         refresh = every > 0 and server_round > 1 and (server_round - 1) % every == 0
-        if (first and mask_count(self.config.effective_ratio, self.model.layout.size)) or refresh:
+        if first or refresh:
             self._renew_mask(server_round, grid, must=first)
 
     def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
@@ -268,6 +282,7 @@ class SelectiveEncryption(Strategy):
     def _header(self, server_round: int) -> ModelHeader:
         return ModelHeader(
             round=server_round,
+            model_round=self.model.round,
             layout=self.model.layout.to_json(),
             model_mask=self.model.mask.digest,
             mask=self._current_mask().digest,

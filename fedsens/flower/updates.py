@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedsens.crypto import Aggregator
 from fedsens.errors import FedSensError, LayoutError, ProtocolError, RoundError, ValueRangeError
 from fedsens.flower.records import (
     CIPHERTEXT,
+    PREFIX,
     examples_of,
     model_key,
     record_to_bytes,
@@ -27,6 +30,8 @@ from fedsens.protocol.model import Arrays, check_plain
 
 logger = logging.getLogger(__name__)
 
+Form = frozenset[tuple[str, str, int]]
+
 
 @dataclass(frozen=True)
 class Update:
@@ -35,12 +40,6 @@ class Update:
     reply: Message
     header: UpdateHeader
     ciphertext: bytes | None
-
-    @property
-    def metric_names(self) -> frozenset[str]:
-        """Names of all metrics in the answer."""
-        records = self.reply.content.metric_records.values()
-        return frozenset(name for record in records for name in record)
 
 
 class Updates:
@@ -92,7 +91,7 @@ class Updates:
             where nothing is masked or nobody answered); the sum of their weights.
         """
         started = time.process_time()
-        self._drop_unusual_metrics()
+        self._updates = _alike(self._updates)
         aggregator = Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
         added = [update for update in self._updates if self._add_one(aggregator, update)]
         self._updates = added
@@ -135,12 +134,18 @@ class Updates:
                     f"expected an update under the {name} {mine[:16]}, got {theirs[:16]}"
                 )
         weight = examples_of(content, sent.weighted_by) / sent.reference
-        if not np.isclose(header.weight, weight, rtol=1e-9):
+        if not math.isclose(header.weight, weight, rel_tol=1e-9):
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"
             )
         ciphertext = record_to_bytes(content, CIPHERTEXT) if self._mask.k else None
         self._check_arrays(to_arrays(content.array_records[model_key(content)]))
+        strange = [key for key in content if key.startswith(PREFIX)]
+        if strange or len(content.metric_records) != 1:
+            raise ProtocolError(
+                f"expected one MetricRecord and no more records of fedsens, got "
+                f"{len(content.metric_records)} and {strange}"
+            )
         return Update(reply, header, ciphertext)
 
     def _check_arrays(self, arrays: Arrays) -> None:
@@ -152,13 +157,59 @@ class Updates:
         if broken:
             raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
 
-    def _drop_unusual_metrics(self) -> None:
-        # The inner strategy would end the run over one client's extra or missing metric.
-        names = Counter(update.metric_names for update in self._updates)
-        if len(names) > 1:
-            usual = names.most_common(1)[0][0]
-            logger.warning("left out %d updates with other metrics", names.total() - names[usual])
-            self._updates = [u for u in self._updates if u.metric_names == usual]
+
+def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message]:
+    """The replies to an evaluation that a strategy can average; others are left out by name.
+
+    Args:
+        replies: replies without errors.
+        weighted_by: name of the metric that counts examples.
+
+    Returns:
+        Those with a number of examples and the metrics that most of them have.
+    """
+    usable = []
+    for reply in replies:
+        try:
+            examples_of(reply.content, weighted_by)
+        except ProtocolError as error:
+            logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
+        else:
+            usable.append(reply)
+    usual = _usual_form(reply.content for reply in usable)
+    return [reply for reply in usable if _has_form(reply, usual)]
+
+
+def _alike(updates: list[Update]) -> list[Update]:
+    usual = _usual_form(update.reply.content for update in updates)
+    return [update for update in updates if _has_form(update.reply, usual)]
+
+
+def _usual_form(contents: Iterable[RecordDict]) -> Form:
+    forms = Counter(map(_form, contents))
+    return forms.most_common(1)[0][0] if forms else frozenset()
+
+
+def _has_form(reply: Message, usual: Form) -> bool:
+    # The inner strategy would end the run over one client's extra, missing or longer metric.
+    if _form(reply.content) == usual:
+        return True
+    logger.warning(
+        "left out the answer of node %s: expected records and metrics of the names and lengths "
+        "that most answers have, got others",
+        reply.metadata.src_node_id,
+    )
+    return False
+
+
+def _form(content: RecordDict) -> Form:
+    """Names of the records and metrics, and the length of lists: what a mean needs alike."""
+    metrics = {
+        (key, name, len(value) if isinstance(value, list) else -1)
+        for key, record in content.metric_records.items()
+        for name, value in record.items()
+    }
+    return frozenset(metrics | {(key, "", 0) for key in content.array_records})
 
 
 def _mean(values: list[float]) -> float:

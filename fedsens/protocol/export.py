@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fedsens.crypto import CkksParameters
 from fedsens.errors import FedSensError, ProtocolError
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.model import Arrays, ProtectedModel
+from fedsens.protocol.model import Arrays, ProtectedModel, digest_of
 
 FILE_TYPE = "fedsens protected model"
 PLAIN = "plain."
@@ -51,7 +52,8 @@ def save_protected(model: ProtectedModel, path: str | os.PathLike[str]) -> None:
         weight=model.weight,
         round=model.round,
     )
-    _save(tensors, path, {"fedsens": header.model_dump_json()})
+    text = header.model_dump_json()
+    _save(tensors, path, {"fedsens": text, "sha256": _checksum(text, tensors)})
 
 
 def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
@@ -68,10 +70,13 @@ def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header = ModelFileHeader.model_validate_json((file.metadata() or {})["fedsens"])
+            metadata = file.metadata() or {}
+            header = ModelFileHeader.model_validate_json(metadata["fedsens"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
         if (header.type, header.version) != (FILE_TYPE, 1):
             raise ProtocolError(f"expected a {FILE_TYPE} of version 1 in {path}, got another")
+        if metadata["sha256"] != _checksum(metadata["fedsens"], tensors):
+            raise ProtocolError(f"expected a matching checksum in {path}, got a damaged file")
         ciphertext = tensors.get(CIPHERTEXT)
         return ProtectedModel(
             layout=ParameterLayout.from_json(header.layout),
@@ -96,6 +101,12 @@ def save_model(arrays: Arrays, path: str | os.PathLike[str]) -> None:
         path: the file; replaced in one step if it exists.
     """
     _save({name: np.asarray(a, order="C") for name, a in arrays.items()}, path, {"format": "pt"})
+
+
+def _checksum(header: str, tensors: Arrays) -> str:
+    # safetensors checks sizes only: a flipped bit of a weight would pass.
+    content = digest_of(dict(sorted(tensors.items())))
+    return hashlib.sha256(f"{header}|{content}".encode()).hexdigest()
 
 
 def _save(tensors: Arrays, path: str | os.PathLike[str], metadata: dict[str, str]) -> None:

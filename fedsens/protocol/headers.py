@@ -5,7 +5,7 @@ A header travels as JSON text in a ConfigRecord. Masks and ciphertexts travel be
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,8 @@ from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
 
 VERSION = 1
+MOST = 2**53  # counts up to here are exact as floats
+PublicKey = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # X25519, hexadecimal, or none
 
 
 class Header(BaseModel):
@@ -56,6 +58,7 @@ class ModelHeader(Header):
 
     Attributes:
         round: the server round, from 1.
+        model_round: the round whose result the model is; 0 for the initial model.
         layout: the model's layout as JSON.
         model_mask: digest of the mask that the model in this message is split by.
         mask: digest of the mask that the answer must be split by.
@@ -67,6 +70,7 @@ class ModelHeader(Header):
     """
 
     round: int = Field(ge=1)
+    model_round: int = Field(ge=0)
     layout: str
     model_mask: str
     mask: str
@@ -95,8 +99,8 @@ class UpdateHeader(Header):
     layout: str
     fingerprint: str = ""
     weight: float = Field(gt=0, allow_inf_nan=False)
-    encrypt_seconds: float = Field(default=0.0, ge=0)
-    decrypt_seconds: float = Field(default=0.0, ge=0)
+    encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class KeyRequest(Header):
@@ -114,23 +118,23 @@ class KeyRequest(Header):
 
     step: Literal["hello", "share", "accept"]
     parameters: CkksParameters
-    roster: dict[int, str] = {}
+    roster: dict[int, PublicKey] = {}
     create: bool = False
-    sender: str = ""
+    sender: PublicKey = ""
 
 
 class KeyReply(Header):
     """Key agreement, client to server.
 
     Attributes:
-        public_key: the client's X25519 public key in hexadecimal.
+        public_key: the client's X25519 public key in hexadecimal; empty if its key is provisioned.
         fingerprint: of the key it holds; empty if it holds none.
         examples: its number of training examples.
     """
 
-    public_key: str
+    public_key: PublicKey
     fingerprint: str = ""
-    examples: int = Field(default=0, ge=0)
+    examples: int = Field(default=0, ge=0, le=MOST)
 
 
 class MapRequest(Header):
@@ -155,8 +159,8 @@ class MapReply(Header):
         seconds: CPU seconds to compute the map.
     """
 
-    samples: int = Field(ge=1)
-    seconds: float = Field(ge=0)
+    samples: int = Field(ge=1, le=MOST)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
 class MaskRequest(Header):

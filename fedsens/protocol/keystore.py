@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedsens.crypto import SecretKey
 from fedsens.crypto.keys import read_private, write_private
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
+from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.settings import ClientSettings
 
 
@@ -111,22 +112,43 @@ class KeyStore:
                 "add them to the roster if these clients are yours"
             )
 
-    def record_model(self, server_round: int, sha256: str) -> None:
+    def record_model(self, header: ModelHeader, sha256: str) -> None:
         """Note which global model this client opened last, to compare an export with.
 
         Args:
-            server_round: its round.
+            header: what the server said about it.
             sha256: digest of the opened model.
+
+        Raises:
+            KeyFileError: the record cannot be written.
         """
         path = self._prepare() / "model.json"
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({"round": server_round, "sha256": sha256}))
-        draft.replace(path)
+        record = {"round": header.round, "model_round": header.model_round, "sha256": sha256}
+        try:
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps(record))
+            draft.replace(path)
+        except OSError as error:
+            raise KeyFileError(
+                f"expected to write {path}, got: {error.strerror}; make room or set "
+                "fedsens-state-dir"
+            ) from None
 
     def last_round(self) -> int:
-        """Round of the last recorded model; 0 if there is none."""
+        """Round of the last recorded model; 0 if there is none.
+
+        Raises:
+            KeyFileError: the record cannot be read or is damaged.
+        """
         path = self._folder / "model.json"
-        return int(json.loads(path.read_text())["round"]) if path.exists() else 0
+        try:
+            return int(json.loads(path.read_text())["round"]) if path.exists() else 0
+        except (OSError, ValueError, TypeError, KeyError):
+            raise KeyFileError(
+                f"expected the record of the last model in {path}, got other content; delete it "
+                "to accept any round again"
+            ) from None
 
     def _prepare(self) -> Path:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ class ProtectedModel:
                 f"expected a ciphertext exactly when coordinates are masked, got k={self.mask.k} "
                 f"and {'no' if self.ciphertext is None else 'a'} ciphertext"
             )
+        if self.ciphertext is not None and not 0 < self.weight < math.inf:
+            raise ProtocolError("expected a positive, finite weight of the ciphertext, got another")
         check_plain(self.plain, self.layout, self.mask)
 
     def open(self, key: SecretKey | None) -> Arrays:
@@ -61,18 +64,27 @@ class ProtectedModel:
             Name to array in the layout's shapes and types.
 
         Raises:
-            ProtocolError: the model is encrypted and there is no key.
+            ProtocolError: the model is encrypted and there is no key, or the ciphertext holds
+                another number of values than the mask.
         """
         if self.ciphertext is None:
-            return {tensor.name: self.plain[tensor.name] for tensor in self.layout.tensors}
+            return self._typed(self.plain)
         if key is None:
             raise ProtocolError("expected a secret key to open an encrypted model, got none")
         total = Decryptor(key.using(self.parameters)).decrypt(self.ciphertext)
-        return join(self.plain, total / self.weight, self.layout, self.mask)
+        if total.size != self.mask.k:
+            raise ProtocolError(
+                f"expected a ciphertext of {self.mask.k} values, as the mask says, got {total.size}"
+            )
+        return self._typed(join(self.plain, total / self.weight, self.layout, self.mask))
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""
         return join(self.plain, np.full(self.mask.k, np.nan), self.layout, self.mask)
+
+    def _typed(self, arrays: Arrays) -> Arrays:
+        # A strategy's mean of an integer buffer is a float; torch truncates it on loading, too.
+        return {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in self.layout.tensors}
 
 
 def split(

@@ -1,0 +1,503 @@
+"""A client answers what it cannot protect with a named error, through the real mod."""
+
+import copy
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
+from fedsens.crypto import MAP_PARAMETERS
+from fedsens.errors import LayoutError
+from fedsens.flower import LocalGrid, client
+from fedsens.flower.records import (
+    CIPHERTEXT,
+    HEADER,
+    MASK,
+    MODEL_MASK,
+    bytes_to_record,
+)
+
+from .federation import Run, arrays_of, evaluate, initial_arrays, make_app, train
+
+NODE, RATIO = 1000, 0.3
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """Messages to one client in round 2 of a real run, and that client's state."""
+    folder, requests = tmp_path_factory.mktemp("state"), {}
+
+    def keep(message):
+        if message.metadata.dst_node_id == NODE:
+            requests[message.metadata.message_type] = copy.deepcopy(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSENS_STATE_DIR", str(folder))
+        run = Run(grid=LocalGrid(make_app(), 2, tap=keep), rounds=2, ratio=RATIO)
+        return SimpleNamespace(run=run, requests=requests, folder=folder, key=run.key)
+
+
+@pytest.fixture
+def ask(stage, tmp_path):
+    """Put a message, changed by the test, to a client with a copy of the state."""
+    shutil.copytree(stage.folder, tmp_path / "copy")
+
+    def put(change=lambda content: None, kind="train", app=None, **settings):
+        message = copy.deepcopy(stage.requests[kind])
+        if kind.startswith("query."):  # these are of round 1, before any model was opened
+            (tmp_path / "copy" / "run-1" / f"node-{NODE}" / "model.json").unlink()
+        change(message.content)
+        node_config = {"partition-id": 0, "num-partitions": 2}
+        node_config["fedsens-state-dir"] = str(tmp_path / "copy")
+        node_config |= {f"fedsens-{k.replace('_', '-')}": v for k, v in settings.items()}
+        context = Context(1, NODE, node_config, RecordDict(), {})
+        return (app or make_app())(message, context)
+
+    return put
+
+
+def assert_refused(reply, error, *texts):
+    """An answer that holds nothing but the error's name and a text without numbers of the model."""
+    assert not reply.has_content()
+    assert reply.error.reason.startswith(f"{error}: "), reply.error.reason
+    for text in texts:
+        assert text in reply.error.reason
+
+
+def edit(**fields):
+    """Change fields of a message's header."""
+
+    def change(content):
+        header = {**json.loads(content[HEADER]["json"]), **fields}
+        content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+
+    return change
+
+
+def bytes_of(content, name):
+    return b"".join(array.data for array in content[name].values())
+
+
+def replace(name, data):
+    def change(content):
+        content[name] = bytes_to_record(data(bytes_of(content, name)))
+
+    return change
+
+
+def flip(index):
+    def change(data):
+        changed = bytearray(data)
+        changed[index] ^= 1
+        return bytes(changed)
+
+    return change
+
+
+def drop(*names):
+    def change(content):
+        for name in names:
+            content.pop(name, None)
+
+    return change
+
+
+def every_own_record(content):
+    for name in [name for name in content if name.startswith("fedsens.")]:
+        content.pop(name)
+
+
+def other_mask(data, select=None):
+    mask = EncryptionMask.from_bytes(data)
+    selected = np.roll(mask.selected, 1) if select is None else select(mask)
+    return EncryptionMask(selected, mask.layout_digest)
+
+
+def with_mask(select):
+    """A message that consistently asks for an answer under another mask."""
+
+    def change(content):
+        old = bytes_of(content, MASK)
+        mask = other_mask(old, select)
+        content[MODEL_MASK] = bytes_to_record(old)
+        content[MASK] = bytes_to_record(mask.to_bytes())
+        edit(mask=mask.digest)(content)
+
+    return change
+
+
+def foreign_mask(content):
+    layout = ParameterLayout.from_shapes([("other", (115,), "float32")])
+    mask = EncryptionMask(np.arange(115) < 34, layout.digest)
+    content[MASK] = bytes_to_record(mask.to_bytes())
+    edit(mask=mask.digest, model_mask=mask.digest)(content)
+
+
+def other_layout(content):
+    layout = ParameterLayout.from_state_dict({"other": np.zeros(115, np.float32)})
+    edit(layout=layout.to_json())(content)
+
+
+def other_model(content):
+    content["arrays"] = ArrayRecord([np.zeros(3)])
+
+
+def archive(content):
+    content["arrays"]["0.bias"] = Array("float32", (8,), "numpy.ndarray", b"PK\x05\x06" + bytes(18))
+
+
+def not_an_array(content):
+    content["arrays"]["0.bias"] = Array("float32", (8,), "numpy.ndarray", b"\x93NUMPY\x01\x00\x00")
+
+
+def foreign_ciphertext(values=34):
+    def change(content):
+        key = generate_key(MAP_PARAMETERS.preset("compact"))
+        content[CIPHERTEXT] = bytes_to_record(Encryptor(key).encrypt(np.zeros(values)))
+
+    return change
+
+
+def test_the_unchanged_message_is_answered(ask):
+    reply = ask()
+    assert sorted(reply.content) == ["arrays", CIPHERTEXT, HEADER, "metrics"]
+    assert ask(kind="evaluate").content["metrics"]["num-examples"] == 20
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (every_own_record, "DowngradeError"),
+        (drop(HEADER), "ProtocolError"),
+        (drop(MASK), "ProtocolError"),
+        (drop(CIPHERTEXT), "ProtocolError"),
+        (drop("arrays"), "ProtocolError"),
+        (edit(version=2), "ProtocolError"),
+        (edit(extra=1), "ProtocolError"),
+        (edit(mask="ab" * 32), "ProtocolError"),
+        (edit(model_mask="ab" * 32), "ProtocolError"),
+        (edit(weight=0), "ProtocolError"),
+        (edit(weight=-0.5), "ProtocolError"),
+        (edit(layout="[]"), "ProtocolError|MaskError"),
+        (edit(layout="{"), "LayoutError"),
+        (edit(fingerprint="ab" * 16), "ProtocolError"),
+        (edit(fingerprint=""), "ProtocolError"),
+        (edit(parameters={"name": "precise", "value_range": 64.0}), "KeyMismatchError"),
+        (edit(round=1), "RoundError"),
+        (replace(MASK, flip(60)), "MaskError"),
+        (replace(MASK, flip(85)), "MaskError"),
+        (replace(MASK, lambda data: data[:-1]), "MaskError"),
+        (replace(MASK, lambda data: b""), "MaskError"),
+        (replace(MASK, lambda data: other_mask(data).to_bytes()), "ProtocolError"),
+        (foreign_mask, "MaskError"),
+        (other_layout, "MaskError"),
+        (other_model, "LayoutError"),
+        (archive, "ProtocolError"),
+        (not_an_array, "ProtocolError"),
+        (replace(CIPHERTEXT, lambda data: data[:-1]), "CiphertextError"),
+        (replace(CIPHERTEXT, lambda data: data[: len(data) // 2]), "CiphertextError"),
+        (replace(CIPHERTEXT, lambda data: b""), "CiphertextError"),
+        (replace(CIPHERTEXT, flip(5)), "CiphertextError"),
+        (replace(CIPHERTEXT, flip(30)), "CiphertextError"),
+        (replace(CIPHERTEXT, flip(10_000)), "CiphertextError"),
+        (foreign_ciphertext(), "KeyMismatchError"),
+    ],
+)
+def test_a_changed_message_is_refused_before_user_code_runs(ask, change, error, kind):
+    def never(message, context):
+        pytest.fail("user code ran")
+
+    reply = ask(change, kind, make_app(train=never, evaluate=never))
+    assert not reply.has_content()
+    assert reply.error.reason.split(":")[0] in error.split("|"), reply.error.reason
+
+
+def test_a_ciphertext_of_another_length_under_the_right_key_is_refused(ask, stage):
+    key = stage.key.using(stage.run.strategy.config.parameters)
+    shorter = Encryptor(key).encrypt(np.zeros(33))
+    reply = ask(lambda content: content.update({CIPHERTEXT: bytes_to_record(shorter)}))
+    assert_refused(reply, "ProtocolError", "34 values", "got 33")
+
+
+def test_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
+    monkeypatch.setenv("FEDSENS_MIN_RATIO", "0.4")
+    assert_refused(ask(), "DowngradeError", "at least 46 of 115", "got 34", "raise")
+    assert_refused(ask(min_ratio=0.5), "DowngradeError", "at least 57 of 115")
+    assert ask(min_ratio=0.2).has_content()  # the owner's node config goes before the environment
+    monkeypatch.delenv("FEDSENS_MIN_RATIO")
+    assert_refused(ask(app=make_app(min_ratio=0.6)), "DowngradeError", "at least 69 of 115")
+    assert ask(app=make_app(min_ratio=RATIO)).has_content()
+
+
+def test_the_data_owner_cannot_lower_the_apps_minimum(ask):
+    assert_refused(ask(app=make_app(min_ratio=0.6), min_ratio=0.1), "DowngradeError")
+
+
+def test_a_smaller_mask_for_the_answer_is_refused(ask):
+    change = with_mask(lambda mask: mask.selected & (np.cumsum(mask.selected) <= 20))
+    assert ask(change).has_content()  # nobody demanded more
+    assert_refused(ask(change, min_ratio=RATIO), "DowngradeError", "got 20")
+
+
+def test_an_empty_mask_is_refused_by_whoever_holds_a_key(ask):
+    reply = ask(with_mask(lambda mask: np.zeros(mask.size, bool)))
+    assert_refused(reply, "DowngradeError", "this client holds a key")
+
+
+def unencrypted(content):
+    """A message as an unencrypted run would send it."""
+    empty = other_mask(bytes_of(content, MASK), lambda mask: np.zeros(mask.size, bool))
+    content["arrays"] = initial_arrays()
+    content[MASK] = bytes_to_record(empty.to_bytes())
+    content.pop(CIPHERTEXT)
+    edit(mask=empty.digest, model_mask=empty.digest, weight=0, fingerprint="")(content)
+
+
+def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
+    assert_refused(ask(unencrypted), "DowngradeError", "this client holds a key")
+    keyless = str(tmp_path / "nothing")
+    assert ask(unencrypted, state_dir=keyless).has_content()
+    assert_refused(ask(unencrypted, state_dir=keyless, min_ratio=0.1), "DowngradeError")
+
+
+def test_another_key_file_is_refused_by_name(ask, tmp_path):
+    key = generate_key(MAP_PARAMETERS.preset("compact"), MAP_PARAMETERS)
+    key.save(tmp_path / "other")
+    assert_refused(ask(key_file=str(tmp_path / "other")), "ProtocolError", key.fingerprint)
+
+
+def test_a_missing_or_open_key_file_is_refused(ask, stage, tmp_path):
+    assert_refused(ask(key_file=str(tmp_path / "none")), "KeyFileError", "No such file")
+    stage.key.save(tmp_path / "open")
+    (tmp_path / "open").chmod(0o644)
+    assert_refused(ask(key_file=str(tmp_path / "open")), "KeyFileError", "0600")
+
+
+def test_wrong_settings_are_refused(ask):
+    assert_refused(ask(min_ratio=3), "ConfigurationError", "fedsens-min-ratio")
+    assert_refused(ask(minratio=0.3), "ConfigurationError", "fedsens-minratio")
+
+
+def trained(change):
+    """A train function whose answer is changed."""
+
+    def train_and_change(message, context):
+        reply = train(message, context)
+        arrays = {name: array.copy() for name, array in arrays_of(reply.content["arrays"]).items()}
+        arrays = change(arrays) or arrays
+        reply.content["arrays"] = ArrayRecord({n: Array(np.asarray(a)) for n, a in arrays.items()})
+        return reply
+
+    return make_app(train=train_and_change)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_numbers_are_refused_by_name(ask, stage, value, masked):
+    def spoil(arrays):
+        entry = next(e for e in stage.run.strategy.model.layout.entries if e.name == "3.weight")
+        selected = stage.run.strategy.model.mask.of(entry)
+        arrays["3.weight"][tuple(np.argwhere(selected == masked)[0])] = value
+
+    assert_refused(ask(app=trained(spoil)), "ValueRangeError", "3.weight", "learning rate")
+
+
+def test_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask, stage):
+    def spoil(arrays):
+        entry = next(e for e in stage.run.strategy.model.layout.entries if e.name == "3.weight")
+        arrays["3.weight"][stage.run.strategy.model.mask.of(entry)] = 98765.4
+
+    reply = ask(app=trained(spoil))
+    assert_refused(reply, "ValueRangeError", "3.weight", "value range")
+    assert "98765" not in reply.error.reason
+    assert "9.87" not in reply.error.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda arrays: {**arrays, "3.weight": np.zeros((3, 9), np.float32)}, "3.weight: expected"),
+        (lambda arrays: {**arrays, "3.bias": arrays["3.bias"].astype(float)}, "float64"),
+        (lambda arrays: {**arrays, "extra": np.zeros(3)}, "extra is unexpected"),
+        (lambda arrays: dict(list(arrays.items())[1:]), "0.weight is missing"),
+    ],
+)
+def test_a_model_of_another_layout_does_not_leave(ask, change, text):
+    assert_refused(ask(app=trained(change)), "LayoutError", text)
+
+
+def answer(change):
+    """A train function whose whole answer is changed."""
+
+    def train_and_change(message, context):
+        reply = train(message, context)
+        change(reply.content)
+        return reply
+
+    return make_app(train=train_and_change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["metrics"].pop("num-examples"),
+        lambda c: c["metrics"].update({"num-examples": 0}),
+        lambda c: c["metrics"].update({"num-examples": -3}),
+        lambda c: c["metrics"].update({"num-examples": float("nan")}),
+        lambda c: c["metrics"].update({"num-examples": float("inf")}),
+        lambda c: c["metrics"].update({"num-examples": [20, 20]}),
+        lambda c: c.update({"more": MetricRecord({"num-examples": 20})}),
+    ],
+)
+def test_an_answer_without_a_number_of_examples_is_refused(ask, change):
+    assert_refused(ask(app=answer(change)), "ProtocolError", "num-examples")
+
+
+def test_a_second_model_is_refused(ask):
+    change = lambda c: c.update({"more": ArrayRecord([np.ones(3)])})  # noqa: E731
+    assert_refused(ask(app=answer(change)), "ProtocolError", "exactly one ArrayRecord", "got 2")
+
+
+def test_an_array_that_cannot_be_read_is_refused(ask):
+    assert_refused(ask(app=answer(archive)), "ProtocolError", "archive")
+
+
+def test_a_model_in_an_evaluation_answer_is_protected_too(ask):
+    def leak(message, context):
+        reply = evaluate(message, context)
+        reply.content["model"] = ArrayRecord(message.content["arrays"].to_torch_state_dict())
+        return reply
+
+    reply = ask(kind="evaluate", app=make_app(evaluate=leak))
+    assert CIPHERTEXT in reply.content
+    assert sum(a.numpy().size for a in reply.content["model"].values()) == 116 - 34
+
+
+SECRET = "0.123456789"
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("error", [ValueError, KeyError, AssertionError, MemoryError])
+def test_an_exception_of_user_code_is_reported_by_its_type_only(ask, kind, error, caplog):
+    def fail(message, context):
+        raise error(f"weight {SECRET} is odd")
+
+    reply = ask(kind=kind, app=make_app(train=fail, evaluate=fail))
+    assert (
+        reply.error.reason == f"{error.__name__} in the app; the client's own log has the details"
+    )
+    assert SECRET in caplog.text  # there it belongs
+
+
+def test_an_exception_of_the_sensitivity_function_is_reported_by_its_type_only(ask):
+    def fail(message, context):
+        raise ValueError(f"weight {SECRET} is odd")
+
+    reply = ask(kind="query.fedsens_sensitivity", app=make_app(sensitivity=fail))
+    assert reply.error.reason.startswith("ValueError in the app")
+
+
+def test_an_error_of_fedsens_that_user_code_raises_quotes_nothing_either(ask):
+    def fail(message, context):
+        raise LayoutError(f"weight {SECRET} is odd")
+
+    assert ask(app=make_app(train=fail)).error.reason.startswith("LayoutError in the app")
+
+
+def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
+    def fail(*args):
+        raise RuntimeError(f"weight {SECRET} is odd")
+
+    monkeypatch.setattr(client, "split", fail)
+    reply = ask()
+    assert not reply.has_content()
+    assert SECRET not in reply.error.reason
+    assert "RuntimeError" in reply.error.reason
+
+
+def tied_state():
+    state = arrays_of(initial_arrays())
+    state["tied.weight"] = state["0.weight"].copy()
+    return state
+
+
+@pytest.mark.parametrize("force", ["", "0.weight,tied.weight"])
+def test_tied_parameters_must_be_masked_alike(force, caplog):
+    def train_tied(message, context):
+        arrays = arrays_of(message.content["arrays"])
+        moved = arrays["0.weight"] + np.float32(0.01)
+        arrays |= {"0.weight": moved, "tied.weight": moved}
+        content = RecordDict({
+            "arrays": ArrayRecord({n: Array(np.asarray(a)) for n, a in arrays.items()}),
+            "metrics": MetricRecord({"num-examples": 20}),
+        })
+        return Message(content, reply_to=message)
+
+    initial = ArrayRecord({name: Array(np.asarray(a)) for name, a in tied_state().items()})
+    metrics = lambda m, c: Message(  # noqa: E731
+        RecordDict({"metrics": MetricRecord({"num-examples": 20})}), reply_to=m
+    )
+    app = make_app(train=train_tied, evaluate=metrics)
+    run = Run(app=app, initial=initial, rounds=1, policy="random", ratio=0.7, force=force)
+    if force:
+        assert run.reports("train")[0].clients == 3
+    else:
+        assert run.reports("train")[0].clients == 0
+        assert "expected tied parameters to be masked alike" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["keys", "sensitivity", "mask"])
+def test_queries_without_their_header_are_refused(ask, name):
+    def strip(content):
+        for key in list(content.config_records):
+            content.pop(key)
+
+    assert_refused(ask(strip, f"query.fedsens_{name}"), "ProtocolError", "in the message, got none")
+
+
+def test_a_map_is_refused_for_a_model_without_protection(ask):
+    def strip(content):
+        request = content["fedsens.request"]
+        every_own_record(content)
+        content["fedsens.request"] = request
+
+    assert_refused(ask(strip, "query.fedsens_sensitivity"), "DowngradeError", "a plain one")
+
+
+def test_an_app_without_a_sensitivity_function_says_so(ask):
+    reply = ask(kind="query.fedsens_sensitivity", app=make_app(sensitivity=None))
+    assert_refused(reply, "ProtocolError", "sensitivity function in install()")
+
+
+def test_a_mask_below_the_minimum_is_not_even_made(ask):
+    assert_refused(ask(kind="query.fedsens_mask", min_ratio=0.5), "DowngradeError", "at least 57")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace("fedsens.map", lambda data: data[:-1]),
+        replace("fedsens.map", flip(5000)),
+        drop("fedsens.map"),
+        foreign_ciphertext(),
+        lambda content: content.update({"fedsens.map": bytes_to_record(b"")}),
+    ],
+)
+def test_a_damaged_map_makes_no_mask(ask, change):
+    def put(content):
+        change(content)
+        if CIPHERTEXT in content:
+            content["fedsens.map"] = content.pop(CIPHERTEXT)
+
+    reply = ask(put, "query.fedsens_mask")
+    assert not reply.has_content()
+    assert reply.error.reason.split(":")[0] in {
+        "CiphertextError",
+        "ProtocolError",
+        "KeyMismatchError",
+    }

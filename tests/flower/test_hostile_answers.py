@@ -1,0 +1,312 @@
+"""One client answers wrongly: it is left out by name, and the others' run goes on."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+
+from fedsens import EncryptionMask, Encryptor, generate_key
+from fedsens.crypto import MAP_PARAMETERS
+from fedsens.flower import LocalGrid
+from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
+
+from .federation import Run, is_reply, largest_difference, make_app, rounding, shared_key
+
+NODES, HOSTILE = [1000, 1001, 1002], 1001
+OTHERS = [1000, 1002]
+
+
+class Meddling(LocalGrid):
+    """Changes the answers of one node in round 2."""
+
+    def __init__(self, change, kind="train", **options):
+        super().__init__(make_app(**options), 3, tap=self._meddle)
+        self._change, self._kind, self._count = change, kind, 0
+
+    def _meddle(self, message):
+        if is_reply(message, self._kind) and message.metadata.src_node_id == HOSTILE:
+            self._count += 1
+            if self._count == 2:
+                self._change(message.content)
+
+
+def meddled(change, recorder, kind="train", rounds=3, ratio=0.5):
+    grid = Meddling(change, kind, train=recorder)
+    return Run(grid=grid, rounds=rounds, ratio=ratio, policy="random")
+
+
+def tolerance(run, nodes):
+    weight = sum({1000: 20, 1001: 30, 1002: 40}[node] for node in nodes) / 90
+    return run.strategy.config.parameters.error_bound(3) / weight + rounding(run.models[1])
+
+
+def assert_left_out(run, recorder, caplog, text):
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(3, 0), (2, 1), (3, 0)]
+    assert f"node {HOSTILE}: " in caplog.text
+    assert text in caplog.text
+    for server_round, nodes in ((1, NODES), (2, OTHERS), (3, NODES)):
+        mean = recorder.mean(server_round, nodes)
+        assert largest_difference(run.models[server_round], mean) <= tolerance(run, nodes)
+
+
+def edit(**fields):
+    def change(content):
+        header = {**json.loads(content[HEADER]["json"]), **fields}
+        content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+
+    return change
+
+
+def array(name, make):
+    def change(content):
+        content["arrays"][name] = Array(make(content["arrays"][name].numpy()))
+
+    return change
+
+
+def raw(name, data):
+    def change(content):
+        content["arrays"][name] = Array("float32", (1,), "numpy.ndarray", data)
+
+    return change
+
+
+HUGE = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},)}}"
+
+
+def npy(header):
+    """An array file of this header."""
+    text = header.ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def ciphertext(make):
+    def change(content):
+        data = b"".join(array.data for array in content[CIPHERTEXT].values())
+        content[CIPHERTEXT] = bytes_to_record(make(data))
+
+    return change
+
+
+def flipped(data):
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 4
+    return bytes(changed)
+
+
+def under_another_key(data):
+    key = generate_key(MAP_PARAMETERS.preset("compact"))
+    return Encryptor(key).encrypt(np.zeros(57))
+
+
+def spoiled(value):
+    def make(array):
+        array = array.copy()
+        array.flat[-1] = value
+        return array
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (edit(round=1), "expected an update of round 2, got 1"),
+        (edit(round=3), "expected an update of round 2, got 3"),
+        (edit(mask="ab" * 32), "under the mask"),
+        (edit(layout="ab" * 32), "under the layout"),
+        (edit(fingerprint="ab" * 16), "under the key"),
+        (edit(fingerprint=""), "under the key"),
+        (edit(weight=0.5), "expected the weight"),
+        (edit(weight=30 / 90 * (1 + 1e-7)), "expected the weight"),
+        (edit(weight=-1), "wrong weight"),
+        (edit(version=2), "wrong version"),
+        (edit(extra="x" * 1000), "wrong extra"),
+        (lambda content: content.pop(HEADER), "expected a UpdateHeader in the message, got none"),
+        (lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}), "got none"),
+        (lambda content: content.update({HEADER: ConfigRecord({"json": "{" * 9999})}), "content"),
+        (lambda content: content.pop("arrays"), "exactly one ArrayRecord"),
+        (lambda content: content.update({"more": ArrayRecord()}), "exactly one ArrayRecord"),
+        (lambda content: content.update({"fedsens.more": ArrayRecord()}), "no more records"),
+        (lambda content: content.pop("metrics"), "'num-examples'"),
+        (lambda content: content["metrics"].update({"num-examples": 0}), "'num-examples'"),
+        (lambda content: content["metrics"].update({"num-examples": -30}), "'num-examples'"),
+        (lambda content: content["metrics"].update({"num-examples": 31}), "expected the weight"),
+        (lambda content: content["metrics"].update({"num-examples": [30]}), "'num-examples'"),
+        (lambda content: content["metrics"].update({"extra": 1.0}), "names and lengths"),
+        (lambda content: content["metrics"].update({"loss": [1.0, 2.0]}), "names and lengths"),
+        (lambda content: content["metrics"].pop("loss"), "names and lengths"),
+        (lambda content: content.update({"more": MetricRecord({"a": 1})}), "one MetricRecord"),
+        (lambda content: content.update(metrics_=content.pop("metrics")), "names and lengths"),
+        (lambda content: content.update(arrays_=content.pop("arrays")), "names and lengths"),
+        (lambda content: content["arrays"].pop("3.bias"), "3.bias is missing"),
+        (lambda content: content["arrays"].update(new=Array(np.zeros(3))), "new is unexpected"),
+        (array("3.weight", lambda a: np.append(a, a)), "3.weight: expected shape"),
+        (array("3.weight", lambda a: a.astype(float)), "3.weight"),
+        (array("3.weight", lambda a: a.astype(">f4")), "3.weight"),
+        (array("3.weight", lambda a: a.astype(complex)), "3.weight"),
+        (array("3.weight", lambda a: a.astype("S4")), "3.weight"),
+        (array("3.weight", lambda a: np.zeros(a.shape, [("a", "f4")])), "3.weight"),
+        (array("3.weight", spoiled(np.nan)), "NaN or infinity"),
+        (array("3.weight", spoiled(np.inf)), "NaN or infinity"),
+        (array("1.num_batches_tracked", lambda a: a.astype(float)), "num_batches_tracked"),
+        (raw("3.weight", b""), "EOFError"),
+        (raw("3.weight", b"\x93NUMPY"), "ValueError"),
+        (raw("3.weight", npy("{'descr': '<f4', ")), "expected NumPy arrays"),
+        (raw("3.weight", npy(HUGE.format(10**12))), "MemoryError"),
+        (raw("3.weight", npy(HUGE.format(10**30))), "OverflowError"),
+        (raw("3.weight", npy("{'descr': '|O', 'fortran_order': 0, 'shape': (3,)}")), "ValueError"),
+        (raw("3.weight", b"PK\x05\x06" + bytes(18)), "archive"),
+        (raw("3.weight", b"PK\x03\x04" + bytes(30)), "BadZipFile"),
+        (raw("3.weight", b"\x80\x04N."), "ValueError"),  # a pickle
+        (lambda content: content.pop(CIPHERTEXT), CIPHERTEXT),
+        (lambda content: content.update({CIPHERTEXT: ArrayRecord([np.zeros(3)])}), CIPHERTEXT),
+        (ciphertext(lambda data: b""), "expected a ciphertext batch"),
+        (ciphertext(lambda data: data[:-7]), "checksum"),
+        (ciphertext(flipped), "checksum"),
+        (ciphertext(lambda data: data * 300), "checksum"),
+        (ciphertext(lambda data: bytes(20_000_000)), "expected a ciphertext batch"),
+        (ciphertext(under_another_key), "under the key"),
+    ],
+)
+def test_a_wrong_update_is_left_out_by_name(change, text, recorder, caplog):
+    assert_left_out(meddled(change, recorder), recorder, caplog, text)
+
+
+def test_a_ciphertext_of_more_values_is_left_out(recorder, caplog):
+    def longer(content):
+        key = shared_key(grid).using(MAP_PARAMETERS.preset("compact"))
+        data = Encryptor(key).encrypt(np.zeros(10 * 4096))
+        content[CIPHERTEXT] = bytes_to_record(data)
+
+    grid = Meddling(longer, train=recorder)
+    run = Run(grid=grid, rounds=3, ratio=0.5, policy="random")
+    assert_left_out(run, recorder, caplog, "expected a batch of 57 values, got 40960")
+
+
+def test_a_second_reply_to_one_message_is_dropped(recorder, caplog):
+    class Twice(LocalGrid):
+        def pull_messages(self, message_ids):
+            return [reply for reply in super().pull_messages(message_ids) for _ in range(2)]
+
+    run = Run(grid=Twice(make_app(recorder), 3), rounds=2, ratio=0.5)
+    assert "dropped a reply that answers nothing, or answers twice" in caplog.text
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(3, 0)] * 2
+    assert largest_difference(run.models[2], recorder.mean(2)) <= tolerance(run, NODES)
+
+
+def test_a_reply_to_another_message_is_dropped(recorder):
+    class Stray(LocalGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            for reply in replies:
+                if is_reply(reply) and reply.metadata.src_node_id == HOSTILE:
+                    reply.metadata.__dict__["_reply_to_message_id"] = "another"
+            return replies
+
+    run = Run(grid=Stray(make_app(recorder), 3), rounds=1, ratio=0.5)
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(2, 1)]
+    assert largest_difference(run.models[1], recorder.mean(1, OTHERS)) <= tolerance(run, OTHERS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("metrics"),
+        lambda content: content["metrics"].pop("num-examples"),
+        lambda content: content["metrics"].update({"num-examples": [30, 1]}),
+        lambda content: content["metrics"].update({"num-examples": float("nan")}),
+        lambda content: content["metrics"].update({"extra": 1.0}),
+        lambda content: content["metrics"].update({"accuracy": [1.0, 2.0]}),
+        lambda content: content["metrics"].pop("accuracy"),
+        lambda content: content.update(more=MetricRecord({"a": 1.0})),
+        lambda content: content.update(other=content.pop("metrics")),
+    ],
+)
+def test_wrong_metrics_of_an_evaluation_are_left_out_by_name(change, recorder, caplog):
+    run = meddled(change, recorder, kind="evaluate")
+    assert [(r.clients, r.lost) for r in run.reports("evaluate")] == [(3, 0), (2, 1), (3, 0)]
+    assert f"of node {HOSTILE}: " in caplog.text
+    assert sorted(run.result.evaluate_metrics_clientapp) == [1, 2, 3]
+    assert 0 <= run.result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda data: data[:-1], "checksum"),
+        (lambda data: b"", "expected a ciphertext batch"),
+        (under_another_key, "parameters"),
+    ],
+)
+def test_a_wrong_map_is_left_out_by_name(make, text, recorder, caplog):
+    def meddle(message):
+        kind = "query.fedsens_sensitivity"
+        if is_reply(message, kind) and message.metadata.src_node_id == HOSTILE:
+            data = b"".join(array.data for array in message.content["fedsens.map"].values())
+            message.content["fedsens.map"] = bytes_to_record(make(data))
+
+    run = Run(grid=LocalGrid(make_app(recorder), 3, tap=meddle), rounds=1, ratio=0.5)
+    assert f"left out the map of node {HOSTILE}: " in caplog.text
+    assert text in caplog.text
+    assert (run.reports("map")[0].clients, run.reports("map")[0].lost) == (2, 1)
+    assert run.strategy.model.mask.k == 57
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: np.frombuffer(data) * -1,
+        lambda data: np.frombuffer(data) / 0.0,
+        lambda d: d[8:],
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_wrong_plain_map_is_left_out_by_name(make, recorder, caplog):
+    def meddle(message):
+        kind = "query.fedsens_sensitivity"
+        if is_reply(message, kind) and message.metadata.src_node_id == HOSTILE:
+            data = b"".join(a.data for a in message.content["fedsens.plain-map"].values())
+            message.content["fedsens.plain-map"] = bytes_to_record(bytes(make(data)))
+
+    grid = LocalGrid(
+        make_app(recorder), 3, tap=meddle, node_config={"fedsens-allow-plain-maps": True}
+    )
+    run = Run(grid=grid, rounds=1, ratio=0.5, maps="plain")
+    assert f"left out the map of node {HOSTILE}: " in caplog.text
+    assert run.reports("map")[0].clients == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda data: data[:-1], "mask"),
+        (flipped, "checksum"),
+        (lambda data: b"", "mask"),
+    ],
+)
+def test_a_wrong_mask_is_asked_of_the_next_holder(make, text, caplog):
+    def meddle(message):
+        if is_reply(message, "query.fedsens_mask") and message.metadata.src_node_id == 1000:
+            data = b"".join(array.data for array in message.content["fedsens.mask"].values())
+            message.content["fedsens.mask"] = bytes_to_record(make(data))
+
+    run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
+    assert "node 1000 gave no mask: " in caplog.text
+    assert text in caplog.text
+    assert run.strategy.model.mask.k == 57
+    assert run.reports("train")[0].clients == 3
+
+
+def test_a_mask_of_fewer_coordinates_is_not_accepted(caplog):
+    def meddle(message):
+        if is_reply(message, "query.fedsens_mask") and message.metadata.src_node_id == 1000:
+            data = b"".join(array.data for array in message.content["fedsens.mask"].values())
+            mask = EncryptionMask.from_bytes(data)
+            fewer = EncryptionMask(np.arange(mask.size) < 5, mask.layout_digest)
+            message.content["fedsens.mask"] = bytes_to_record(fewer.to_bytes())
+
+    run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
+    assert "expected a mask of 57 coordinates of this model, got 5" in caplog.text
+    assert run.strategy.model.mask.k == 57

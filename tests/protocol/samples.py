@@ -1,0 +1,57 @@
+"""Models, layouts and masks to test the protocol with."""
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedsens import CkksParameters, EncryptionMask, Encryptor, ParameterLayout, generate_key
+from fedsens.protocol.model import ProtectedModel, split
+
+PARAMETERS = CkksParameters.preset("compact")
+KEY = generate_key(PARAMETERS)
+DTYPES = ("float16", "float32", "float64", "int64", "bool")
+
+
+def mask_of(layout, *chosen):
+    """The mask of some coordinates."""
+    selected = np.zeros(layout.size, bool)
+    selected[list(chosen)] = True
+    return EncryptionMask(selected, layout.digest)
+
+
+def model(seed=0):
+    """Arrays of every kind that a state dict can hold."""
+    rng = np.random.default_rng(seed)
+    return {
+        "conv.weight": rng.normal(size=(2, 3)).astype(np.float32),
+        "half": rng.normal(size=4).astype(np.float16),
+        "wide": rng.normal(size=()),
+        "steps": np.array(7),
+        "used": np.array([True, False]),
+        "empty": np.empty((0, 3), np.float32),
+    }
+
+
+def protect(arrays, chosen, weight=0.5, key=KEY):
+    """A model as the server holds it after a round."""
+    layout = ParameterLayout.from_state_dict(arrays)
+    mask = mask_of(layout, *chosen)
+    plain, masked = split(arrays, mask, layout)
+    ciphertext = Encryptor(key).encrypt(masked * weight) if mask.k else None
+    return ProtectedModel(layout, mask, plain, ciphertext, weight, key.parameters, 3)
+
+
+@st.composite
+def models(draw):
+    """Arrays of a few small tensors of any type, and a mask: none, all or some."""
+    kinds = draw(st.lists(st.sampled_from(DTYPES), max_size=5))
+    shapes = hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=4)
+    arrays = {f"t{i}": draw(hnp.arrays(kind, shapes)) for i, kind in enumerate(kinds)}
+    layout = ParameterLayout.from_state_dict(arrays)
+    selected = draw(
+        st.one_of(
+            hnp.arrays(bool, layout.size),
+            st.booleans().map(lambda all_or_none: np.full(layout.size, all_or_none)),
+        )
+    )
+    return arrays, layout, EncryptionMask(selected, layout.digest)

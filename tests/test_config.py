@@ -1,0 +1,88 @@
+import pytest
+
+from fedsens import FedSensConfig
+from fedsens.errors import ConfigurationError
+
+
+def test_a_run_config_may_hold_other_keys_too():
+    run_config = {"num-server-rounds": 3, "fedsens.ratio": 0.2, "fedsens.refresh-every": 4}
+    config = FedSensConfig.from_run_config(run_config)
+    assert (config.ratio, config.refresh_every) == (0.2, 4)
+
+
+def test_an_empty_run_config_gives_the_defaults():
+    assert FedSensConfig.from_run_config({}) == FedSensConfig()
+
+
+def test_names_may_be_written_with_dashes_or_underscores():
+    dashed = FedSensConfig.create(**{"map-min-clients": 5})
+    assert dashed == FedSensConfig.create(map_min_clients=5)
+
+
+def test_every_wrong_option_is_listed_at_once():
+    options = {"fedsens.ratio": 2, "fedsens.policy": "best", "fedsens.ration": 0.1}
+    with pytest.raises(ConfigurationError) as caught:
+        FedSensConfig.from_run_config(options)
+    text = str(caught.value)
+    assert all(name in text for name in ("ratio:", "policy:", "ration:"))
+    assert "sensitivity" in text  # the policies that exist
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ratio", -0.1),
+        ("ratio", float("nan")),
+        ("seed", -1),
+        ("preset", "tiny"),
+        ("value-range", -1.0),
+        ("value-range", 2.0**21),
+        ("rule", "jacobian"),
+        ("maps", "clear"),
+        ("map-fraction", 0.0),
+        ("map-fraction", 1.1),
+        ("refresh-every", -1),
+        ("key-timeout", 0.0),
+        ("key-min-clients", 0),
+        ("map-min-clients", 0),
+        ("mask-timeout", -1.0),
+        ("force", 7),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_the_option(key, value):
+    with pytest.raises(ConfigurationError, match=rf"{key}: "):
+        FedSensConfig.from_run_config({f"fedsens.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [("", ()), ("last", ("last",)), (" first , *.bias,, ", ("first", "*.bias"))],
+)
+def test_forced_layers_are_separated_by_commas(text, items):
+    assert FedSensConfig.from_run_config({"fedsens.force": text}).force == items
+
+
+def test_a_value_range_of_zero_is_the_presets_own():
+    config = FedSensConfig.from_run_config({"fedsens.value-range": 0.0})
+    assert config.value_range is None
+    assert config.parameters == FedSensConfig().parameters
+
+
+def test_a_value_range_reaches_the_parameters():
+    assert FedSensConfig(value_range=9.0).parameters.value_range == 9.0
+
+
+def test_the_gradient_policy_needs_the_true_label_rule():
+    with pytest.raises(ConfigurationError, match="rule to 'true_label'"):
+        FedSensConfig.create(policy="gradient")
+    assert FedSensConfig.create(policy="gradient", rule="true_label").policy == "gradient"
+
+
+@pytest.mark.parametrize(("policy", "ratio"), [("all", 1.0), ("none", 0.0), ("random", 0.25)])
+def test_a_policy_may_have_its_own_ratio(policy, ratio):
+    assert FedSensConfig(policy=policy, ratio=0.25).effective_ratio == ratio
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        FedSensConfig().ratio = 0.0

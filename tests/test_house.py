@@ -1,0 +1,177 @@
+"""The house rules: who may import whom, what is exported, what must never be written."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedsens
+from fedsens import errors
+
+ROOT = Path(fedsens.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+LEVELS = {
+    "errors": 0,
+    "layout": 1,
+    "sensitivity": 2,
+    "mask": 2,
+    "crypto": 2,
+    "config": 3,
+    "protocol": 4,
+    "flower": 5,
+    "bench": 6,
+    "simulation": 6,
+    "audit": 6,
+    "cli": 7,
+}
+ALLOWED = {
+    "tenseal": {"crypto"},
+    "flwr": {"flower", "simulation", "cli"},
+    "cryptography": {"protocol"},
+    "typer": {"cli"},
+}
+LIGHT = {"errors", "layout", "mask", "crypto", "config", "protocol"}  # start without torch
+
+
+def home_of(path):
+    """The package or top-level module of fedsens that a file belongs to."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    }
+
+
+def imports_in(nodes, at_load):
+    """Names of the modules that some statements import; only when loaded, or anywhere."""
+    for node in nodes:
+        if is_type_checking(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            if node.module == "fedsens":
+                yield from (f"fedsens.{alias.name}" for alias in node.names)
+        elif not (at_load and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from imports_in(ast.iter_child_nodes(node), at_load)
+
+
+def imports(path, at_load=False):
+    return set(imports_in(ast.parse(path.read_text()).body, at_load))
+
+
+def external(path, at_load=False):
+    return {name.partition(".")[0] for name in imports(path, at_load)}
+
+
+def by_name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_dependencies_point_downwards(path):
+    home = home_of(path)
+    if home == "__init__":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "fedsens" or len(parts) == 1 or parts[1] == home:
+            continue
+        if parts[1] not in LEVELS:  # a name of the public surface, which imports everything
+            pytest.fail(f"{by_name(path)} imports {name}; import it from its own module")
+        assert LEVELS[parts[1]] < LEVELS[home], f"{by_name(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_each_library_has_its_own_importer(path):
+    for library, homes in ALLOWED.items():
+        assert library not in external(path) or home_of(path) in homes
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_torch_is_not_loaded_where_it_is_not_needed(path):
+    assert home_of(path) not in LIGHT | {"__init__"} or "torch" not in external(path, at_load=True)
+
+
+def test_the_sensitivity_package_uses_torch_and_numpy_only():
+    outside = {"fedsens", "torch", "numpy"} | set(sys.stdlib_module_names)
+    for path in ROOT.glob("sensitivity/*.py"):
+        assert external(path) <= outside, by_name(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_nothing_forbidden_is_written(path):
+    assert not external(path) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "bare except"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"print", "eval", "exec"}, f"line {node.lineno}"
+
+
+def test_the_public_surface_is_sorted_complete_and_importable():
+    assert fedsens.__all__ == sorted(fedsens.__all__)
+    assert set(fedsens.__all__) == set(fedsens._HOME) | {"__version__"}
+    assert dir(fedsens) == fedsens.__all__
+    for name in fedsens.__all__:
+        assert getattr(fedsens, name) is not None
+
+
+def test_the_public_surface_agrees_with_what_type_checkers_see():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for block in filter(is_type_checking, tree.body)
+        for node in block.body
+        for alias in node.names
+    }
+    assert seen == fedsens._HOME
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'pickle_everything'"):
+        _ = fedsens.pickle_everything
+
+
+def test_every_exception_is_in_the_one_tree():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Error", "Exception")):
+                assert path.name == "errors.py", f"{node.name} is defined in {by_name(path)}"
+
+
+def test_the_error_tree_is_drawn_as_it_is():
+    classes = dict(inspect.getmembers(errors, inspect.isclass))
+    assert all(issubclass(error, errors.FedSensError) for error in classes.values())
+    parents, drawn = [], {}
+    for line in errors.__doc__.splitlines():
+        word = line.strip("│├└─ ").split(" ")[0]
+        if word.endswith("Error"):
+            depth = (len(line) - len(line.lstrip("│├└─ "))) // 4
+            parents[depth - 1 :] = [word]
+            drawn[word] = parents[-2] if len(parents) > 1 else "Exception"
+    assert drawn == {name: error.__base__.__name__ for name, error in classes.items()}
+
+
+@pytest.mark.parametrize(
+    ("module", "unloaded"),
+    [
+        ("fedsens", {"torch", "flwr", "tenseal", "numpy"}),
+        ("fedsens.crypto", {"torch", "flwr"}),
+        ("fedsens.mask", {"torch", "flwr", "tenseal"}),
+        ("fedsens.protocol.headers", {"torch", "flwr"}),
+        ("fedsens.config", {"torch", "flwr"}),
+        ("fedsens.sensitivity", {"flwr", "tenseal"}),
+    ],
+)
+def test_a_module_starts_without_what_it_does_not_need(module, unloaded):
+    code = f"import sys, {module}; print(*({unloaded!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
