@@ -17,7 +17,9 @@ from fedsens.errors import CiphertextError, KeyMismatchError
 class Aggregator:
     """Adds ciphertext batches one by one; memory does not depend on how many.
 
-    Built from public parameters only. Adding is all or nothing: a batch that is refused leaves
+    Built from public parameters only. Ciphertexts are loaded one at a time, so beside the sum and
+    the batch nothing is held. Adding is all or nothing: a batch that is damaged, of another number
+    of values (CiphertextError) or under another key or other parameters (KeyMismatchError) leaves
     the sum as it was.
     """
 
@@ -40,7 +42,6 @@ class Aggregator:
         self._context = seal_context(parameters)
         self._evaluator = sealapi.Evaluator(self._context)
         self._sum: list[Any] = []
-        self._first: Batch | None = None
         self._summands = 0
 
     @property
@@ -48,18 +49,43 @@ class Aggregator:
         """How many fresh ciphertexts have been added."""
         return self._summands
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes, fresh: bool = False) -> None:
         """Add one batch.
 
         Args:
-            data: a serialised batch, fresh or itself a sum.
+            data: a serialised batch.
+            fresh: refuse a batch that is itself a sum, as a client's must not be.
 
         Raises:
-            CiphertextError: the bytes are damaged, hold another number of values, or claim more
-                summands than can be counted.
-            KeyMismatchError: the parameters or the key differ from the first batch's.
+            CiphertextError: the batch is damaged, or does not hold what the others hold.
         """
         batch = parse_batch(data, self.parameters)
+        self._check(batch, fresh)
+        added = 0
+        try:
+            for index, block in enumerate(load_blocks(batch, self.parameters)):
+                if self._summands:
+                    self._evaluator.add_inplace(self._sum[index], block)
+                else:
+                    self._sum.append(block)
+                added += 1
+        except CiphertextError:
+            self._take_back(batch, added)
+            raise
+        self._fingerprint, self._values = batch.fingerprint, batch.values
+        self._summands += batch.summands
+
+    def _take_back(self, batch: Batch, added: int) -> None:
+        """Undo a partial addition, exactly: it is modulo q."""
+        if not self._summands:
+            self._sum.clear()
+            return
+        for total, block in zip(
+            self._sum[:added], load_blocks(batch, self.parameters), strict=False
+        ):
+            self._evaluator.sub_inplace(total, block)
+
+    def _check(self, batch: Batch, fresh: bool) -> None:
         fingerprint, values = self._fingerprint or batch.fingerprint, self._values
         if batch.fingerprint != fingerprint:
             raise KeyMismatchError(
@@ -76,14 +102,11 @@ class Aggregator:
                 f"expected at most {MAX_SUMMANDS} summands in all, got a batch that claims "
                 f"{batch.summands}; it was not made by fedsens"
             )
-        loaded = list(load_blocks(batch, self.parameters))
-        if self._first is None:
-            self._first, self._sum = batch, loaded
-            self._fingerprint, self._values = batch.fingerprint, batch.values
-        else:
-            for total, block in zip(self._sum, loaded, strict=True):
-                self._evaluator.add_inplace(total, block)
-        self._summands += batch.summands
+        if fresh and batch.kind != FRESH:
+            raise CiphertextError(
+                "expected a fresh batch, got one that is a sum already; a client must send what it "
+                "encrypted itself"
+            )
 
     def result(self) -> bytes:
         """The serialised sum of all batches added so far.
@@ -94,15 +117,19 @@ class Aggregator:
         Raises:
             CiphertextError: nothing was added yet.
         """
-        if self._first is None:
+        if self._values is None or self._fingerprint is None or not self._summands:
             raise CiphertextError("expected at least one batch to sum, got none")
         with seal_file() as file:
             blocks = tuple(
                 shrink(file.stream(block), False, self.parameters) for block in self._sum
             )
-        first = self._first
         return Batch(
-            SUM, first.parameters, first.fingerprint, first.values, self._summands, blocks
+            SUM,
+            self.parameters.digest,
+            self._fingerprint,
+            self._values,
+            self._summands,
+            blocks,
         ).to_bytes()
 
     def sum(self, batches: list[bytes]) -> bytes:
@@ -137,7 +164,7 @@ def load_blocks(batch: Batch, parameters: CkksParameters) -> Iterator[Any]:
         for index, block in enumerate(batch.blocks):
             try:
                 stream = expand(block, batch.kind == FRESH, parameters)
-                ciphertext = file.load(sealapi.Ciphertext, context, stream)
+                ciphertext = file.load(sealapi.Ciphertext, context, *stream)
             except (RuntimeError, ValueError) as error:
                 raise CiphertextError(
                     f"expected SEAL to accept ciphertext {index}, got: {error}"

@@ -6,7 +6,7 @@ public key; NVFlare drops one prime and encrypts symmetrically. Both serialise e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -33,10 +33,10 @@ class Codec(Protocol[Upload]):
     def encrypt(self, values: NDArray[np.float64]) -> Upload:
         """A client's values to the bytes it sends."""
 
-    def load(self, upload: Upload) -> list[Any]:
-        """Bytes to ciphertexts in memory."""
+    def load(self, upload: Upload) -> Iterator[Any]:
+        """Bytes to ciphertexts in memory, one at a time."""
 
-    def add(self, total: list[Any], other: list[Any]) -> None:
+    def add(self, total: list[Any], other: Iterable[Any]) -> None:
         """Add ciphertexts to others in place."""
 
     def aggregate(self, uploads: Sequence[Upload]) -> Upload:
@@ -60,11 +60,11 @@ class PresetCodec:
         self.encrypt = Encryptor(key).encrypt
         self.decrypt = Decryptor(key).decrypt
 
-    def load(self, upload: bytes) -> list[Any]:
+    def load(self, upload: bytes) -> Iterator[Any]:
         """Bytes to ciphertexts, checked."""
-        return list(load_blocks(parse_batch(upload, self._parameters), self._parameters))
+        return load_blocks(parse_batch(upload, self._parameters), self._parameters)
 
-    def add(self, total: list[Any], other: list[Any]) -> None:
+    def add(self, total: list[Any], other: Iterable[Any]) -> None:
         """Add in place."""
         for left, right in zip(total, other, strict=True):
             self._evaluator.add_inplace(left, right)
@@ -104,18 +104,18 @@ class VectorCodec:
         parts = (values[low : low + step].tolist() for low in range(0, len(values), step))
         return [tenseal.ckks_vector(self._context, part).serialize() for part in parts]
 
-    def load(self, upload: list[bytes]) -> list[Any]:
+    def load(self, upload: list[bytes]) -> Iterator[Any]:
         """Bytes to vectors."""
-        return [tenseal.ckks_vector_from(self._context, data) for data in upload]
+        return (tenseal.ckks_vector_from(self._context, data) for data in upload)
 
-    def add(self, total: list[Any], other: list[Any]) -> None:
+    def add(self, total: list[Any], other: Iterable[Any]) -> None:
         """Add in place."""
         for left, right in zip(total, other, strict=True):
             left.add_(right)
 
     def aggregate(self, uploads: Sequence[list[bytes]]) -> list[bytes]:
         """The server's work."""
-        total = self.load(uploads[0])
+        total = list(self.load(uploads[0]))
         for upload in uploads[1:]:
             self.add(total, self.load(upload))
         return [vector.serialize() for vector in total]

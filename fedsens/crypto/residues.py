@@ -78,7 +78,9 @@ def shrink(stream: bytes, fresh: bool, parameters: CkksParameters) -> bytes:
     return b"".join((stream[stop + len(after) :], *(part.data for part in parts)))
 
 
-def expand(block: bytes | memoryview, fresh: bool, parameters: CkksParameters) -> bytes:
+def expand(
+    block: bytes | memoryview, fresh: bool, parameters: CkksParameters
+) -> tuple[bytes | memoryview, ...]:
     """The stream, uncompressed, from which SEAL loads a ciphertext.
 
     Args:
@@ -87,7 +89,7 @@ def expand(block: bytes | memoryview, fresh: bool, parameters: CkksParameters) -
         parameters: its parameters.
 
     Returns:
-        The stream. SEAL refuses it if a residue is not below q.
+        The stream, in parts. SEAL refuses it if a residue is not below q.
 
     Raises:
         CiphertextError: the block has an impossible size.
@@ -105,7 +107,7 @@ def expand(block: bytes | memoryview, fresh: bool, parameters: CkksParameters) -
         part = np.frombuffer(block, kind, count, start + count * shift // 8)
         words |= part.astype("<u8") << np.uint64(shift)
     before, after = _frame(parameters, fresh)
-    return b"".join((before, words.data, after, bytes(block[:start])))
+    return before, words.data, after, block[:start]
 
 
 def _residues(fresh: bool) -> int:

@@ -54,10 +54,10 @@ class SealFile:
         """Serialise a SEAL object and undo SEAL's compression; SEAL's header is left out."""
         return self._zstd.decompress(memoryview(self.dump(obj))[SEAL_HEADER_SIZE:])
 
-    def load(self, kind: Any, context: Any, data: bytes | memoryview) -> Any:
+    def load(self, kind: Any, context: Any, *parts: bytes | memoryview) -> Any:
         """Read a SEAL object of class ``kind``; SEAL raises RuntimeError or ValueError."""
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, data, 0)
+        os.pwritev(self._descriptor, parts, 0)
         obj = kind()
         obj.load(context, self._path)
         return obj

@@ -117,7 +117,7 @@ class Masking:
         for node, content in answers.content.items():
             try:
                 take_header(content, MapReply)
-                aggregator.add(record_to_bytes(content, MAP))
+                aggregator.add(record_to_bytes(content, MAP), fresh=True)
                 used += 1
             except FedSensError as error:
                 logger.warning("left out the map of node %s: %s", node, error)

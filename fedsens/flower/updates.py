@@ -112,7 +112,7 @@ class Updates:
         if update.ciphertext is None:
             return True
         try:
-            aggregator.add(update.ciphertext)
+            aggregator.add(update.ciphertext, fresh=True)
         except FedSensError as error:
             node = update.reply.metadata.src_node_id
             logger.warning("left out the update of node %s: %s", node, error)

@@ -1,8 +1,8 @@
 """A SuperLink of our own for the time of a simulation, isolated from the user's Flower set-up.
 
 ``flwr run`` submits an app to a SuperLink. The one it would start by itself stays for ever,
-installs the app's dependencies anew on every run, and imports top-level packages from wherever it was
-started. This one runs in an empty folder, with its own FLWR_HOME and port, and ends with the
+installs the app's dependencies anew on every run, and imports top-level packages from wherever it
+was started. This one runs in an empty folder, with its own FLWR_HOME and port, and ends with the
 ``with`` block.
 """
 
