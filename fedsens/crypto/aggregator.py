@@ -8,7 +8,7 @@ from typing import Any
 import tenseal.sealapi as sealapi
 
 from fedsens.crypto.params import CkksParameters
-from fedsens.crypto.residues import expand, shrink
+from fedsens.crypto.residues import form_of
 from fedsens.crypto.seal import seal_context, seal_file
 from fedsens.crypto.wire import FRESH, MAX_SUMMANDS, SUM, Batch, parse_batch
 from fedsens.errors import CiphertextError, KeyMismatchError
@@ -119,10 +119,9 @@ class Aggregator:
         """
         if self._values is None or self._fingerprint is None or not self._summands:
             raise CiphertextError("expected at least one batch to sum, got none")
+        form = form_of(self.parameters, False)
         with seal_file() as file:
-            blocks = tuple(
-                shrink(file.stream(block), False, self.parameters) for block in self._sum
-            )
+            blocks = tuple(form.shrink(file.stream(block)) for block in self._sum)
         return Batch(
             SUM,
             self.parameters.digest,
@@ -159,12 +158,11 @@ def load_blocks(batch: Batch, parameters: CkksParameters) -> Iterator[Any]:
     Raises:
         CiphertextError: SEAL refuses one, because a residue is not below q.
     """
-    context = seal_context(parameters)
+    context, form = seal_context(parameters), form_of(parameters, batch.kind == FRESH)
     with seal_file() as file:
         for index, block in enumerate(batch.blocks):
             try:
-                stream = expand(block, batch.kind == FRESH, parameters)
-                ciphertext = file.load(sealapi.Ciphertext, context, *stream)
+                ciphertext = file.load(sealapi.Ciphertext, context, *form.expand(block))
             except (RuntimeError, ValueError) as error:
                 raise CiphertextError(
                     f"expected SEAL to accept ciphertext {index}, got: {error}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsens.crypto.keys import SecretKey
 from fedsens.crypto.packing import NameOf, check_range, pack
-from fedsens.crypto.residues import shrink
+from fedsens.crypto.residues import form_of
 from fedsens.crypto.seal import seal_context, seal_file
 from fedsens.crypto.wire import FRESH, Batch
 from fedsens.crypto.worker import encrypt_in_worker
@@ -86,6 +86,7 @@ class Encryptor:
                 beyond half the modulus, which no honest block does.
         """
         blocks: list[bytes] = []
+        form = form_of(self.parameters, True)
         plaintext = sealapi.Plaintext()
         step = CHUNK * self.parameters.degree
         with seal_file() as file:
@@ -102,7 +103,7 @@ class Encryptor:
                             f"{len(blocks)} beyond; choose another phase seed or a larger range"
                         ) from None
                     stream = file.stream(self._encryptor.encrypt_symmetric(plaintext))
-                    blocks.append(shrink(stream, True, self.parameters))
+                    blocks.append(form.shrink(stream))
         return blocks
 
     def _parallel(self, values: NDArray[np.floating], workers: int) -> list[bytes]:

@@ -9,6 +9,7 @@ to interpret: the stream that SEAL reads is built here, around numbers that it c
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -49,81 +50,95 @@ def block_size(width: int, fresh: bool) -> int:
     return SEED + DEGREE * width if fresh else 2 * DEGREE * width
 
 
-def shrink(stream: bytes, fresh: bool, parameters: CkksParameters) -> bytes:
-    """The wire form of a ciphertext that SEAL has saved.
+@dataclass(frozen=True)
+class Form:
+    """How SEAL writes one kind of ciphertext; made once for many blocks by :func:`form_of`.
 
-    Args:
-        stream: what SEAL wrote, decompressed, without its first header.
-        fresh: whether it was saved with a seed.
-        parameters: its parameters.
-
-    Returns:
-        The seed, if fresh, and the residues.
-
-    Raises:
-        CryptoError: this version of SEAL writes another form than this module knows.
+    Attributes:
+        before: what stands before the residues, SEAL's header first.
+        after: what stands between the residues and the seed; empty where there is no seed.
+        count: number of residues.
+        seed: bytes of the seed, 0 where there is none.
+        widths: bytes per residue that a block may have.
     """
-    before, after = _frame(parameters, fresh)
-    prefix, count = before[HEADER.size :], _residues(fresh)
-    stop = len(prefix) + 8 * count
-    if not stream.startswith(prefix) or stream[stop : stop + len(after)] != after:
-        raise CryptoError(
-            "expected SEAL to write ciphertexts in the form of version 4, got another; "
-            "install the tenseal version that fedsens names"
-        )
-    words = np.frombuffer(stream[len(prefix) : stop], "<u8")  # a copy, which is aligned
-    largest = int(words.max())
-    planes = PLANES[next(w for w in parameters.residue_widths if largest >> 8 * w == 0)]
-    parts = [(words >> shift if shift else words).astype(kind) for shift, kind in planes]
-    return b"".join((stream[stop + len(after) :], *(part.data for part in parts)))
 
+    before: bytes
+    after: bytes
+    count: int
+    seed: int
+    widths: tuple[int, ...]
 
-def expand(
-    block: bytes | memoryview, fresh: bool, parameters: CkksParameters
-) -> tuple[bytes | memoryview, ...]:
-    """The stream, uncompressed, from which SEAL loads a ciphertext.
+    def shrink(self, stream: bytes) -> bytes:
+        """The wire form of a ciphertext that SEAL has saved.
 
-    Args:
-        block: the wire form.
-        fresh: whether it holds a seed.
-        parameters: its parameters.
+        Args:
+            stream: what SEAL wrote, decompressed, without its first header.
 
-    Returns:
-        The stream, in parts. SEAL refuses it if a residue is not below q.
+        Returns:
+            The seed, if there is one, and the residues.
 
-    Raises:
-        CiphertextError: the block has an impossible size.
-    """
-    count, start = _residues(fresh), SEED if fresh else 0
-    width, rest = divmod(len(block) - start, count)
-    if rest or width not in parameters.residue_widths:
-        raise CiphertextError(
-            f"expected {parameters.residue_widths} bytes for each of {count} residues, got a "
-            f"ciphertext of {len(block)} bytes"
-        )
-    (_, kind), *others = PLANES[width]
-    words = np.frombuffer(block, kind, count, start).astype("<u8")
-    for shift, kind in others:
-        part = np.frombuffer(block, kind, count, start + count * shift // 8)
-        words |= part.astype("<u8") << np.uint64(shift)
-    before, after = _frame(parameters, fresh)
-    return before, words.data, after, block[:start]
+        Raises:
+            CryptoError: this version of SEAL writes another form than this module knows.
+        """
+        start = len(self.before) - HEADER.size
+        stop = start + 8 * self.count
+        end = stop + len(self.after)
+        if stream[:start] != self.before[HEADER.size :] or stream[stop:end] != self.after:
+            raise CryptoError(
+                "expected SEAL to write ciphertexts in the form of version 4, got another; "
+                "install the tenseal version that fedsens names"
+            )
+        words = np.frombuffer(stream[start:stop], "<u8")  # a copy, which is aligned
+        width = self.widths[0]
+        if len(self.widths) > 1 and int(np.maximum.reduce(words)) >> 8 * width:
+            width = self.widths[1]
+        parts = [(words >> shift if shift else words).astype(kind) for shift, kind in PLANES[width]]
+        return b"".join((stream[end:], *(part.data for part in parts)))
 
+    def expand(self, block: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+        """The stream, uncompressed, from which SEAL loads a ciphertext.
 
-def _residues(fresh: bool) -> int:
-    return DEGREE if fresh else 2 * DEGREE
+        Args:
+            block: the wire form.
+
+        Returns:
+            The stream, in parts. SEAL refuses it if a residue is not below q.
+
+        Raises:
+            CiphertextError: the block has an impossible size.
+        """
+        width, rest = divmod(len(block) - self.seed, self.count)
+        if rest or width not in self.widths:
+            raise CiphertextError(
+                f"expected {self.widths} bytes for each of {self.count} residues, got a "
+                f"ciphertext of {len(block)} bytes"
+            )
+        (_, kind), *others = PLANES[width]
+        words = np.frombuffer(block, kind, self.count, self.seed).astype("<u8")
+        for shift, kind in others:
+            part = np.frombuffer(block, kind, self.count, self.seed + self.count * shift // 8)
+            words |= part.astype("<u8") << np.uint64(shift)
+        return self.before, words.data, self.after, block[: self.seed]
 
 
 @lru_cache(maxsize=8)
-def _frame(parameters: CkksParameters, fresh: bool) -> tuple[bytes, bytes]:
-    """What SEAL writes before the residues, and between them and the seed."""
-    count = _residues(fresh)
+def form_of(parameters: CkksParameters, fresh: bool) -> Form:
+    """The form of ciphertexts under a parameter set.
+
+    Args:
+        parameters: the set.
+        fresh: whether they hold a seed instead of their second polynomial.
+
+    Returns:
+        The form.
+    """
+    seed, count = (SEED, DEGREE) if fresh else (0, 2 * DEGREE)
     identifier = seal_context(parameters).first_parms_id()
     members = MEMBERS.pack(*identifier, True, 2, DEGREE, 1, 1.0, 1)
     array = _header(COUNT.size + 8 * count) + COUNT.pack(count)
     after = _header(INFO.size + SEED) + INFO.pack(BLAKE2XB) if fresh else b""
-    size = len(members) + len(array) + 8 * count + len(after) + (SEED if fresh else 0)
-    return _header(size) + members + array, after
+    size = len(members) + len(array) + 8 * count + len(after) + seed
+    return Form(_header(size) + members + array, after, count, seed, parameters.residue_widths)
 
 
 def _header(size: int) -> bytes:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenseal import sealapi
 
-from fedsens.crypto.residues import HEADER, block_size, expand, shrink
+from fedsens.crypto.residues import HEADER, block_size, form_of
 from fedsens.crypto.seal import seal_context, seal_file
 from fedsens.errors import CiphertextError, CryptoError
 
@@ -28,9 +28,9 @@ def test_expanding_gives_back_what_seal_wrote(name, fresh):
     with seal_file() as file:
         for _ in range(20):
             stream = file.stream(encrypted(name, fresh))
-            block = shrink(stream, fresh, parameters(name))
+            block = form_of(parameters(name), fresh).shrink(stream)
             assert len(block) <= block_size(max(parameters(name).residue_widths), fresh)
-            rebuilt = b"".join(expand(block, fresh, parameters(name)))
+            rebuilt = b"".join(form_of(parameters(name), fresh).expand(block))
             assert rebuilt[HEADER.size :] == stream
             assert HEADER.unpack_from(rebuilt)[-1] == len(rebuilt)
 
@@ -50,7 +50,7 @@ def test_any_residues_survive(name, fresh, seed, large):
         stream = file.stream(encrypted(name, fresh))
     start = stream.index(np.uint64(count).tobytes(), 73) + 8
     changed = stream[:start] + words.tobytes() + stream[start + 8 * count :]
-    block = shrink(changed, fresh, params)
+    block = form_of(params, fresh).shrink(changed)
     # The oracle: the residues byte by byte, as Python's integers have them.
     residues = block[64:] if fresh else block
     width = len(residues) // count
@@ -58,7 +58,7 @@ def test_any_residues_survive(name, fresh, seed, large):
     low = int.from_bytes(planes[0][4 * 7 : 4 * 8], "little")
     assert low == int(words[7]) % 2**32
     assert width >= -(-int(words.max()).bit_length() // 8)
-    assert b"".join(expand(block, fresh, params))[HEADER.size :] == changed
+    assert b"".join(form_of(params, fresh).expand(block))[HEADER.size :] == changed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,13 +75,13 @@ def test_what_seal_writes_of_other_objects_is_refused(name):
     with seal_file() as file:
         for other in (product, untransformed, scaled, two, encrypted(name, fresh=True)):
             with pytest.raises(CryptoError, match="another"):
-                shrink(file.stream(other), False, parameters(name))
+                form_of(parameters(name), False).shrink(file.stream(other))
 
 
 @pytest.mark.parametrize("size", [0, 63, 64, 64 + 4 * N - 1, 64 + 4 * N + 1, 64 + 6 * N])
 def test_blocks_of_impossible_size_are_refused(size):
     with pytest.raises(CiphertextError):
-        expand(bytes(size), True, parameters("compact"))
+        form_of(parameters("compact"), True).expand(bytes(size))
 
 
 def test_seal_reads_the_wire_form_of_an_upload():
@@ -90,6 +90,6 @@ def test_seal_reads_the_wire_form_of_an_upload():
     params = parameters("compact")
     batch = parse_batch(encryptor("compact").encrypt(np.ones(N)), params)
     with seal_file() as file:
-        stream = expand(batch.blocks[0], True, params)
+        stream = form_of(params, True).expand(batch.blocks[0])
         ciphertext = file.load(sealapi.Ciphertext, seal_context(params), *stream)
     assert (ciphertext.size(), ciphertext.scale, ciphertext.is_ntt_form()) == (2, 1.0, True)
