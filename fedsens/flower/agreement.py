@@ -77,6 +77,11 @@ class KeyAgreement:
             seconds=sum(step.seconds for step in steps),
         )
 
+    def learn(self, node: int, examples: float) -> None:
+        """Trust the number of examples that a client trained on over what it announced."""
+        if node in self.examples:
+            self.examples[node] = round(examples)
+
     def forget(self, node: int) -> None:
         """Ask this node again next time: it failed, so it may have lost its key."""
         self.examples.pop(node, None)
@@ -117,8 +122,7 @@ class KeyAgreement:
         sharers = list(newcomers) if create else [n for n in self.examples if self._public.get(n)]
         answers = Answers(0)
         for sharer in sharers[:ATTEMPTS]:
-            roster = {node: reply.public_key for node, reply in newcomers.items() if node != sharer}
-            request = self._request("share", roster=roster, create=create)
+            request = self._request("share", roster=_roster(newcomers, sharer), create=create)
             answers = self._step(grid, {sharer: request})
             reply = _headers(answers).get(sharer)
             if reply and reply.fingerprint and self.fingerprint in {"", reply.fingerprint}:
@@ -133,17 +137,23 @@ class KeyAgreement:
         questions: dict[int, RecordDict] = {}
         for sharer, content in shared.content.items():
             envelopes = content.config_records.get(ENVELOPES, ConfigRecord())
+            roster = _roster(newcomers, sharer)
             for node in newcomers:
                 envelope = envelopes.get(str(node))
                 if isinstance(envelope, bytes):
                     questions[node] = RecordDict({ENVELOPES: bytes_to_record(envelope)})
-                    request = self._request("accept", sender=self._public[sharer])
+                    sender = self._public[sharer]
+                    request = self._request("accept", sender=sender, roster=roster)
                     put_header(questions[node], request)
         answers = ask(grid, questions, KEYS_ACTION, self._timeout)
         for node, reply in _headers(answers).items():
             if reply.fingerprint == self.fingerprint:
                 self.examples[node] = reply.examples
         return answers
+
+
+def _roster(newcomers: dict[int, KeyReply], sharer: int) -> dict[int, str]:
+    return {node: reply.public_key for node, reply in newcomers.items() if node != sharer}
 
 
 def _headers(answers: Answers) -> dict[int, KeyReply]:

@@ -141,6 +141,8 @@ class Client:
         if not content.array_records:
             return
         self.check_mask(received.mask)
+        if not received.mask.k:
+            return  # an unencrypted run is the inner strategy's alone
         key = model_key(content)
         layout = received.model.layout
         arrays = to_arrays(content.array_records[key])
@@ -153,9 +155,8 @@ class Client:
         weight = examples_of(content, header.weighted_by) / header.reference
         plain, masked = split(arrays, received.mask, layout)
         started = time.process_time()
-        if received.mask.k:
-            content[CIPHERTEXT] = bytes_to_record(self._encrypt(masked * weight, received))
-            content[key] = to_record(plain)
+        content[CIPHERTEXT] = bytes_to_record(self._encrypt(masked * weight, received))
+        content[key] = to_record(plain)
         put_header(
             content,
             UpdateHeader(

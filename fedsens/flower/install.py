@@ -37,7 +37,7 @@ from fedsens.flower.records import (
     to_arrays,
 )
 from fedsens.mask import get_policy, select_mask
-from fedsens.protocol.envelope import seal, unseal
+from fedsens.protocol.envelope import roster_fingerprint, seal, unseal
 from fedsens.protocol.headers import KeyReply, KeyRequest, MapReply, MapRequest, MaskRequest
 from fedsens.sensitivity import SensitivityMap
 
@@ -106,7 +106,9 @@ def _keys(message: Message, client: Client, examples: int) -> RecordDict:
         store.keep(SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run)))
     fingerprint = store.key.fingerprint if store.key else ""
     if request.step != "hello":
-        logger.info("key %s after step %r", fingerprint, request.step)
+        parties = {*map(bytes.fromhex, [request.sender, *request.roster.values()])} - {b""}
+        parties |= {store.public_key} if request.step == "share" else set()
+        logger.info("key %s, roster %s", fingerprint, roster_fingerprint(parties))
     public = "" if store.provisioned else store.public_key.hex()
     put_header(answer, KeyReply(public_key=public, fingerprint=fingerprint, examples=examples))
     return answer

@@ -8,6 +8,9 @@ bound into it.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -76,6 +79,21 @@ def unseal(envelope: bytes, recipient: X25519PrivateKey, sender: bytes, run: str
             "expected a sealed key from the named sender for this client and this run, got an "
             "envelope that does not open; run key agreement again"
         ) from None
+
+
+def roster_fingerprint(public_keys: Iterable[bytes]) -> str:
+    """16 hexadecimal digits that identify who takes part in a key agreement.
+
+    People compare it between clients, beside the key's fingerprint: if they are equal, the server
+    relayed the same public keys to everybody.
+
+    Args:
+        public_keys: raw public keys of all that hold or get the key, in any order.
+
+    Returns:
+        The fingerprint.
+    """
+    return hashlib.sha256(b"".join(sorted(public_keys))).hexdigest()[:16]
 
 
 def _context(run: str, ephemeral: bytes, sender: bytes, recipient: bytes) -> bytes:

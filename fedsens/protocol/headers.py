@@ -111,7 +111,7 @@ class KeyRequest(Header):
             yet, a client that shall create the key) for envelopes to ``roster``; ``accept``
             delivers one.
         parameters: CKKS parameters that the key must cover.
-        roster: node to raw public key in hexadecimal.
+        roster: node to raw public key in hexadecimal, of those that get the key.
         create: whether ``share`` may create the key.
         sender: the sealing client's public key in hexadecimal (``accept``).
     """

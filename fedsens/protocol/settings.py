@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsens.errors import ConfigurationError
 
 PREFIX = "fedsens-"
+ENVIRONMENT = "FEDSENS_"
 
 
 class ClientSettings(BaseModel):
@@ -68,10 +69,9 @@ class ClientSettings(BaseModel):
         """
         environment = os.environ if environment is None else environment
         found: dict[str, Any] = {}
-        for field in cls.model_fields:
-            value = environment.get(f"FEDSENS_{field.upper()}")
-            if value is not None:
-                found[field.replace("_", "-")] = value
+        for name, value in environment.items():
+            if name.startswith(ENVIRONMENT):  # a misspelt one must not be ignored
+                found[name.removeprefix(ENVIRONMENT).lower().replace("_", "-")] = value
         for key, value in node_config.items():
             if key.startswith(PREFIX):
                 found[key.removeprefix(PREFIX)] = value

@@ -151,7 +151,7 @@ class Run:
     @property
     def key(self) -> SecretKey:
         """The federation's key, read as one of its holders reads it."""
-        return shared_key(self.grid, self.strategy._keys.fingerprint)
+        return shared_key(self.grid, self.strategy._run.keys.fingerprint)
 
     def reports(self, phase: str):
         return [report for report in self.strategy.reports if report.phase == phase]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -42,7 +43,9 @@ def test_one_client_creates_the_key_and_all_come_to_hold_it(caplog):
     assert keys[0] is not None
     assert keys == [keys[0]] * 3
     assert keys[0].using(MAP_PARAMETERS) != keys[0]
-    assert caplog.text.count(f"key {keys[0].fingerprint} after step") == 3
+    logged = re.findall(rf"key {keys[0].fingerprint}, roster ([0-9a-f]{{16}})", caplog.text)
+    assert len(logged) == 3
+    assert len(set(logged)) == 1
     for path in state_dir().glob("run-1/node-*/*"):
         assert path.stat().st_mode & 0o077 == 0
 

@@ -113,5 +113,5 @@ def test_without_encryption_the_server_may_evaluate():
 
 
 def test_there_is_no_model_before_the_first_round():
-    with pytest.raises(ProtocolError, match="expected a started run"):
+    with pytest.raises(ProtocolError, match="expected a run that has begun"):
         _ = SelectiveEncryption(FedAvg()).model

@@ -5,8 +5,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from fedsens import FedSensConfig
 from fedsens.errors import ConfigurationError
-from fedsens.flower import LocalGrid
+from fedsens.flower import LocalGrid, SelectiveEncryption
 
 from .federation import (
     Recorder,
@@ -156,3 +157,22 @@ def test_evaluation_only_runs_have_a_model(recorder):
     run = Run(inner=FedAvg(fraction_train=0.0), app=make_app(recorder), rounds=1, ratio=0.5)
     assert run.reports("evaluate")[0].clients == 3
     assert largest_difference(run.strategy.model.open(None), arrays_of(initial_arrays())) == 0
+
+
+def test_ratio_0_lets_through_what_only_the_inner_strategy_understands():
+    def count(message, context):
+        arrays = {"counts": Array(np.arange(3)), "sum": Array(np.float32([1, 2]))}
+        metrics = MetricRecord({"rows": 2})
+        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    def evaluate(message, context):
+        return Message(RecordDict({"metrics": MetricRecord({"rows": 1})}), reply_to=message)
+
+    initial = ArrayRecord({"counts": Array(np.zeros(3, int)), "sum": Array(np.zeros(2, "f4"))})
+    app = make_app(train=count, evaluate=evaluate)
+    grid = LocalGrid(app, 2)
+    strategy = SelectiveEncryption(FedAvg(weighted_by_key="rows"), FedSensConfig(ratio=0))
+    result = strategy.start(grid, initial, 3)
+    assert [report.lost for report in strategy.reports] == [0] * 6
+    assert result.arrays["counts"].numpy().tolist() == [0, 1, 2]

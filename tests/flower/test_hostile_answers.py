@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from fedsens import EncryptionMask, Encryptor, generate_key
+from fedsens import Aggregator, CkksParameters, EncryptionMask, Encryptor, generate_key
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.flower import LocalGrid
 from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
@@ -310,3 +310,27 @@ def test_a_mask_of_fewer_coordinates_is_not_accepted(caplog):
     run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
     assert "expected a mask of 57 coordinates of this model, got 5" in caplog.text
     assert run.strategy.model.mask.k == 57
+
+
+def test_a_sum_from_a_client_is_left_out(recorder, caplog):
+    def resend(content):
+        data = b"".join(array.data for array in content[CIPHERTEXT].values())
+        total = Aggregator(CkksParameters.preset("compact")).sum([data])
+        content[CIPHERTEXT] = bytes_to_record(total)
+
+    run = meddled(resend, recorder)
+    assert_left_out(run, recorder, caplog, "one that is a sum already")
+
+
+def test_an_overstated_number_of_examples_costs_precision_for_one_round_only(caplog):
+    def boast(message):
+        if is_reply(message, "query.fedsens_keys") and message.metadata.src_node_id == HOSTILE:
+            record = message.content.get(HEADER)
+            if record is not None and '"examples"' in record["json"]:
+                header = {**json.loads(record["json"]), "examples": 10**6}
+                message.content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+
+    Run(grid=LocalGrid(make_app(), 3, tap=boast), rounds=3, ratio=0.5, policy="random")
+    warnings = [text for text in caplog.messages if "times less precise" in text]
+    assert len(warnings) == 1
+    assert "round 1" in warnings[0]

@@ -58,3 +58,8 @@ def test_every_wrong_or_unknown_setting_is_listed_at_once():
 def test_a_wrong_minimum_ratio_is_refused_rather_than_ignored(value):
     with pytest.raises(ConfigurationError, match="fedsens-min-ratio"):
         ClientSettings.from_node({"fedsens-min-ratio": value}, {})
+
+
+def test_a_misspelt_variable_is_refused_not_ignored():
+    with pytest.raises(ConfigurationError, match="min-ratoi"):
+        ClientSettings.from_node({}, {"FEDSENS_MIN_RATOI": "0.5"})

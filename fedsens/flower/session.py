@@ -1,0 +1,242 @@
+"""Session: what the server knows and does in one run, besides Flower's own loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.config import FedSensConfig
+from fedsens.errors import ConfigurationError, PhaseError
+from fedsens.flower.agreement import KeyAgreement
+from fedsens.flower.exchange import total, wait_for_nodes
+from fedsens.flower.masking import Masking
+from fedsens.flower.records import put_model, to_arrays, to_record
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, mask_count
+from fedsens.protocol.headers import ModelHeader
+from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol.report import Phase, PhaseReport
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """The state of a run: keys, the split global model, the mask, and what was last sent.
+
+    Attributes:
+        keys: who holds the key.
+        model: the global model, split by the mask of the round that made it.
+        mask: what the next answers must be split by.
+        sent: the messages of the current phase.
+    """
+
+    def __init__(
+        self,
+        config: FedSensConfig,
+        weighted_by: str,
+        emit: Callable[[PhaseReport], None],
+        initial: ArrayRecord,
+    ) -> None:
+        """Begin with a model that the server knows whole.
+
+        Args:
+            config: the configuration.
+            weighted_by: name of the metric that counts examples.
+            emit: called with the report of each phase.
+            initial: the initial model.
+
+        Raises:
+            ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
+        """
+        self.keys = KeyAgreement(config.parameters, config.key_timeout)
+        self.sent: list[Message] = []
+        self._config = config
+        self._weighted_by = weighted_by
+        self._emit = emit
+        self._reference = 1.0
+        self._started = 0.0
+        self.replace_plain(initial, 0)
+        ratio, size = config.effective_ratio, self.model.layout.size
+        if ratio > 0 and not mask_count(ratio, size):
+            raise ConfigurationError(
+                f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
+                "raise fedsens.ratio, or set it to 0 to switch encryption off"
+            )
+
+    def replace_plain(self, arrays: ArrayRecord, server_round: int) -> None:
+        """Take a model of which nothing is encrypted.
+
+        Args:
+            arrays: the model.
+            server_round: the round whose result it is.
+        """
+        state = to_arrays(arrays)
+        layout = ParameterLayout.from_state_dict(state)
+        self.mask = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
+        self.model = ProtectedModel(
+            layout, self.mask, state, None, 0.0, self._config.parameters, server_round
+        )
+
+    def replace(
+        self, arrays: ArrayRecord, ciphertext: bytes | None, weight: float, server_round: int
+    ) -> None:
+        """Take the result of a round.
+
+        Args:
+            arrays: the averaged remainder.
+            ciphertext: the summed ciphertexts.
+            weight: the sum of their weights.
+            server_round: the round.
+        """
+        old = self.model
+        self.model = ProtectedModel(
+            old.layout,
+            self.mask,
+            to_arrays(arrays),
+            ciphertext,
+            weight,
+            old.parameters,
+            server_round,
+        )
+
+    def prepare(self, server_round: int, grid: Grid) -> None:
+        """Agree on a key before the first round, and on a mask where one is due.
+
+        Args:
+            server_round: the round about to start.
+            grid: Flower's grid.
+
+        Raises:
+            PhaseError: too few clients hold the key, or the first mask could not be made.
+        """
+        if self._config.effective_ratio == 0:
+            return
+        first, every = not self.mask.k, self._config.refresh_every
+        if first:
+            least = self._config.key_min_clients
+            self._agree(grid, wait_for_nodes(grid, least, self._config.key_timeout), server_round)
+            if len(self.keys.examples) < least:
+                raise PhaseError(
+                    f"expected at least {least} clients with the key, got "
+                    f"{len(self.keys.examples)}; see the warnings above, or lower "
+                    "fedsens.key-min-clients"
+                )
+        if first or (every > 0 and (server_round - 1) % every == 0):
+            self._renew_mask(server_round, grid, must=first)
+
+    def dress(self, messages: Iterable[Message], server_round: int, grid: Grid) -> list[Message]:
+        """Add to the inner strategy's messages what clients need to open and protect models.
+
+        Args:
+            messages: what the inner strategy wants to send.
+            server_round: the round.
+            grid: Flower's grid.
+
+        Returns:
+            The messages to nodes that hold the key.
+        """
+        self.sent = list(messages)
+        if self._config.effective_ratio > 0:
+            self._agree(grid, [m.metadata.dst_node_id for m in self.sent], server_round)
+            known = self.keys.examples
+            for message in self.sent:
+                if message.metadata.dst_node_id not in known:
+                    logger.warning("node %s holds no key; left out", message.metadata.dst_node_id)
+            self.sent = [m for m in self.sent if m.metadata.dst_node_id in known]
+            # The weights n_i / N_ref of whoever answers add up to at most 1.
+            self._reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
+        header = self.header(server_round)
+        for content in {id(m.content): m.content for m in self.sent}.values():
+            put_model(content, self.model, header, self.mask)
+        self._started = time.monotonic()
+        return self.sent
+
+    def header(self, server_round: int) -> ModelHeader:
+        """The header of the current model.
+
+        Args:
+            server_round: the round it is sent in.
+
+        Returns:
+            The header.
+        """
+        return ModelHeader(
+            round=server_round,
+            model_round=self.model.round,
+            layout=self.model.layout.to_json(),
+            model_mask=self.model.mask.digest,
+            mask=self.mask.digest,
+            parameters=self._config.parameters,
+            fingerprint=self.keys.fingerprint,
+            weight=self.model.weight,
+            reference=self._reference,
+            weighted_by=self._weighted_by,
+        )
+
+    def report(
+        self,
+        phase: Phase,
+        server_round: int,
+        clients: int,
+        up: tuple[int, int],
+        metrics: MetricRecord | None,
+        seconds: dict[str, float],
+    ) -> PhaseReport:
+        """Report the phase that began with :meth:`dress`.
+
+        Args:
+            phase: "train" or "evaluate".
+            server_round: the round.
+            clients: usable answers.
+            up: plaintext and ciphertext bytes of all answers.
+            metrics: the inner strategy's.
+            seconds: CPU seconds of encrypting, adding and decrypting.
+
+        Returns:
+            The report, which has been emitted.
+        """
+        down = total(message.content for message in self.sent)
+        values = metrics.items() if metrics is not None else ()
+        report = PhaseReport(
+            phase=phase,
+            round=server_round,
+            clients=clients,
+            lost=len(self.sent) - clients,
+            bytes_up_plain=up[0],
+            bytes_up_encrypted=up[1],
+            bytes_down_plain=down[0],
+            bytes_down_encrypted=down[1],
+            seconds=time.monotonic() - self._started,
+            metrics={k: v for k, v in values if isinstance(v, int | float)},
+            **seconds,
+        )
+        self._emit(report)
+        return report
+
+    def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
+        report = self.keys.agree(grid, nodes, server_round)
+        if report is not None:
+            self._emit(report)
+
+    def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
+        masking = Masking(self._config, self.keys, self.model.layout)
+
+        def current() -> RecordDict:
+            content = RecordDict({"arrays": to_record(self.model.plain)})
+            put_model(content, self.model, self.header(server_round), self.mask)
+            return content
+
+        try:
+            self.mask = masking.make(grid, current, server_round)
+        except PhaseError as error:
+            if must:
+                raise
+            logger.warning("the mask of the earlier rounds stays in use: %s", error)
+        for report in masking.reports:
+            self._emit(report)
+        logger.info("mask of round %d: %r", server_round, self.mask)
