@@ -91,7 +91,11 @@ def test_a_flipped_bit_of_the_payload_is_refused():
         refuse(flipped(DATA, bit))
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"\0" * 16, DATA, DATA[-CHECKSUM:]])
+@pytest.mark.parametrize(
+    "tail",
+    [b"\0", b"\0" * 16, DATA, DATA[-CHECKSUM:]],
+    ids=["zero", "zeros", "itself", "checksum"],
+)
 def test_appended_bytes_are_refused(tail):
     refuse(DATA + tail)
     refuse(resealed(DATA + tail))
