@@ -94,10 +94,10 @@ def test_a_file_that_others_can_touch_is_not_trusted(tmp_path, mode):
     assert_no_secret_in("".join(traceback.format_exception(caught.value)))
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 50, len(DATA) // 2, len(DATA) - 2, len(DATA) - 1])
-def test_a_truncated_key_is_refused_without_showing_it(length):
+@pytest.mark.parametrize("stop", [0, 1, 2, 50, 20_000, -2, -1])
+def test_a_truncated_key_is_refused_without_showing_it(stop):
     with pytest.raises(KeyFileError, match="damaged") as caught:
-        SecretKey.from_bytes(DATA[:length])
+        SecretKey.from_bytes(DATA[:stop])
     assert caught.value.__suppress_context__
     assert_no_secret_in("".join(traceback.format_exception(caught.value)))
 
