@@ -63,10 +63,7 @@ def unpack(slots: Slots, parameters: CkksParameters) -> Floats:
 
 
 def check_range(
-    values: NDArray[np.floating],
-    parameters: CkksParameters,
-    name_of: NameOf | None = None,
-    start: int = 0,
+    values: NDArray[np.floating], parameters: CkksParameters, name_of: NameOf | None = None
 ) -> None:
     """Refuse values that the codec cannot represent.
 
@@ -74,24 +71,26 @@ def check_range(
         values: 1-D; blocks of N from its start.
         parameters: the parameter set, whose ``value_range`` is R.
         name_of: names the parameter at an index, for the error.
-        start: index of ``values[0]`` as ``name_of`` counts.
 
     Raises:
         ValueRangeError: a value is NaN or infinite, or a block's root mean square exceeds R.
     """
-    for low in range(0, len(values), parameters.degree):
-        with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
-            block = np.asarray(values[low : low + parameters.degree], np.float64)
-            energy = float(block @ block)
-        if energy <= parameters.degree * parameters.value_range**2:
-            continue
-        finite = np.isfinite(block)
-        worst = int(np.argmax(~finite) if not finite.all() else np.argmax(np.abs(block)))
-        index = start + low + worst
-        where = f"value {index}" + (f" (in {name_of(index)})" if name_of else "")
-        problem = "beyond that range" if finite.all() else "NaN or infinite"
-        raise ValueRangeError(
-            f"expected finite values of root mean square at most {parameters.value_range:g} per "
-            f"block of {parameters.degree}, got {where} {problem}; "
-            "lower the learning rate or raise the value range"
-        )
+    limit = parameters.degree * parameters.value_range**2
+    with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
+        for low in range(0, len(values), parameters.degree):
+            block = values[low : low + parameters.degree].astype(np.float64, copy=False)
+            if not float(block @ block) <= limit:
+                where, problem = _worst(block, low, name_of)
+                raise ValueRangeError(
+                    f"expected finite values of root mean square at most "
+                    f"{parameters.value_range:g} per block of {parameters.degree}, got {where} "
+                    f"{problem}; lower the learning rate or raise the value range"
+                )
+
+
+def _worst(block: Floats, low: int, name_of: NameOf | None) -> tuple[str, str]:
+    finite = np.isfinite(block)
+    whole = bool(finite.all())
+    index = low + int(np.argmax(np.abs(block)) if whole else np.argmin(finite))
+    where = f"value {index}" + (f" (in {name_of(index)})" if name_of else "")
+    return where, "beyond that range" if whole else "NaN or infinite"

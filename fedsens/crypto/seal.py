@@ -46,8 +46,7 @@ class SealFile:
 
     def dump(self, obj: Any) -> bytes:
         """Serialise a SEAL object (compressed by SEAL)."""
-        os.ftruncate(self._descriptor, 0)
-        obj.save(self._path)
+        obj.save(self._path)  # which truncates the file first
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def stream(self, obj: Any) -> bytes:

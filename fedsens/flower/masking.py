@@ -68,6 +68,9 @@ class Masking:
             PhaseError: too few clients or no key holder answered, or plain maps do not suffice.
         """
         config, needs = self._config, get_policy(self._config.policy).needs
+        size = self._layout.size
+        if mask_count(config.effective_ratio, size) == size:  # no map could change the answer
+            return select_mask(None, self._layout, "all")
         if not needs:  # nothing secret enters, so the server selects by itself
             return select_mask(
                 None, self._layout, config.policy, config.ratio, config.force, seed=config.seed
