@@ -126,10 +126,10 @@ def _rounds(summary: SimulationSummary) -> Table:
             _accuracy(row.accuracy),
             _accuracy(other),
             f"{row.clients}" + (f" (-{row.lost})" if row.lost else ""),
-            f"{row.bytes_up.plain / 1e6:.2f} + {row.bytes_up.encrypted / 1e6:.2f}",
-            f"{row.bytes_down.plain / 1e6:.2f} + {row.bytes_down.encrypted / 1e6:.2f}",
-            " ".join(f"{1e3 * seconds:.1f}" for seconds in times),
-            f"{row.seconds:.2f}",
+            f"{_short(row.bytes_up.plain / 1e6)} + {_short(row.bytes_up.encrypted / 1e6)}",
+            f"{_short(row.bytes_down.plain / 1e6)} + {_short(row.bytes_down.encrypted / 1e6)}",
+            " ".join(_short(1e3 * seconds, 1) for seconds in times),
+            _short(row.seconds),
         )
     return table
 
@@ -180,6 +180,11 @@ def _quotient(values: list[float]) -> list[str]:
     if len(values) < 2:
         return []
     return [f"{values[0] / values[1]:.2f}x" if values[1] else ""]
+
+
+def _short(value: float, decimals: int = 2) -> str:
+    """Four digits or so, for a narrow column."""
+    return f"{value:.{decimals if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _accuracy(value: float | None) -> str:
