@@ -18,6 +18,7 @@ from fedsens.errors import ConfigurationError, FedSensError
 app = typer.Typer(
     help="Selective homomorphic encryption for federated learning with Flower.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # locals could be keys
     add_completion=False,
 )
@@ -47,9 +48,7 @@ def write_json(path: Path | None, content: Any) -> None:
 
 @app.command()
 def simulate(
-    app_folder: Annotated[
-        Path, typer.Argument(metavar="[APP]", help="Folder of the Flower app.")
-    ] = Path(),
+    app_folder: Annotated[Path, typer.Argument(help="Folder of the Flower app.")] = Path(),
     clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="Share to encrypt.")] = 0.1,

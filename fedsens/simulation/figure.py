@@ -86,6 +86,6 @@ def _seconds(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
         axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.set_yticks(range(len(phases)), phases)
     axes.invert_yaxis()
-    axes.set(xlabel="wall seconds, whole run", title="Time by phase")
+    axes.set(xlabel="wall seconds, whole run", title="Time by phase (the first includes start-up)")
     axes.margins(x=0.15)
     axes.legend(loc="lower right")
