@@ -13,6 +13,12 @@ from fedsens import SecretKey
 from fedsens.cli import _overrides, app
 
 runner = CliRunner()
+ARGUMENT = {
+    "simulate": "Folder of the Flower app.",
+    "keygen": "The new key file",
+    "open": "Protected model",
+    "bench": "codec",
+}
 
 
 def test_python_m_explains_itself():
@@ -27,6 +33,7 @@ def test_every_command_explains_itself(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
+    assert ARGUMENT[command] in result.output
 
 
 def test_help_needs_neither_torch_nor_flwr():
