@@ -112,11 +112,11 @@ def keygen(
     ] = 0.0,
 ) -> None:
     """Make a secret key for all clients. The server must never see this file."""
-    from fedsens.crypto import MAP_PARAMETERS, CkksParameters, generate_key
+    from fedsens.crypto import CkksParameters, generate_key
 
     with named_errors():
         parameters = CkksParameters.preset(preset, value_range or None)
-        key = generate_key(parameters, MAP_PARAMETERS)
+        key = generate_key(parameters)
         key.save(path)
     console.print(
         f"wrote {path} (mode 0600), fingerprint {key.fingerprint}, "

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 
 import tenseal.sealapi as sealapi
 
-from fedsens.crypto.params import CkksParameters
+from fedsens.crypto.params import MAP_PARAMETERS, CkksParameters
 from fedsens.crypto.seal import seal_context, seal_file
 from fedsens.errors import KeyFileError, KeyMismatchError
 
@@ -160,6 +160,9 @@ class SecretKey:
 def generate_key(parameters: CkksParameters, *more: CkksParameters) -> SecretKey:
     """Create a fresh secret key with SEAL's generator (ternary secret, system randomness).
 
+    The key also covers :data:`~fedsens.crypto.params.MAP_PARAMETERS`, so that it serves a whole
+    federation: parameters and sensitivity maps.
+
     Args:
         parameters: the set that the key encrypts under.
         *more: further sets that :meth:`SecretKey.using` can switch to; each has its own secret.
@@ -169,7 +172,7 @@ def generate_key(parameters: CkksParameters, *more: CkksParameters) -> SecretKey
     """
     secrets: dict[CkksParameters, bytes] = {}
     with seal_file() as file:
-        for each in (parameters, *more):
+        for each in dict.fromkeys((parameters, MAP_PARAMETERS, *more)):
             generator = sealapi.KeyGenerator(seal_context(each))
             secrets[each] = file.dump(generator.secret_key())
     return SecretKey(parameters, secrets)

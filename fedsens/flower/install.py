@@ -122,7 +122,7 @@ def _share(request: KeyRequest, client: Client) -> ConfigRecord:
         raise ProtocolError("expected this client to hold the key, got a request but no key")
     admitted = _admitted(request, client)
     if store.key is None:
-        store.keep(generate_key(request.parameters, MAP_PARAMETERS))
+        store.keep(generate_key(request.parameters))
     key = store.key
     assert key is not None
     secret = key.to_bytes()

@@ -208,3 +208,8 @@ def test_a_secret_opens_its_own_ciphertexts_alone():
     forged._fingerprint = KEY.fingerprint
     with pytest.raises(CryptoError, match="outside"):
         forged.decrypt(blob)
+
+
+def test_a_key_for_parameters_serves_maps_too():
+    assert generate_key(COMPACT).using(MAP_PARAMETERS).parameters == MAP_PARAMETERS
+    assert generate_key(MAP_PARAMETERS).parameters == MAP_PARAMETERS
