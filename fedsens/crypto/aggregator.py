@@ -39,8 +39,7 @@ class Aggregator:
         self.parameters = parameters
         self._values = values
         self._fingerprint = fingerprint
-        self._context = seal_context(parameters)
-        self._evaluator = sealapi.Evaluator(self._context)
+        self._evaluator = sealapi.Evaluator(seal_context(parameters))
         self._sum: list[Any] = []
         self._summands = 0
 

@@ -33,7 +33,7 @@ from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.headers import UpdateHeader
 from fedsens.protocol.keystore import KeyStore
-from fedsens.protocol.model import Arrays, digest_of, split, tied_apart
+from fedsens.protocol.model import Arrays, digest_of, not_finite, split, tied_apart
 from fedsens.protocol.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -186,12 +186,7 @@ def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
         layout.check(arrays)
     except LayoutError as error:
         raise LayoutError(f"the trained model differs from the one received: {error}") from None
-    broken = [
-        name
-        for name, array in arrays.items()
-        if array.dtype.kind == "f" and not np.isfinite(array).all()
-    ]
-    if broken:
+    if broken := not_finite(arrays):
         raise ValueRangeError(
             f"expected finite parameters after training, got NaN or infinity in "
             f"{', '.join(broken)}; lower the learning rate"

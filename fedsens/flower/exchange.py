@@ -56,12 +56,13 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
     down = total(message.content for message in messages)
     replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
     answers = Answers(len(messages), down=down)
-    for node, reply in by_node(messages, replies).items():
+    attributed = by_node(messages, replies)
+    for node, reply in attributed.items():
         if reply.has_error():
             logger.warning("node %s did not answer %s: %s", node, action, reply.error.reason)
         else:
             answers.content[node] = reply.content
-    silent = set(questions) - set(by_node(messages, replies))
+    silent = set(questions) - set(attributed)
     if silent:
         logger.warning("no answer to %s within %g s from nodes %s", action, timeout, sorted(silent))
     answers.up = total(answers.content.values())

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedsens.crypto import Aggregator
@@ -26,7 +25,7 @@ from fedsens.flower.records import (
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
-from fedsens.protocol.model import Arrays, check_plain
+from fedsens.protocol.model import Arrays, check_plain, not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Update:
 
     reply: Message
     header: UpdateHeader
-    ciphertext: bytes | None
+    ciphertext: bytes
 
 
 class Updates:
@@ -53,13 +52,13 @@ class Updates:
         Args:
             sent: the header that went out with the model.
             layout: the model's layout.
-            mask: the mask that answers must be split by.
+            mask: the mask that answers must be split by; without one there is nothing to add.
             fingerprint: of the federation's key.
         """
         self._sent = sent
         self._layout = layout
         self._mask = mask
-        self._fingerprint = fingerprint if mask.k else ""
+        self._fingerprint = fingerprint
         self._updates: list[Update] = []
         self._add_seconds = 0.0
 
@@ -88,14 +87,14 @@ class Updates:
 
         Returns:
             The answers that went in, for the inner strategy; the sum of their ciphertexts (None
-            where nothing is masked or nobody answered); the sum of their weights.
+            where nobody answered); the sum of their weights.
         """
         started = time.process_time()
         self._updates = _alike(self._updates)
         aggregator = Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
         added = [update for update in self._updates if self._add_one(aggregator, update)]
         self._updates = added
-        ciphertext = aggregator.result() if added and self._mask.k else None
+        ciphertext = aggregator.result() if added else None
         self._add_seconds = time.process_time() - started
         return [u.reply for u in added], ciphertext, sum(u.header.weight for u in added)
 
@@ -103,14 +102,12 @@ class Updates:
         """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
         headers = [update.header for update in self._updates]
         return {
-            "add_seconds": self._add_seconds if self._mask.k else 0.0,
+            "add_seconds": self._add_seconds,
             "encrypt_seconds": _mean([header.encrypt_seconds for header in headers]),
             "decrypt_seconds": _mean([header.decrypt_seconds for header in headers]),
         }
 
     def _add_one(self, aggregator: Aggregator, update: Update) -> bool:
-        if update.ciphertext is None:
-            return True
         try:
             aggregator.add(update.ciphertext, fresh=True)
         except FedSensError as error:
@@ -127,7 +124,7 @@ class Updates:
         for name, mine, theirs in (
             ("mask", sent.mask, header.mask),
             ("layout", self._layout.digest, header.layout),
-            ("key", self._fingerprint, header.fingerprint if self._mask.k else ""),
+            ("key", self._fingerprint, header.fingerprint),
         ):
             if mine != theirs:
                 raise ProtocolError(
@@ -138,7 +135,7 @@ class Updates:
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"
             )
-        ciphertext = record_to_bytes(content, CIPHERTEXT) if self._mask.k else None
+        ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_arrays(to_arrays(content.array_records[model_key(content)]))
         strange = [key for key in content if key.startswith(PREFIX)]
         if strange or len(content.metric_records) != 1:
@@ -153,8 +150,7 @@ class Updates:
         wrong = [t.name for t in self._layout.tensors if str(arrays[t.name].dtype) != t.dtype]
         if wrong:
             raise LayoutError(f"expected the layout's types, got others in {', '.join(wrong)}")
-        broken = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
-        if broken:
+        if broken := not_finite(arrays):
             raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
 
 

@@ -88,7 +88,7 @@ class UpdateHeader(Header):
         round: copied from the model.
         mask: digest of the mask that the answer is split by.
         layout: digest of the layout.
-        fingerprint: of the client's key; empty if nothing is encrypted.
+        fingerprint: of the client's key.
         weight: examples / N_ref, the factor of the encrypted values.
         encrypt_seconds: CPU seconds to encrypt.
         decrypt_seconds: CPU seconds to decrypt the model that came with the message.

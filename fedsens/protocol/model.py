@@ -175,6 +175,11 @@ def check_plain(
         raise LayoutError("the plaintext part does not fit layout and mask: " + "; ".join(problems))
 
 
+def not_finite(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Names of the floating-point arrays that hold a NaN or an infinity."""
+    return [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+
+
 def _plain_shape(shape: tuple[int, ...], selected: NDArray[np.bool_] | None) -> tuple[int, ...]:
     if selected is None or not selected.any():
         return shape
