@@ -20,6 +20,7 @@ from fedsens.errors import (
 )
 from fedsens.flower.records import (
     CIPHERTEXT,
+    PREFIX,
     Received,
     bytes_to_record,
     examples_of,
@@ -71,7 +72,7 @@ class Client:
             DowngradeError: the message has no fedsens header, or another key is wanted.
             RoundError: the model is older than the last one this client opened.
         """
-        if not any(key.startswith("fedsens.") for key in content):
+        if not any(key.startswith(PREFIX) for key in content):
             raise DowngradeError(
                 "expected a message protected by fedsens, got a plain one; wrap the server's "
                 "strategy in SelectiveEncryption"
@@ -136,6 +137,7 @@ class Client:
 
         Raises:
             MaskError: the mask would send a tied parameter in plaintext under its other name.
+            ProtocolError: the answer holds a record that would leave unprotected.
         """
         content, header = reply.content, received.header
         if not content.array_records:
@@ -143,6 +145,11 @@ class Client:
         self.check_mask(received.mask)
         if not received.mask.k:
             return  # an unencrypted run is the inner strategy's alone
+        if strange := [name for name in content if name.startswith(PREFIX)]:
+            raise ProtocolError(
+                f"expected an answer without records of fedsens's names, got {strange}; they would "
+                "leave unprotected: name them otherwise"
+            )
         key = model_key(content)
         layout = received.model.layout
         arrays = to_arrays(content.array_records[key])

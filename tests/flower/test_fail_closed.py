@@ -358,6 +358,11 @@ def test_an_answer_without_a_number_of_examples_is_refused(ask, change):
     assert_refused(ask(app=answer(change)), "ProtocolError", "num-examples")
 
 
+def test_a_model_under_a_name_of_fedsens_is_refused(ask):
+    change = lambda c: c.update({"fedsens.copy": c["arrays"]})  # noqa: E731
+    assert_refused(ask(app=answer(change)), "ProtocolError", "fedsens.copy")
+
+
 def test_a_second_model_is_refused(ask):
     change = lambda c: c.update({"more": ArrayRecord([np.ones(3)])})  # noqa: E731
     assert_refused(ask(app=answer(change)), "ProtocolError", "exactly one ArrayRecord", "got 2")
