@@ -35,6 +35,7 @@ def sensitivity_map(
     norm: str = "l2",
     rows: str | int = "exact",
     probe: str = "haar",
+    tokens: str = "sequence",
     params: Iterable[str] | None = None,
     forward: Forward | None = None,
     engine: str = "auto",
@@ -65,7 +66,7 @@ def sensitivity_map(
             tensor, or a tuple, list or dict of tensors.
         loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
             (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
-            probabilities; the norm is over the whole sequence), ``"binary_cross_entropy"`` (with
+            probabilities), ``"binary_cross_entropy"`` (with
             logits), ``"mse"``, another registered name, a :class:`LabelLoss` (such as
             ``smoothed_cross_entropy(0.1)``) or a callable (z, y) -> one loss per sample.
         rule: ``"vector"`` or ``"true_label"``.
@@ -75,9 +76,13 @@ def sensitivity_map(
         norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
         rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
         probe: ``"haar"`` or ``"gauss"``.
+        tokens: with one label per token, ``"sequence"`` (the norm is over the labels of the whole
+            sequence, its loss the mean over tokens) or ``"each"`` (every token that counts is a
+            sample with a loss of its own; as many times the backward passes).
         params: names to restrict the map to.
         forward: (model, inputs) -> logits, where ``model(inputs)`` is not it.
-        engine: ``"auto"``, ``"func"`` (torch.func, falls back to loop) or ``"loop"``.
+        engine: ``"auto"``, ``"capture"`` (what has no rule goes to the others), ``"func"``
+            (torch.func, falls back to loop) or ``"loop"`` (right for any module).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
         seed: of the probes. Clients should use different ones.
@@ -89,7 +94,7 @@ def sensitivity_map(
     Raises:
         SensitivityError: options, labels or logits are not as described, or there is no sample.
     """
-    plan = make_plan(loss, rule, center, norm, rows, probe)
+    plan = make_plan(loss, rule, center, norm, rows, probe, tokens)
     selection = select_parameters(model, params)
     task = Task(model, selection.parameters, forward or call_model, plan)
     _check_sizes(memory_budget, chunk)
@@ -122,15 +127,15 @@ class _Run:
     def meta(self) -> dict[str, Any]:
         probed = self.task.plan.probes is not None
         seed = self.generator.initial_seed() if probed else None
-        chunk = 1 if self.runner.engine == "loop" else self.runner.chunk
-        return {"seed": seed, "engine": self.runner.engine, "chunk": chunk}
+        engines = {name: self.runner.served[name] for name in self.task.parameters}
+        return {"seed": seed, "engines": engines, "chunk": self.runner.chunk}
 
     def add(self, x: Inputs, y: Tensor) -> None:
         seen = self._footprint(x)
         labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
         weights = self.task.plan.draw(seen.shape, labels, self.generator)
         self.runner.add(self.sums, seen, x, labels, weights)
-        self.count += len(y)
+        self.count += self.task.plan.samples(labels)
 
     def _footprint(self, x: Inputs) -> Footprint:
         shapes = [tensor.shape[1:] for tensor in tensors_of(x)]
