@@ -15,7 +15,9 @@ ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "errors": 0,
+    "extras": 1,
     "layout": 1,
+    "data": 2,
     "sensitivity": 2,
     "mask": 2,
     "crypto": 2,
