@@ -61,8 +61,9 @@ def sensitivity_map(
 
     Args:
         model: any module whose samples do not interact in eval mode.
-        batches: iterable of (inputs, labels), the samples on the first axis of each. Inputs are a
-            tensor, or a tuple, list or dict of tensors.
+        batches: iterable of (inputs, labels), (input, ..., labels) or mappings with ``labels`` or
+            ``label``, the samples on the first axis. Inputs are a tensor, or tuples, lists and
+            mappings of tensors.
         loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
             (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
             probabilities; the norm is over the whole sequence), ``"binary_cross_entropy"`` (with
@@ -76,7 +77,9 @@ def sensitivity_map(
         rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
         probe: ``"haar"`` or ``"gauss"``.
         params: names to restrict the map to.
-        forward: (model, inputs) -> logits, where ``model(inputs)`` is not it.
+        forward: (model, inputs) -> logits. By default inputs are the model's argument, its
+            arguments (tuple, list) or keyword arguments (mapping), and what it returns is the
+            logits or has them as ``logits``.
         engine: ``"auto"``, ``"func"`` (torch.func, falls back to loop) or ``"loop"``.
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
