@@ -17,6 +17,7 @@ LEVELS = {
     "errors": 0,
     "extras": 1,
     "layout": 1,
+    "topk": 1,
     "data": 2,
     "sensitivity": 2,
     "mask": 2,
@@ -35,7 +36,7 @@ ALLOWED = {
     "cryptography": {"protocol"},
     "typer": {"cli"},
 }
-LIGHT = {"errors", "layout", "mask", "crypto", "config", "protocol"}  # start without torch
+LIGHT = {"errors", "layout", "topk", "mask", "crypto", "config", "protocol"}  # start without torch
 
 
 def home_of(path):
