@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "extras": 1,
+    "files": 1,
     "layout": 1,
     "topk": 1,
     "data": 2,
@@ -36,7 +37,16 @@ ALLOWED = {
     "cryptography": {"protocol"},
     "typer": {"cli"},
 }
-LIGHT = {"errors", "layout", "topk", "mask", "crypto", "config", "protocol"}  # start without torch
+LIGHT = {
+    "errors",
+    "files",
+    "layout",
+    "topk",
+    "mask",
+    "crypto",
+    "config",
+    "protocol",
+}  # start without torch
 
 
 def home_of(path):
