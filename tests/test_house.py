@@ -29,13 +29,14 @@ LEVELS = {
     "bench": 6,
     "simulation": 6,
     "audit": 6,
+    "mapping": 6,
     "cli": 7,
 }
 ALLOWED = {
     "tenseal": {"crypto"},
     "flwr": {"flower", "simulation", "cli"},
     "cryptography": {"protocol"},
-    "typer": {"cli"},
+    "typer": {"cli", "mapping"},
 }
 LIGHT = {
     "errors",
