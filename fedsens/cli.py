@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fedsens.errors import ConfigurationError, FedSensError
+from fedsens.mapping.command import map_command
 
 app = typer.Typer(
     help="Selective homomorphic encryption for federated learning with Flower.",
@@ -175,6 +176,9 @@ def bench_map(
         rows = run(samples=samples)
     console.print(map_table(rows))
     write_json(json_file, rows)
+
+
+app.command("map")(named_errors()(map_command))
 
 
 def _app(folder: Path) -> Path:

@@ -6,7 +6,7 @@
     ├── ConfigurationError        an option or a combination of options is wrong
     ├── LayoutError               two models do not have the same parameters
     ├── DataError                 a data set cannot be read as what it claims to be
-    ├── SensitivityError          a sensitivity map cannot be computed or merged
+    ├── SensitivityError          a sensitivity map cannot be computed, merged or read
     ├── MaskError                 a mask is malformed, or not the mask that was agreed
     ├── CryptoError
     │   ├── ValueRangeError       a value is NaN, infinite or beyond the declared range
@@ -44,7 +44,7 @@ class DataError(FedSensError):
 
 
 class SensitivityError(FedSensError):
-    """A sensitivity map cannot be computed or merged."""
+    """A sensitivity map cannot be computed, merged or read."""
 
 
 class MaskError(FedSensError):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs
+from fedsens.sensitivity.calling import check_arguments, logits_of
 from fedsens.sensitivity.plan import Plan
 
 Forward = Callable[[nn.Module, Inputs], Tensor]
@@ -21,21 +22,26 @@ SCALES = {torch.float16: 256.0}
 
 
 def call_model(model: nn.Module, x: Inputs) -> Tensor:
-    """The default forward: ``model(x)``, ``model(*x)`` or ``model(**x)``.
+    """The default forward: the logits of ``model(x)``, ``model(*x)`` or ``model(**x)``.
 
     Args:
         model: the model.
         x: a tensor, tuple or list, or mapping.
 
     Returns:
-        What the model returns.
+        What the model returns, or its ``logits`` if it has any.
+
+    Raises:
+        TypeError: as the model raises it, if its ``forward`` does take these inputs.
     """
-    output: Tensor
-    if isinstance(x, Mapping):
-        output = model(**x)
-    else:
-        output = model(*x) if isinstance(x, (tuple, list)) else model(x)
-    return output
+    keywords = x if isinstance(x, Mapping) else {}
+    positional = () if keywords else x if isinstance(x, (tuple, list)) else (x,)
+    try:
+        logits: Tensor = logits_of(model(*positional, **keywords))
+    except TypeError:
+        check_arguments(model, positional, keywords)
+        raise
+    return logits
 
 
 @dataclass(frozen=True)

@@ -110,35 +110,6 @@ def test_works_without_gradients_enabled():
         assert_same(reference_map(model, batches, order="label_first"), off)
 
 
-class Several(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, 3)
-
-    def forward(self, a, b):
-        return {"logits": self.head(a) * b}
-
-
-@pytest.mark.parametrize("engine", ["capture", "func", "loop"])
-def test_inputs_of_several_tensors(engine):
-    torch.manual_seed(0)
-    model = Several().double()
-    a, b, y = torch.randn(5, 3).double(), torch.rand(5, 1).double(), torch.randint(3, (5,))
-    calls = {
-        "tuple": ((a, b), lambda model, x: model(*x)["logits"]),
-        "list": ([a, b], lambda model, x: model(*x)["logits"]),
-        "dict": ({"a": a, "b": b}, lambda model, x: model(**x)["logits"]),
-    }
-    maps = [
-        sensitivity_map(model, [(x, y)], forward=forward, engine=engine)
-        for x, forward in calls.values()
-    ]
-    for smap in maps:
-        assert_same(smap, reference_map(model, [((a, b), y)], forward=calls["tuple"][1]))
-    with pytest.raises(SensitivityError, match="got dict; pass forward="):
-        sensitivity_map(model, [((a, b), y)])
-
-
 def task_of(model, x):
     plan = make_plan("cross_entropy", "vector", "model", "l2", "exact", "haar")
     task = Task(model, dict(model.named_parameters()), call_model, plan)
@@ -223,22 +194,6 @@ OPTIONS = [
 def test_wrong_options_are_named(options, message):
     with pytest.raises(SensitivityError, match=message):
         sensitivity_map(mini_cnn(), [images()], **options)
-
-
-BATCHES = [
-    ([torch.zeros(2, 1, 6, 6)], "pairs \\(inputs, labels\\), got Tensor"),
-    ([{"img": 1, "label": 2}], "got dict; convert"),
-    ([(torch.zeros(2, 1, 6, 6), [0, 1])], "labels as a tensor, got list"),
-    ([("image", torch.zeros(1).long())], "got str"),
-    ([(torch.zeros(2, 1, 6, 6), torch.zeros(3).long())], "samples on the first axis"),
-    ([(torch.zeros(()), torch.zeros(3).long())], "samples on the first axis"),
-]
-
-
-@pytest.mark.parametrize(("batches", "message"), BATCHES)
-def test_wrong_batches_are_named(batches, message):
-    with pytest.raises(SensitivityError, match=message):
-        sensitivity_map(mini_cnn(), batches)
 
 
 @pytest.mark.parametrize("engine", ["auto", "capture", "func", "loop"])

@@ -94,6 +94,20 @@ class Dataset:
         chosen = torch.from_numpy(indices)
         return Dataset(self.x[chosen], self.y[chosen], self.classes)
 
+    def batches(self, size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Cut the data set into batches, in its own order.
+
+        Args:
+            size: images per batch; the last batch may have fewer.
+            limit: use the first so many images only; None for all.
+
+        Returns:
+            Pairs of images (size, channels, height, width) and labels (size,). They are views, so
+            the list costs no memory and can be iterated again.
+        """
+        x, y = self.x[:limit], self.y[:limit]
+        return [(x[at : at + size], y[at : at + size]) for at in range(0, len(y), size)]
+
 
 def _check_images(x: NDArray[Any], source: str) -> None:
     if x.ndim not in {3, 4} or 0 in x.shape or (x.ndim == 4 and x.shape[3] > 4):

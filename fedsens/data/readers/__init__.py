@@ -1,7 +1,7 @@
 """The formats that a data set can have: one module, and one decorated function, for each."""
 
-from client.readers import cifar10, digits, huggingface, idx, npz
-from client.readers.registry import Reader, find_reader, register_reader
+from fedsens.data.readers import cifar10, digits, huggingface, idx, npz
+from fedsens.data.readers.registry import Reader, find_reader, register_reader
 
 __all__ = [
     "Reader",

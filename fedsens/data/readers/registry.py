@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from client.dataset import RawImages
+from fedsens.data.dataset import RawImages
 from fedsens.errors import DataError
 
 Claims = Callable[[str], bool]

@@ -1,16 +1,16 @@
-"""Load a data set by name or path; the formats are in :mod:`client.readers`."""
+"""Load a data set by name or path; the formats are in :mod:`fedsens.data.readers`."""
 
 from __future__ import annotations
 
-from client.dataset import Dataset
-from client.readers import find_reader
+from fedsens.data.dataset import Dataset
+from fedsens.data.readers import find_reader
 
 
 def load_dataset(source: str = "digits", classes: int | None = None) -> Dataset:
     """Read all labelled images of a data set.
 
     Every split that a folder holds is pooled, since each client sets its own test images aside.
-    See :meth:`client.dataset.Dataset.from_raw` for how pixels are scaled. What is there but cannot
+    See :meth:`fedsens.data.Dataset.from_raw` for how pixels are scaled. What is there but cannot
     be read as what it claims to be, or is not there, raises :class:`~fedsens.errors.DataError`; a
     format whose package is not installed, :class:`~fedsens.errors.ConfigurationError`.
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.data import load_dataset
-from client.dataset import RawImages
-from client.readers import registry
+from fedsens.data import RawImages, load_dataset
+from fedsens.data.readers import registry
 from fedsens.errors import DataError
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from client.dataset import RawImages
-from client.extras import require
-from client.readers.registry import register_reader
+from fedsens.data.dataset import RawImages
+from fedsens.data.readers.registry import register_reader
+from fedsens.extras import require
 
 
 @register_reader("'digits'", claims=lambda source: source == "digits")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.dataset import RawImages
-from client.extras import require, require_datasets
-from client.readers.registry import register_reader
+from fedsens.data.dataset import RawImages
+from fedsens.data.readers.registry import register_reader
 from fedsens.errors import DataError
+from fedsens.extras import require, require_datasets
 
 HUB = "hf:"
 IMAGES = ("image", "img", "x")

@@ -4,10 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsens.errors import MaskError
-from fedsens.mask import top_k
-from fedsens.mask.topk import CHUNK
-
-from .strategies import FLOATS, scores
+from fedsens.topk import CHUNK, top_k
+from tests.mask.strategies import FLOATS, scores
 
 
 def sorted_top_k(values, k):

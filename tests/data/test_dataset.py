@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.data import load_dataset
-from client.dataset import Dataset, RawImages
+from fedsens.data import Dataset, RawImages, load_dataset
 from fedsens.errors import ConfigurationError, DataError
 
 
@@ -61,6 +60,16 @@ def test_subset_copies():
     assert part.y.tolist() == [2, 0]
     assert part.classes == 3
     assert (dataset.x == 0).all()
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(None, [4, 4, 2]), (6, [4, 2]), (20, [4, 4, 2])])
+def test_batches(limit, sizes):
+    dataset = Dataset(torch.rand(10, 1, 2, 2), torch.arange(10), 10)
+    cut = dataset.batches(4, limit)
+    assert [len(y) for _, y in cut] == sizes
+    assert torch.equal(torch.cat([x for x, _ in cut]), dataset.x[:limit])
+    assert torch.equal(torch.cat([y for _, y in cut]), dataset.y[:limit])
+    assert cut[0][0].data_ptr() == dataset.x.data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,39 @@
-"""The k largest values of a long vector, with ties broken by the lower index."""
+"""Which k of many coordinates: the number a ratio stands for, and the k largest values."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.errors import MaskError
+from fedsens.errors import ConfigurationError, MaskError
 
 CHUNK = 1 << 20
+
+
+def mask_count(ratio: float, size: int) -> int:
+    """k, the number of coordinates that a ratio stands for.
+
+    The largest integer not above ``ratio * size``, where the product counts as the integer it
+    would be without rounding: 0.29 of 100 is 29, and a mask's own ratio gives its own k.
+
+    Args:
+        ratio: in [0, 1].
+        size: P.
+
+    Returns:
+        k in ``[0, size]``.
+
+    Raises:
+        ConfigurationError: the ratio is outside [0, 1] or not a number.
+    """
+    if not 0 <= ratio <= 1:
+        raise ConfigurationError(f"expected a ratio in [0, 1], got {ratio}; use 0.1 for 10 %")
+    product = float(ratio) * size
+    nearest = round(product)
+    return nearest if math.isclose(product, nearest, rel_tol=1e-15) else math.floor(product)
 
 
 def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Packages that only some data sets need, imported when they are first used."""
+"""Packages that only some data sets and figures need, imported when they are first used."""
 
 from __future__ import annotations
 

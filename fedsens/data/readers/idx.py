@@ -15,8 +15,8 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from client.dataset import RawImages
-from client.readers.registry import register_reader
+from fedsens.data.dataset import RawImages
+from fedsens.data.readers.registry import register_reader
 from fedsens.errors import DataError
 
 IMAGES = ("-images-idx3-ubyte", "-images.idx3-ubyte")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.dataset import RawImages
-from client.readers.registry import register_reader
+from fedsens.data.dataset import RawImages
+from fedsens.data.readers.registry import register_reader
 from fedsens.errors import DataError
 
 RECORD = 1 + 3 * 32 * 32
