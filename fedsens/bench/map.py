@@ -9,17 +9,18 @@ from importlib import metadata
 from textwrap import shorten
 from typing import Any
 
+import torch
+
 from fedsens.bench import map_libraries as libraries
 from fedsens.bench import map_torch as plain
 from fedsens.bench.map_cases import Case
 from fedsens.bench.map_contest import Contender, Terms, check_same, play
 from fedsens.bench.map_gates import judge
-from fedsens.bench.map_measure import one_thread
+from fedsens.bench.map_measure import measuring
 from fedsens.bench.map_methods import Method, ours, training_step
 from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR, CaseReport, MapRow
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
-LIMIT = 24.0  # CPU seconds that a method may spend on a case, its first round excepted
 BATCH = 32  # of a training step
 
 OURS: dict[str, dict[str, Any]] = {
@@ -45,9 +46,7 @@ METHODS = (
 ELEMENTWISE = Method(LITERAL, "vector", VECTOR, True, "own", ours())
 
 
-def bench_case(
-    case: Case, samples: int | None = None, repeats: int = 3, limit: float = LIMIT
-) -> CaseReport:
+def bench_case(case: Case, samples: int | None = None, repeats: int = 3) -> CaseReport:
     """Measure every method on one case, in this process alone and on one thread.
 
     Time is process CPU time, the median over interleaved rounds after a warm-up in which each
@@ -59,7 +58,6 @@ def bench_case(
         case: the case.
         samples: how many samples the fast methods are measured on, instead of the case's number.
         repeats: number of rounds.
-        limit: CPU seconds that a method may spend; its first round is run anyway.
 
     Returns:
         The rows, what is absent and why, and the limits that are reached.
@@ -67,13 +65,11 @@ def bench_case(
     Raises:
         BenchmarkError: a method that should compute the same number computes another.
     """  # noqa: DOC502 - raised by check_same
-    with one_thread():
-        arena = _Arena(case, samples or case.samples, Terms(repeats, limit))
+    with measuring():
+        arena = _Arena(case, samples or case.samples, Terms(repeats, case.limit))
         contenders = arena.contenders()
         play(contenders, arena.x, arena.y, arena.terms)
-        literal = plain.literal_seconds(
-            arena.model, arena.x, arena.y, case.classes, case.literal_elements
-        )
+        literal = arena.literal()
     rows = _rows(contenders, literal, arena.maps)
     size = sum(parameter.numel() for parameter in arena.model.parameters())
     gates = judge(rows, case.kind)
@@ -125,6 +121,17 @@ class _Arena:
         most = max(self.samples, BATCH) if method.chunk == "batch" else self.samples
         contender.tune(self.x[:most], self.y[:most], chunks, self.terms)
         return contender
+
+    def literal(self) -> float:
+        """CPU seconds per sample of the literal double backward, checked like the others."""
+        x, y = self.x[:1], self.y[:1]
+        seconds, places, norms = plain.literal(
+            self.model, x, y, self.case.classes, self.case.literal_elements
+        )
+        sums = sensitivity_map(self.model, [(x, y)], **OURS[VECTOR]).sums.values()
+        expected = torch.cat([value.reshape(-1) for value in sums])[places]
+        check_same(LITERAL, {"the timed elements": norms}, {"the timed elements": expected})
+        return seconds
 
 
 def _reason(error: ImportError | NotImplementedError) -> str:

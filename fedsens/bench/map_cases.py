@@ -29,6 +29,7 @@ class Case:
         inputs: number of samples to inputs, the batch first.
         samples: how many samples fast methods are measured on.
         checked: how many samples the methods' agreement is checked on.
+        limit: CPU seconds that a slow method may spend, its first round excepted.
         chunks: the chunks to try, rising, by what they count (:class:`Method`).
         literal_elements: gradient elements that the literal loop is timed on.
     """
@@ -41,6 +42,7 @@ class Case:
     inputs: Callable[[int], Tensor]
     samples: int
     checked: int
+    limit: float
     chunks: Mapping[str, tuple[int, ...]]
     literal_elements: int = 64
 
@@ -108,6 +110,7 @@ def _resnet(name: str, classes: int, samples: int, checked: int, many: tuple[int
         partial(images, 3, 32),
         samples,
         checked,
+        24.0,
         {"one row": (2, 4, 8), "all rows": many, "label rows": (10,)},
         literal_elements=4,
     )
@@ -123,6 +126,7 @@ _ALL = (
         partial(images, 1, 28),
         samples=256,
         checked=8,
+        limit=12.0,
         chunks={"one row": (16, 32, 64), "all rows": (8, 16, 32, 64), "label rows": (10,)},
     ),
     Case(
@@ -134,6 +138,7 @@ _ALL = (
         partial(images, 3, 32),
         samples=64,
         checked=4,
+        limit=12.0,
         chunks={"one row": (16, 32, 64), "all rows": (4, 8, 16, 32), "label rows": (25, 100)},
     ),
     _resnet("resnet18-10", 10, samples=8, checked=2, many=(1, 2, 4)),
@@ -147,6 +152,7 @@ _ALL = (
         texts,
         samples=32,
         checked=4,
+        limit=16.0,
         chunks={"one row": (4, 8, 16), "all rows": (2, 4, 8), "label rows": (4,)},
         literal_elements=16,
     ),

@@ -98,6 +98,7 @@ class Contender:
             self.samples = affordable
             return
         fitting = [chunk for chunk in chunks if chunk <= affordable] or [min(chunks[0], len(x))]
+        self.chunk = fitting[0]
         if len(fitting) > 1 or fitting[0] > met:
             self._try({chunk: max(fitting) // chunk * chunk for chunk in fitting}, x, y)
         self.samples = max(affordable, self.chunk) // self.chunk * self.chunk

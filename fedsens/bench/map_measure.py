@@ -59,25 +59,28 @@ def timed_with_peak(work: Callable[[], T]) -> Run[T]:
     Returns:
         Result, CPU time and peak memory.
     """
+    gc.collect()
     before = _start_watching()
     run = timed(work)
     return Run(run.result, run.seconds, None if before is None else _status("VmHWM") - before)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread."""
+def measuring() -> Iterator[None]:
+    """Let torch compute on one thread, and spare the garbage collector what is there already."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         torch.set_num_threads(threads)
 
 
 def _start_watching() -> int | None:
     """Set the high-water mark of the resident memory back to now; None where that cannot be."""
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")

@@ -133,37 +133,40 @@ def batched_jacobian(model: nn.Module, classes: int) -> Work:
     return work
 
 
-def literal_seconds(model: nn.Module, x: Tensor, y: Tensor, classes: int, elements: int) -> float:
+def literal(
+    model: nn.Module, x: Tensor, y: Tensor, classes: int, elements: int
+) -> tuple[float, Tensor, Tensor]:
     """The definition, d/dy (dL/dw_m) for every m in turn, extrapolated from some of them.
 
     Args:
         model: the model.
-        x: inputs, of which the first sample is used.
-        y: labels.
+        x: inputs of one sample, with a batch axis.
+        y: its label, likewise.
         classes: number of outputs.
         elements: how many m to time, spread evenly.
 
     Returns:
-        CPU seconds for one sample.
+        CPU seconds for all m, the places of the timed m among all, and their norms.
     """
     leaves = list(model.parameters())
-    label = one_hot(y[:1], classes).to(leaves[0].dtype).requires_grad_()
+    label = one_hot(y, classes).to(leaves[0].dtype).requires_grad_()
 
     def gradient() -> Tensor:
-        loss = cross_entropy(model(x[:1]), label)
-        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        grads = torch.autograd.grad(cross_entropy(model(x), label), leaves, create_graph=True)
         return torch.cat([g.reshape(-1) for g in grads])
 
     prepared = timed(gradient)
     flat = prepared.result
-    chosen = torch.linspace(0, len(flat) - 1, elements, dtype=torch.float64).long().tolist()
+    places = torch.linspace(0, len(flat) - 1, elements, dtype=torch.float64).long()
 
-    def second() -> None:
-        for index in chosen:
-            torch.autograd.grad(flat[index], label, retain_graph=True)
+    def rows() -> list[Tensor]:
+        chosen = places.tolist()
+        return [torch.autograd.grad(flat[m], label, retain_graph=True)[0] for m in chosen]
 
-    second()  # warm-up
-    return prepared.seconds + timed(second).seconds / elements * len(flat)
+    rows()  # warm-up
+    run = timed(rows)
+    norms = torch.linalg.vector_norm(torch.cat(run.result), dim=1)
+    return prepared.seconds + run.seconds / elements * len(flat), places, norms
 
 
 def _weights(model: nn.Module) -> Sums:
