@@ -100,7 +100,7 @@ def classifier(classes: int) -> nn.Module:
     return TextClassifier(VOCABULARY, LENGTH, 256, 4, 4, classes)
 
 
-def _resnet(name: str, classes: int, samples: int, checked: int, many: tuple[int, ...]) -> Case:
+def _resnet(name: str, classes: int, checked: int, limit: float, many: tuple[int, ...]) -> Case:
     return Case(
         name,
         f"ResNet-18, {classes} classes, BatchNorm in eval mode",
@@ -108,9 +108,9 @@ def _resnet(name: str, classes: int, samples: int, checked: int, many: tuple[int
         classes,
         resnet18,
         partial(images, 3, 32),
-        samples,
+        8,
         checked,
-        24.0,
+        limit,
         {"one row": (2, 4, 8), "all rows": many, "label rows": (10,)},
         literal_elements=4,
     )
@@ -141,8 +141,8 @@ _ALL = (
         limit=12.0,
         chunks={"one row": (16, 32, 64), "all rows": (4, 8, 16, 32), "label rows": (25, 100)},
     ),
-    _resnet("resnet18-10", 10, samples=8, checked=2, many=(1, 2, 4)),
-    _resnet("resnet18-100", 100, samples=8, checked=1, many=(1,)),
+    _resnet("resnet18-10", 10, checked=2, limit=32.0, many=(1, 2, 4)),
+    _resnet("resnet18-100", 100, checked=1, limit=24.0, many=(1,)),
     Case(
         "transformer",
         "transformer classifier (4 blocks, d=256, T=32, vocabulary 1000), 4 classes",
