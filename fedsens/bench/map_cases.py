@@ -145,7 +145,7 @@ _ALL = (
     _resnet("resnet18-100", 100, checked=1, limit=24.0, many=(1,)),
     Case(
         "transformer",
-        "transformer classifier (4 blocks, d=256, T=32, vocabulary 1000), 4 classes",
+        "text transformer (4 blocks, d=256, T=32, V=1000), 4 classes",
         "transformer",
         4,
         classifier,

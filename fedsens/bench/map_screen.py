@@ -19,9 +19,8 @@ def case_view(report: CaseReport) -> Group:
     Returns:
         What to print.
     """
-    notes = [f"{method}: {reason}" for method, reason in report.absent.items()]
-    absent = Text("Absent: " + "; ".join(notes), style="dim") if notes else Text()
-    return Group(_methods(report), _limits(report), absent)
+    absent = [f"{method} is absent: {reason}\n" for method, reason in report.absent.items()]
+    return Group(_methods(report), _limits(report), Text("".join(absent), style="dim"))
 
 
 def _methods(report: CaseReport) -> Table:

@@ -41,7 +41,7 @@ def test_a_case_fits_a_hundred_columns(report):
     assert "12,345" in text
     assert "…" not in text
     assert all(len(line) <= 100 for line in text.splitlines())
-    assert "Absent: Opacus x C: refuses BatchNorm" in text
+    assert "Opacus x C is absent: refuses BatchNorm" in text
 
 
 def test_each_limit_has_its_verdict(report):
