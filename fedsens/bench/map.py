@@ -184,5 +184,4 @@ def _engines(result: SensitivityMap | None) -> dict[str, int] | None:
     """How many parameters each engine has served."""
     if result is None:
         return None
-    one_for_all = dict.fromkeys(result.sums, result.meta["engine"])
-    return dict(Counter(result.meta.get("engines", one_for_all).values()))
+    return dict(Counter(result.meta["engines"].values()))
