@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 import fedsens.sensitivity.capture.ops  # noqa: F401  registers the rules
-from fedsens.sensitivity.batching import Inputs, map_tensors, part
+from fedsens.sensitivity.batching import Inputs, map_tensors
 from fedsens.sensitivity.capture.backward import ReadUse, add_rows
 from fedsens.sensitivity.capture.head import Head, find_head
-from fedsens.sensitivity.capture.reading import Reading, read, record
+from fedsens.sensitivity.capture.reading import MIXED, Reading, mixes, read, record
 from fedsens.sensitivity.capture.recorder import Recorder
 from fedsens.sensitivity.capture.rows import chunk_rows
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
-from fedsens.sensitivity.tolerance import differing
 
 LOGGER = logging.getLogger(__name__)
 
@@ -54,10 +53,8 @@ class Capture:
         recorder, z = record(self.task, x, len(y))
         check_finite(z)
         reading = self._reading(recorder, x, len(y))
-        if not all(use.intact for use in recorder.uses):
-            return self._all("an input was modified in place after it was used")
-        if reading.kind != recorder.kind or (recorder.reads_values and self._mixes(x, z)):
-            return self._all("the logits of a sample depend on the others of its batch")
+        if reading.kind != recorder.kind or (recorder.reads_values and mixes(self.task, x, z)):
+            return dict.fromkeys(self.task.parameters, MIXED)
         if z.requires_grad:
             self._add(sums, z, y, weights, reading.of(recorder.uses))
         return reading.failed
@@ -72,16 +69,6 @@ class Capture:
                 LOGGER.debug("not capturing %s: %s", name, why)
             self._readings[kind] = reading
         return self._readings[kind]
-
-    def _mixes(self, x: Inputs, z: Tensor) -> bool:
-        """Whether the logits differ from those of each sample alone."""
-        with torch.no_grad():
-            alone = torch.cat([self.task.logits(part(x, k, k + 1)) for k in range(len(z))])
-        got = {"logits": z.detach().clone()}
-        return bool(differing(got, {"logits": alone}, {"logits": z.dtype}))
-
-    def _all(self, why: str) -> dict[str, str]:
-        return dict.fromkeys(self.task.parameters, why)
 
     def _add(
         self, sums: Sums, z: Tensor, y: Tensor, weights: Tensor | None, uses: Sequence[ReadUse]

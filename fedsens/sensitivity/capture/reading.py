@@ -22,6 +22,8 @@ from fedsens.sensitivity.task import Sums, Task, wide
 from fedsens.sensitivity.tolerance import differing
 from fedsens.sensitivity.unsupported import UNSUPPORTED
 
+MIXED = "the logits of a sample depend on the others of its batch"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -83,6 +85,8 @@ def read(task: Task, x: Inputs, samples: int) -> Reading:
     uses, failed = recorder.uses, dict(recorder.unknown)
     if not z.requires_grad:
         return Reading(recorder.kind, (None,) * len(uses), failed)
+    if mixes(task, x, z):
+        return Reading(recorder.kind, (None,) * len(uses), dict.fromkeys(task.parameters, MIXED))
     rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
     pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
     axes = []
@@ -94,6 +98,23 @@ def read(task: Task, x: Inputs, samples: int) -> Reading:
         read = Reading(recorder.kind, tuple(axes), failed).of(uses)
         failed |= _differences(task, read, pulled[k], uses, row, part(x, k, k + 1))
     return Reading(recorder.kind, tuple(axes), failed)
+
+
+def mixes(task: Task, x: Inputs, z: Tensor) -> bool:
+    """Whether a batch's logits differ from those of each of its samples alone.
+
+    Args:
+        task: the task.
+        x: inputs, the batch first.
+        z: their logits.
+
+    Returns:
+        True if a sample has no logits of its own.
+    """
+    with torch.no_grad():
+        alone = torch.cat([task.logits(part(x, k, k + 1)) for k in range(len(z))])
+    got = {"logits": z.detach().clone()}
+    return bool(differing(got, {"logits": alone}, {"logits": z.dtype}))
 
 
 def _row(z: Tensor, k: int) -> Tensor:

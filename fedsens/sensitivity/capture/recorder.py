@@ -71,7 +71,6 @@ class Use:
         targets: argument to the parameter it was.
         edge: where autograd delivers the gradient of its output.
         shape: of its output.
-        versions: tensors among the arguments with their version when the operation ran.
     """
 
     rule: Rule
@@ -81,7 +80,6 @@ class Use:
     targets: dict[str, Target]
     edge: GradientEdge
     shape: torch.Size
-    versions: tuple[tuple[Tensor, int], ...]
 
     @property
     def names(self) -> set[str]:
@@ -114,11 +112,6 @@ class Use:
     def signature(self) -> tuple[Any, ...]:
         """What is equal for the same operation in another batch."""
         return self.rule.name, tuple(self.targets.items()), len(self.shape)
-
-    @property
-    def intact(self) -> bool:
-        """Whether no argument was modified in place since."""
-        return all(tensor._version == version for tensor, version in self.versions)
 
 
 class Recorder(TorchFunctionMode):
@@ -208,10 +201,9 @@ class Recorder(TorchFunctionMode):
             return None  # a parameter in a list of tensors
         tensors = {name: v for name, v in arguments.items() if isinstance(v, Tensor)}
         targets = {n: self._target(v) for n, v in tensors.items() if self._parameter(v)}
-        versions = tuple((v, v._version) for n, v in tensors.items() if n not in targets)
         edge = get_gradient_edge(output)
         shape = output.shape
-        return Use(rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape, versions)
+        return Use(rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
