@@ -37,6 +37,7 @@ def sensitivity_map(
     norm: str = "l2",
     rows: str | int = "exact",
     probe: str = "haar",
+    tokens: str = "sequence",
     params: Iterable[str] | None = None,
     forward: Forward | None = None,
     engine: str = "auto",
@@ -70,7 +71,7 @@ def sensitivity_map(
             mappings of tensors.
         loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
             (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
-            probabilities; the norm is over the whole sequence), ``"binary_cross_entropy"`` (with
+            probabilities), ``"binary_cross_entropy"`` (with
             logits), ``"mse"``, another registered name, a :class:`LabelLoss` (such as
             ``smoothed_cross_entropy(0.1)``) or a callable (z, y) -> one loss per sample.
         rule: ``"vector"`` or ``"true_label"``.
@@ -80,11 +81,15 @@ def sensitivity_map(
         norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
         rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
         probe: ``"haar"`` or ``"gauss"``.
+        tokens: with one label per token, ``"sequence"`` (the norm is over the labels of the whole
+            sequence, its loss the mean over tokens) or ``"each"`` (every token that counts is a
+            sample with a loss of its own; as many times the backward passes).
         params: names to restrict the map to.
         forward: (model, inputs) -> logits. By default inputs are the model's argument, its
             arguments (tuple, list) or keyword arguments (mapping), and what it returns is the
             logits or has them as ``logits``.
-        engine: ``"auto"``, ``"func"`` (torch.func, falls back to loop) or ``"loop"``.
+        engine: ``"auto"``, ``"capture"`` (what has no rule goes to the others), ``"func"``
+            (torch.func, falls back to loop) or ``"loop"`` (right for any module).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
         seed: of the probes and of the halves. Clients should use different ones.
@@ -100,7 +105,7 @@ def sensitivity_map(
     Raises:
         SensitivityError: options, labels or logits are not as described, or there is no sample.
     """
-    plan = make_plan(loss, rule, center, norm, rows, probe)
+    plan = make_plan(loss, rule, center, norm, rows, probe, tokens)
     selection = select_parameters(model, params)
     task = Task(model, selection.parameters, forward or call_model, plan)
     _check_sizes(memory_budget, chunk)
@@ -109,21 +114,26 @@ def sensitivity_map(
     draws = _generator(seed, generator)
     dealer = Dealer(seed) if halves or stop else None
     runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
-    count = 0
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
             parts = dealer.deal(x, y) if dealer else [(x, y)]
             for run, (inputs, labels) in zip(runs, parts, strict=True):
                 run.add(inputs, labels)
-            count += len(y)
-            if stop and stop.due(count) and stop.reached(*(run.map(selection) for run in runs)):
+            if stop and _agree(stop, runs, selection):
                 break
+    count = sum(run.count for run in runs)
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
     if count < FEW_SAMPLES:
         LOGGER.info("%d samples; below %d the selection is noisy", count, FEW_SAMPLES)
     maps = [run.map(selection) for run in runs if run.count]
     return maps[0] if len(maps) == 1 else SensitivityMap.from_halves(*maps)
+
+
+def _agree(stop: StoppingRule, halves: list[_Run], selection: Selection) -> bool:
+    first, second = halves
+    due = first.count and second.count and stop.due(first.count + second.count)
+    return bool(due) and stop.reached(first.map(selection), second.map(selection))
 
 
 class _Run:
@@ -141,8 +151,8 @@ class _Run:
     def meta(self) -> dict[str, Any]:
         probed = self.task.plan.probes is not None
         seed = self.generator.initial_seed() if probed else None
-        chunk = 1 if self.runner.engine == "loop" else self.runner.chunk
-        return {"seed": seed, "engine": self.runner.engine, "chunk": chunk}
+        engines = {name: self.runner.served[name] for name in self.task.parameters}
+        return {"seed": seed, "engines": engines, "chunk": self.runner.chunk}
 
     def map(self, selection: Selection) -> SensitivityMap:
         sums = {name: value.to("cpu", copy=True) for name, value in self.sums.items()}
@@ -156,7 +166,7 @@ class _Run:
         labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
         weights = self.task.plan.draw(seen.shape, labels, self.generator)
         self.runner.add(self.sums, seen, x, labels, weights)
-        self.count += len(y)
+        self.count += self.task.plan.samples(labels)
 
     def _footprint(self, x: Inputs) -> Footprint:
         shapes = [tensor.shape[1:] for tensor in tensors_of(x)]

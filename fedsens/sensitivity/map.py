@@ -16,7 +16,7 @@ from fedsens.errors import LayoutError, SensitivityError
 from fedsens.layout import ParameterLayout
 from fedsens.sensitivity.agreement import check_same_parameters, map_overlap
 
-DEFINING = ("rule", "loss", "center", "norm")
+DEFINING = ("rule", "loss", "center", "norm", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class SensitivityMap:
         """The map of both maps' samples together.
 
         Args:
-            other: a map of the same parameters made by the same rule, loss, center and norm.
+            other: a map of the same parameters and of the same rule, loss, center, norm and tokens.
 
         Returns:
             Map with added sums and counts, and merged halves if both maps have them; metadata
@@ -157,16 +157,24 @@ class SensitivityMap:
                     f"{other.meta.get(key)!r}; make both with the same options"
                 )
         check_same_parameters(self.sums, other.sums)
-        meta = {
-            key: value if other.meta.get(key) == value else "mixed"
-            for key, value in {**other.meta, **self.meta}.items()
-        }
+        meta = _merged(self.meta, other.meta)
         sums = {name: value + other.sums[name] for name, value in self.sums.items()}
         halves = None
         if self.halves is not None and other.halves is not None:
             mine, theirs = self.halves, other.halves
             halves = mine[0].merge(theirs[0]), mine[1].merge(theirs[1])
         return SensitivityMap(sums, self.count + other.count, meta, halves)
+
+
+def _merged(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**theirs, **mine}
+    for key, value in merged.items():
+        other = theirs.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            merged[key] = _merged(value, other)
+        elif mine.get(key) != other:
+            merged[key] = "mixed"
+    return merged
 
 
 def _is_norm(value: Tensor) -> bool:

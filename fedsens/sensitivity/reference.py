@@ -129,7 +129,7 @@ class _Literal:
 
     def add_sample(self, task: Task, sums: Sums, x: Inputs, y: Tensor) -> None:
         """Add one sample's ||J_m||, one array over all of y per parameter."""
-        z = task.logits(map_tensors(x, _double))
+        z = task.logits(map_tensors(x, _double))[0]
         check_finite(z)
         loss = task.plan.loss
         label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()

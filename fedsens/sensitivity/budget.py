@@ -1,0 +1,57 @@
+"""How many samples fit in a memory budget when they run side by side."""
+
+from __future__ import annotations
+
+from fedsens.sensitivity.footprint import Footprint
+from fedsens.sensitivity.task import Task
+
+ITEM = 4  # bytes of the sums' usual type
+CAPTURE_BUDGET = {"cpu": 2**29, "cuda": 2**32}
+FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
+LARGEST_CHUNK = {"cpu": 64, "cuda": 512}
+
+
+def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | None) -> int:
+    """Samples that the capture engine can take at a time.
+
+    A sample holds its activations with their cotangents, one output gradient per row and operation,
+    and the gradients of small parameters. The sums take their place whatever the chunk, and once
+    again while the first samples are checked.
+
+    Args:
+        task: the task.
+        seen: what one sample's forward pass keeps.
+        rows: number of rows.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        A number of samples; 0 if not even one fits.
+    """
+    kind = task.device.type
+    budget = CAPTURE_BUDGET.get(kind, CAPTURE_BUDGET["cpu"])
+    room = budget if memory_budget is None else memory_budget - 3 * ITEM * task.size
+    sample = 3 * seen.bytes + ITEM * (2 * rows * seen.each_row + 4 * seen.once)
+    fits = min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"]))
+    return max(fits, 1 if memory_budget is None else 0)
+
+
+def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
+    """Samples that the ``func`` engine can take at a time.
+
+    A sample holds its gradients of one row, their accumulator and one temporary, and its
+    activations with their cotangents. The sums take their place whatever the chunk.
+
+    Args:
+        task: the task.
+        seen: what one sample's forward pass keeps.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        A number of samples, at least 1.
+    """
+    kind = task.device.type
+    budget = FUNC_BUDGET.get(kind, FUNC_BUDGET["cpu"])
+    sums = 2 * ITEM * task.size
+    sample = 3 * ITEM * task.size + 3 * seen.bytes
+    room = budget if memory_budget is None else memory_budget - sums
+    return max(1, min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))

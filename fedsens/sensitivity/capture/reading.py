@@ -1,0 +1,161 @@
+"""Find the samples in recorded operations, and check the result against plain autograd.
+
+No list of supported models: on the first samples of every kind of batch, a random cotangent on one
+sample alone shows where that sample lies in each operation's output, and what is captured for it
+must equal the gradient of a forward pass of that sample by itself. Parameters that fail are left to
+another engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsens.sensitivity.batching import Inputs, part
+from fedsens.sensitivity.capture.backward import ReadUse, fold_row, pull_back
+from fedsens.sensitivity.capture.recorder import Recorder, Use
+from fedsens.sensitivity.capture.samples import SampleAxis, candidates
+from fedsens.sensitivity.task import Sums, Task, wide
+from fedsens.sensitivity.tolerance import differing
+from fedsens.sensitivity.unsupported import UNSUPPORTED
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the operations of one kind of batch are read.
+
+    Attributes:
+        kind: what the batches have in common; see :meth:`Recorder.kind`.
+        axes: sample axis of each recorded operation, or None where it is not known.
+        failed: parameter's name to why it is left to another engine.
+    """
+
+    kind: Hashable
+    axes: tuple[SampleAxis | None, ...]
+    failed: Mapping[str, str]
+
+    def of(self, uses: Sequence[Use]) -> list[ReadUse]:
+        """Operations of another batch of the same kind, as far as they are captured.
+
+        Args:
+            uses: recorded operations, in the same order.
+
+        Returns:
+            Those that take a captured parameter.
+        """
+        pairs = zip(uses, self.axes, strict=True)
+        read = [ReadUse(use, axis, use.without(self.failed)) for use, axis in pairs if axis]
+        return [use for use in read if use.targets]
+
+
+def record(task: Task, x: Inputs, samples: int) -> tuple[Recorder, Tensor]:
+    """One forward pass.
+
+    Args:
+        task: the task.
+        x: inputs, the batch first.
+        samples: how many they are.
+
+    Returns:
+        What it recorded, and the logits with their graph.
+    """
+    recorder = Recorder(task.parameters)
+    with recorder:
+        z = task.logits(x, samples)
+    return recorder, z
+
+
+def read(task: Task, x: Inputs, samples: int) -> Reading:
+    """Read the operations of a batch.
+
+    Args:
+        task: the task.
+        x: inputs of a few samples, the batch first.
+        samples: how many they are.
+
+    Returns:
+        The reading.
+    """
+    recorder, z = record(task, x, samples)
+    uses, failed = recorder.uses, dict(recorder.unknown)
+    if not z.requires_grad:
+        return Reading(recorder.kind, (None,) * len(uses), failed)
+    rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
+    pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
+    axes = []
+    for at, use in enumerate(uses):
+        axis, problem = _axis(use, {k: found[at] for k, found in pulled.items()}, samples)
+        axes.append(axis)
+        failed |= {} if problem is None else dict.fromkeys(use.names, problem)
+    for k, row in rows.items():
+        read = Reading(recorder.kind, tuple(axes), failed).of(uses)
+        failed |= _differences(task, read, pulled[k], uses, row, part(x, k, k + 1))
+    return Reading(recorder.kind, tuple(axes), failed)
+
+
+def _row(z: Tensor, k: int) -> Tensor:
+    """A cotangent of the logits that is random on sample k and zero elsewhere."""
+    generator = torch.Generator().manual_seed(k)
+    row = torch.zeros(z.shape, dtype=wide(z.dtype), device=z.device)
+    row[k] = torch.randn(z.shape[1:], generator=generator, dtype=row.dtype)
+    return row
+
+
+def _axis(
+    use: Use, pulled: Mapping[int, Tensor | None], samples: int
+) -> tuple[SampleAxis | None, str | None]:
+    """Where the samples are, and what is wrong if that is not known."""
+    found = {k: d for k, d in pulled.items() if d is not None}
+    if not found:
+        return None, None  # the logits do not depend on it
+    if not any(bool(d.any()) for d in found.values()):
+        return None, f"{use.rule.name} has no gradient on the first samples"
+    for axis in candidates(tuple(use.shape), samples):
+        if all(axis.holds(d, samples, k) for k, d in found.items()):
+            return axis, None
+    return None, f"{use.rule.name} mixes the samples"
+
+
+def _differences(
+    task: Task,
+    read: Sequence[ReadUse],
+    pulled: Sequence[Tensor | None],
+    uses: Sequence[Use],
+    row: Tensor,
+    x: Inputs,
+) -> dict[str, str]:
+    """Compare what is captured for one sample with the gradient of that sample alone."""
+    by_use = {id(use): d for use, d in zip(uses, pulled, strict=True)}
+    cotangents = [by_use[id(use.use)] for use in read]
+    names = {target.name for use in read for target in use.targets.values()}
+    if not names:
+        return {}
+    failed: dict[str, str] = {}
+    expected = _alone(task, sorted(names), x, row)
+    got = {n: torch.zeros(v.shape, dtype=v.dtype, device=v.device) for n, v in expected.items()}
+    for name in expected:
+        try:
+            with torch.no_grad():
+                one = [use.only(name) for use in read]
+                fold_row(got, one, cotangents, len(row), row.dtype)
+        except UNSUPPORTED as error:
+            failed[name] = f"{type(error).__name__} in its rule"
+    dtypes = {name: task.parameters[name].dtype for name in expected}
+    wrong = differing(got, expected, dtypes)
+    return dict.fromkeys(wrong, "it differs from autograd") | failed
+
+
+def _alone(task: Task, names: Sequence[str], x: Inputs, row: Tensor) -> Sums:
+    """|gradient| of one sample by itself."""
+    z = task.logits(x)
+    scale = task.scale(z)
+    (cotangent,) = (one[None] for one in row if bool(one.any()))
+    leaves = [task.parameters[name] for name in names]
+    grads = torch.autograd.grad(
+        z, leaves, (cotangent * scale).to(z.dtype), allow_unused=True, materialize_grads=True
+    )
+    dense = (g.to_dense() if g.is_sparse else g for g in grads)
+    return {n: g.to(row.dtype).abs() / scale for n, g in zip(names, dense, strict=True)}

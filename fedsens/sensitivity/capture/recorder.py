@@ -1,0 +1,227 @@
+"""Record, in one forward pass, every operation that takes a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from fedsens.sensitivity.capture.registry import OPS, Rule
+
+# operations through which a forward pass can depend on the values of a whole batch
+READS = {
+    "__bool__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "allclose",
+    "equal",
+    "is_nonzero",
+    "item",
+    "numpy",
+    "tolist",
+}
+DISPATCH_CHECKS = (
+    "has_torch_function",
+    "has_torch_function_unary",
+    "has_torch_function_variadic",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter, or a view of it, as an operation takes it.
+
+    Attributes:
+        name: the parameter's name.
+        view: size, stride and offset in the parameter's storage, or None for the whole.
+    """
+
+    name: str
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The same view of another tensor.
+
+        Args:
+            whole: a contiguous tensor of the parameter's shape.
+
+        Returns:
+            A view of it.
+        """
+        return whole if self.view is None else whole.as_strided(*self.view)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One operation that took parameters.
+
+    Attributes:
+        rule: how its per-sample gradients are computed.
+        arguments: what it was called with.
+        targets: argument to the parameter it was.
+        edge: where autograd delivers the gradient of its output.
+        shape: of its output.
+        versions: tensors among the arguments with their version when the operation ran.
+    """
+
+    rule: Rule
+    arguments: dict[str, Any]
+    targets: dict[str, Target]
+    edge: GradientEdge
+    shape: torch.Size
+    versions: tuple[tuple[Tensor, int], ...]
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the parameters that it takes."""
+        return {target.name for target in self.targets.values()}
+
+    def without(self, names: Container[str]) -> dict[str, Target]:
+        """Its parameters except some.
+
+        Args:
+            names: of the parameters to leave out.
+
+        Returns:
+            Argument to parameter.
+        """
+        return {a: target for a, target in self.targets.items() if target.name not in names}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What is equal for the same operation in another batch."""
+        return self.rule.name, tuple(self.targets.items()), len(self.shape)
+
+    @property
+    def intact(self) -> bool:
+        """Whether no argument was modified in place since."""
+        return all(tensor._version == version for tensor, version in self.versions)
+
+
+class Recorder(TorchFunctionMode):
+    """Records the uses of parameters while it is active.
+
+    Gradient edges are taken at the operation, so an activation that later overwrites its input in
+    place does no harm.
+
+    Args:
+        parameters: distinct parameters by name.
+
+    Attributes:
+        uses: operations that have a rule, in order.
+        unknown: parameter's name to the problem, where an operation has none.
+        reads_values: the forward pass looked at the values of a tensor.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.uses: list[Use] = []
+        self.unknown: dict[str, str] = {}
+        self.reads_values = False
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._recorded: dict[int, Tensor] = {}  # kept, so that no other tensor gets the id
+
+    @property
+    def kind(self) -> Hashable:
+        """What is equal for batches whose operations can be read in the same way."""
+        return tuple(use.signature for use in self.uses), tuple(self.unknown)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and note it if it takes a parameter."""
+        kwargs = kwargs or {}
+        self.reads_values |= getattr(func, "__name__", "") in READS
+        taken = [tensor for tensor in _tensors((args, kwargs)) if self._parameter(tensor)]
+        if not taken:
+            return func(*args, **kwargs)
+        rule = OPS.get(func)
+        if rule is None and _is_python(func):
+            with self:
+                return _opened(func)(*args, **kwargs)
+        output = func(*args, **kwargs)
+        results = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        if not results or (rule is None and all(self._parameter(t) for t in results)):
+            return output  # nothing differentiable, or views, which are seen where they are used
+        use = None if rule is None else self._use(rule, args, kwargs, output)
+        if use is None:
+            names = [self._target(tensor).name for tensor in taken]
+            problem = f"no rule for {getattr(func, '__name__', func)}"
+            self.unknown.update(dict.fromkeys(names, problem))
+        else:
+            self.uses.append(use)
+            self._recorded[id(output)] = output
+        return output
+
+    def _parameter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a tracked parameter or a differentiable view of one."""
+        base = tensor if tensor._base is None else tensor._base
+        return (
+            id(base) in self._names
+            and (base is tensor or base.is_contiguous())
+            and tensor.requires_grad
+            and id(tensor) not in self._recorded
+        )
+
+    def _target(self, tensor: Tensor) -> Target:
+        if tensor._base is None:
+            return Target(self._names[id(tensor)])
+        view = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+        return Target(self._names[id(tensor._base)], view)
+
+    def _use(
+        self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Use | None:
+        arguments = rule.bind(args, kwargs)
+        if arguments is None or not isinstance(output, Tensor):
+            return None
+        inside = [v for v in arguments.values() if not isinstance(v, Tensor)]
+        if any(self._parameter(tensor) for tensor in _tensors(inside)):
+            return None  # a parameter in a list of tensors
+        tensors = {name: v for name, v in arguments.items() if isinstance(v, Tensor)}
+        targets = {n: self._target(v) for n, v in tensors.items() if self._parameter(v)}
+        versions = tuple((v, v._version) for n, v in tensors.items() if n not in targets)
+        edge = get_gradient_edge(output)
+        return Use(rule, arguments, targets, edge, output.shape, versions)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _is_python(function: Any) -> bool:
+    return isinstance(function, FunctionType) and function.__module__.startswith("torch.")
+
+
+@cache
+def _opened(function: FunctionType) -> FunctionType:
+    """A torch function without its dispatch check, so that the mode sees what is inside.
+
+    ``torch.nn.functional.multi_head_attention_forward`` and its like hand themselves over as a
+    whole; the linear maps inside are what has rules.
+    """
+    scope = {**function.__globals__, **dict.fromkeys(DISPATCH_CHECKS, lambda *_: False)}
+    opened = FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    opened.__kwdefaults__ = function.__kwdefaults__
+    return opened
