@@ -71,9 +71,9 @@ def sensitivity_map(
             mappings of tensors.
         loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
             (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
-            probabilities), ``"binary_cross_entropy"`` (with
-            logits), ``"mse"``, another registered name, a :class:`LabelLoss` (such as
-            ``smoothed_cross_entropy(0.1)``) or a callable (z, y) -> one loss per sample.
+            probabilities), ``"binary_cross_entropy"`` (with logits), ``"mse"``, another
+            registered name, a :class:`LabelLoss` (such as ``smoothed_cross_entropy(0.1)``) or a
+            callable (z, y) -> one loss per sample.
         rule: ``"vector"`` or ``"true_label"``.
         center: how the loss depends on labels that do not sum to 1: ``"model"`` (as written),
             ``"label"`` (labels are divided by their sum), ``"uniform"`` (only changes that keep

@@ -31,7 +31,7 @@ class SensitivityMap:
     Attributes:
         sums: name to sum over samples of ||J_m||, in the parameter's shape; CPU, fp32 or fp64.
         count: K, the number of samples in the sums.
-        meta: how the map was made (rule, loss, center, norm, rows, seed, engine, ...).
+        meta: how the map was made (rule, loss, center, norm, rows, seed, engines, ...).
         halves: the maps of two random halves of the samples, if kept; their merge is this map.
 
     Raises:
@@ -141,7 +141,8 @@ class SensitivityMap:
         """The map of both maps' samples together.
 
         Args:
-            other: a map of the same parameters and of the same rule, loss, center, norm and tokens.
+            other: a map of the same parameters made by the same rule, loss, center, norm and
+                tokens.
 
         Returns:
             Map with added sums and counts, and merged halves if both maps have them; metadata

@@ -118,7 +118,8 @@ def reference_map(
                 count += 1
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
-    meta = plan.meta | {"engine": f"reference:{order}", "normalize_labels": normalize_labels}
+    engines = dict.fromkeys(task.parameters, f"reference:{order}")
+    meta = plan.meta | {"engines": engines, "normalize_labels": normalize_labels}
     return SensitivityMap(selection.expand(sums), count, meta)
 
 

@@ -200,6 +200,16 @@ def test_more_samples_agree_better_and_the_rule_stops_there(trained, digits):
     assert same.count == smap.count
 
 
+def test_tokens_of_one_sequence_are_no_two_halves():
+    """With tokens="each" one sequence is many samples, all of them in one half."""
+    model, labels = nn.Embedding(5, 3), torch.randint(3, (3, 6))
+    batches = [(torch.randint(5, (1, 6)), y[None]) for y in labels]
+    rule = StoppingRule(1.0, 0.5, first=2)
+    smap = sensitivity_map(model, batches, "token_cross_entropy", tokens="each", stop_at=rule)
+    assert rule.history[0][0] == 12
+    assert smap.count == sum(half.count for half in smap.halves)
+
+
 def test_without_agreement_all_samples_are_used():
     model, (x, y) = mini_cnn(), images(70)
     batches = list(zip(x.split(10), y.split(10), strict=True))
