@@ -16,7 +16,7 @@ from fedsens.errors import BenchmarkError
 
 Measure = Callable[[Callable[[], Sums]], Run[Sums]]
 
-SHORT = 1.0  # seconds
+SHORT = 2.0  # CPU seconds
 TOLERANCE = 1e-3  # a method that computes something else is off by more than 10 %
 
 
@@ -26,7 +26,8 @@ class Terms:
 
     Attributes:
         repeats: number of rounds.
-        limit: CPU seconds that a contender may spend; its first round is run anyway.
+        limit: CPU seconds that a contender may spend. It gets one round anyway, unless its first
+            run has spent them all, which then counts as its round.
     """
 
     repeats: int
@@ -88,6 +89,8 @@ class Contender:
             chunks: what to try; a method that chooses itself gets all samples at once.
             terms: how much may be run.
         """
+        if self.spent >= terms.limit:
+            return
         met, runs = self.samples, terms.repeats + len(chunks)
         affordable = min(len(x), max(1, int(terms.limit / runs / self.seconds)))
         self.per_sample = []
@@ -140,9 +143,9 @@ def play(contenders: Sequence[Contender], x: Tensor, y: Tensor, terms: Terms) ->
         y: all labels.
         terms: how much may be run.
     """
-    for turn in range(terms.repeats):
+    for _ in range(terms.repeats):
         for contender in contenders:
-            if turn == 0 or contender.spent < terms.limit:
+            if contender.spent < terms.limit or not contender.per_sample:
                 contender.play(x, y)
 
 

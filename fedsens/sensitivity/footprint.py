@@ -73,7 +73,7 @@ def _entries(use: Use, dtype: torch.dtype) -> tuple[int, int]:
     device = next(v.device for v in use.arguments.values() if isinstance(v, Tensor))
     zero = torch.zeros(use.shape, dtype=dtype, device=device)
     try:
-        found = use.rule.apply(Cotangent(zero[None], SampleAxis(0)), use.arguments)
+        found = use.gradients(Cotangent(zero[None], SampleAxis(0)))
         gradients = [found[argument] for argument in use.targets]
     except UNSUPPORTED:
         return 0, 0

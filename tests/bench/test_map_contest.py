@@ -56,10 +56,17 @@ def test_a_slow_method_gets_fewer_samples_smaller_chunks_and_one_round():
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_one_sample_exceeds_is_not_run_to_tune():
-    it = tuned(lambda chunk: 100.0, (1,), limit=1)
-    assert (it.samples, it.chunk, it.spent) == (1, 1, 200.0)  # the first meeting only
+def test_a_first_run_beyond_the_limit_is_the_only_one():
+    it = tuned(lambda chunk: 100.0, (1, 2), limit=150)
+    play([it], X, Y, Terms(3, 150))
+    assert (it.samples, it.chunk, it.spent, it.per_sample) == (2, 1, 200.0, [100.0])
     assert it.peak == 1000
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_only_affordable_chunk_is_not_tried_twice():
+    it = tuned(lambda chunk: 10.0, (2,), limit=50)
+    assert (it.samples, it.chunk, it.spent) == (2, 2, 20.0)
 
 
 @pytest.mark.usefixtures("clock")

@@ -55,7 +55,7 @@ class ReadUse:
             Parameter to gradient.
         """
         cotangent = Cotangent(self.axis.first(d, samples).to(dtype), self.axis)
-        by_argument = self.use.rule.apply(cotangent, self.use.arguments)
+        by_argument = self.use.gradients(cotangent)
         return {target: by_argument[name] for name, target in self.targets.items()}
 
 

@@ -16,6 +16,8 @@ from fedsens.sensitivity.norms import Norm
 
 # entries of a tile: on a CPU what the second-level cache holds, on a GPU enough work per kernel
 TILE = {"cpu": 200_000, "cuda": 2**25}
+# entries of the cotangents that are copied side by side at a time
+STACK = {"cpu": 2**21, "cuda": 2**27}
 # costs in multiply-adds of a large matrix product (measured on a CPU): reducing an entry of one
 # row, making one product of positions, taking the square root of an entry
 REDUCE, PAIR, ROOT = 20, 260, 65
@@ -32,18 +34,30 @@ def add_products(
         a: samples to (samples, groups, in, T).
         norm: over rows.
     """
-    tile = TILE.get(total.device.type, TILE["cpu"])
-    batch = max(1, tile // max(len(rows) * total.numel(), 1))
+    kind = total.device.type
+    sample = max(1, len(rows) * rows[0][:1].numel())
+    batch = max(1, STACK.get(kind, STACK["cpu"]) // sample)
     for start in range(0, len(rows[0]), batch):
         part = slice(start, start + batch)
-        d, known = stack_rows([row[part] for row in rows]), a(part)
-        if batch > 1 or len(total) > 1:
-            total += product_norms(d, known, norm).sum(0)
-        elif norm.rotates and use_gram(d, total.shape[-1]):
-            gram, pairs = gram_factors(d[0, 0], known[0, 0])
-            add_tiles(total[0], gram[None], pairs, lambda g: g[0].clamp_(min=0).sqrt_(), tile)
+        d = stack_rows([row[part] for row in rows])
+        _add_stacked(total, d, a(part), norm, TILE.get(kind, TILE["cpu"]))
+
+
+def _add_stacked(total: Tensor, d: Tensor, a: Tensor, norm: Norm, tile: int) -> None:
+    """Several samples at a time where their gradients are small, one output after another else."""
+    batch = max(1, tile // max(d.shape[2] * total.numel(), 1))
+    if batch > 1 or len(total) > 1:
+        for start in range(0, len(d), batch):
+            part = slice(start, start + batch)
+            total += product_norms(d[part], a[part], norm).sum(0)
+        return
+    gram = norm.rotates and use_gram(d, total.shape[-1])
+    for left, right in zip(d[:, 0], a[:, 0], strict=True):
+        if gram:
+            squares = gram_factors(left, right)
+            add_tiles(total[0], *squares, lambda g: g[0].clamp_(min=0).sqrt_(), tile)
         else:
-            add_tiles(total[0], d[0, 0], known[0, 0], lambda g: norm.over(g, 0), tile)
+            add_tiles(total[0], left, right, lambda g: norm.over(g, 0), tile)
 
 
 def add_tiles(
@@ -129,7 +143,7 @@ def gram_factors(d: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         a: (in, T).
 
     Returns:
-        (out, pairs) and (in, pairs), whose product is the squared L2 norm.
+        (1, out, pairs) and (in, pairs), whose products are squared L2 norms.
     """
     positions = d.shape[-1]
     t, u = torch.triu_indices(positions, positions, device=d.device)
@@ -137,4 +151,4 @@ def gram_factors(d: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     gram = (by_output.mT @ by_output)[:, t, u]
     gram[:, t != u] *= 2
     products = torch.cat([a[:, at : at + 1] * a[:, at:] for at in range(positions)], 1)
-    return gram, products
+    return gram[None], products

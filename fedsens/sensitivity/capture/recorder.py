@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from fedsens.sensitivity.capture.registry import OPS, Rule
+from fedsens.sensitivity.capture.registry import OPS, Cotangent, Gradients, Rule
 
 # operations through which a forward pass can depend on the values of a whole batch
 READS = {
@@ -65,7 +65,9 @@ class Use:
 
     Attributes:
         rule: how its per-sample gradients are computed.
-        arguments: what it was called with.
+        arguments: what it was called with, by name.
+        args: the same as the rule takes it, without the cotangent: positional arguments,
+        kwargs: and keyword arguments.
         targets: argument to the parameter it was.
         edge: where autograd delivers the gradient of its output.
         shape: of its output.
@@ -73,7 +75,9 @@ class Use:
     """
 
     rule: Rule
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     targets: dict[str, Target]
     edge: GradientEdge
     shape: torch.Size
@@ -83,6 +87,17 @@ class Use:
     def names(self) -> set[str]:
         """Names of the parameters that it takes."""
         return {target.name for target in self.targets.values()}
+
+    def gradients(self, cotangent: Cotangent) -> Gradients:
+        """Its parameters' per-sample gradients.
+
+        Args:
+            cotangent: of its output.
+
+        Returns:
+            Argument to gradient.
+        """
+        return self.rule.gradients(cotangent, *self.args, **self.kwargs)
 
     def without(self, names: Container[str]) -> dict[str, Target]:
         """Its parameters except some.
@@ -184,9 +199,10 @@ class Recorder(TorchFunctionMode):
     def _use(
         self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Use | None:
-        arguments = rule.bind(args, kwargs)
-        if arguments is None or not isinstance(output, Tensor):
+        bound = rule.bind(args, kwargs)
+        if bound is None or not isinstance(output, Tensor):
             return None
+        arguments = bound.arguments
         inside = [v for v in arguments.values() if not isinstance(v, Tensor)]
         if any(self._parameter(tensor) for tensor in _tensors(inside)):
             return None  # a parameter in a list of tensors
@@ -194,7 +210,8 @@ class Recorder(TorchFunctionMode):
         targets = {n: self._target(v) for n, v in tensors.items() if self._parameter(v)}
         versions = tuple((v, v._version) for n, v in tensors.items() if n not in targets)
         edge = get_gradient_edge(output)
-        return Use(rule, arguments, targets, edge, output.shape, versions)
+        shape = output.shape
+        return Use(rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape, versions)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

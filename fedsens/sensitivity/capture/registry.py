@@ -14,7 +14,6 @@ plain autograd on the first samples, and what differs goes to another engine.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import BoundArguments, Signature, signature
@@ -69,21 +68,7 @@ class Rule:
     gradients: RuleFunction
     signature: Signature
 
-    def apply(self, cotangent: Cotangent, arguments: Mapping[str, Any]) -> Gradients:
-        """Per-sample gradients of one cotangent.
-
-        Args:
-            cotangent: of the operation's output.
-            arguments: what :meth:`bind` made of the call.
-
-        Returns:
-            Argument to gradient.
-        """
-        first = next(iter(self.signature.parameters))
-        bound = BoundArguments(self.signature, OrderedDict({first: cotangent, **arguments}))
-        return self.gradients(*bound.args, **bound.kwargs)
-
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BoundArguments | None:
         """Name the arguments of a call.
 
         Args:
@@ -91,14 +76,14 @@ class Rule:
             kwargs: its keyword arguments.
 
         Returns:
-            Argument to value, defaults included; None if the call has others.
+            The arguments of the rule, None for the cotangent; None if the call has others.
         """
         try:
             bound = self.signature.bind(None, *args, **kwargs)
         except TypeError:
             return None
         bound.apply_defaults()
-        return dict(list(bound.arguments.items())[1:])
+        return bound
 
 
 OPS: dict[Any, Rule] = {}

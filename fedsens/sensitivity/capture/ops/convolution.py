@@ -36,7 +36,8 @@ def convolution(
     def fit(w: Tensor) -> Tensor:
         return w.view(groups, w.shape[0] // groups, -1)
 
-    return {"weight": Outer(d, unfolded, fit), "bias": d.sum(-1).flatten(1)}
+    outer = Outer(d, unfolded, fit)
+    return {"weight": outer} | ({} if bias is None else {"bias": d.sum(-1).flatten(1)})
 
 
 def channels(tensor: Tensor, groups: int) -> Tensor:

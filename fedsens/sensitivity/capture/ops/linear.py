@@ -16,10 +16,8 @@ def linear(
 ) -> Gradients:
     """Y = x Wᵀ + b: G_W = sum_t d_t x_tᵀ, G_b = sum_t d_t."""
     d = columns(cotangent.value)
-    return {
-        "weight": Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w[None]),
-        "bias": d[:, 0].sum(-1),
-    }
+    outer = Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w[None])
+    return {"weight": outer} | ({} if bias is None else {"bias": d[:, 0].sum(-1)})
 
 
 @register_op(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm)

@@ -45,5 +45,6 @@ def transposed_convolution(
     def fit(w: Tensor) -> Tensor:
         return w.view(groups, w.shape[0] // groups, -1).mT
 
-    bias_rows = cotangent.value.flatten(3).sum((1, 3))
-    return {"weight": Outer(d.flatten(3), inputs, fit), "bias": bias_rows}
+    outer = Outer(d.flatten(3), inputs, fit)
+    shifts = {} if bias is None else {"bias": cotangent.value.flatten(3).sum((1, 3))}
+    return {"weight": outer} | shifts
