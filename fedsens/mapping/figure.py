@@ -69,8 +69,7 @@ def _thresholds(axes: Axes, report: MapReport, values: dict[str, NDArray[Any]]) 
     for ratio, shade in zip(ratios, SHADES, strict=False):
         k = sum(layer.selected[ratio] for layer in report.layers)
         threshold = np.partition(flat, flat.size - k)[flat.size - k]
-        if threshold > 0:
-            axes.axvline(threshold, color=shade, linewidth=1.5, zorder=0)
+        axes.axvline(threshold, color=shade, linewidth=1.5, zorder=0)
 
 
 def _selected(axes: Axes, report: MapReport) -> None:

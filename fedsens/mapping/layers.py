@@ -158,9 +158,9 @@ def _places(smap: SensitivityMap) -> dict[str, slice]:
 
 
 def _engines(smap: SensitivityMap, names: list[str]) -> tuple[str, ...]:
-    """What computed some parameters; older maps name one engine for all."""
+    """What computed some parameters; a second name of a tied parameter has no entry."""
     by_name = smap.meta.get("engines", {})
-    return tuple(sorted({str(by_name.get(name, smap.meta.get("engine", ""))) for name in names}))
+    return tuple(sorted({by_name[name] for name in names if name in by_name}))
 
 
 def _possible(size: int) -> list[float]:

@@ -83,7 +83,7 @@ def layer_table(report: MapReport) -> Table:
     for head, cell in zip(heads, _cells(whole, whole.selected), strict=True):
         table.add_column(head, cell, justify="right", no_wrap=True)
     if several := len({layer.engines for layer in report.layers}) > 1:
-        table.add_column("engine")
+        table.add_column("engine", no_wrap=True)
     for layer in report.layers:
         engines = [", ".join(layer.engines)] if several else []
         name = f"{layer.name} {layer.kind}".rstrip()

@@ -114,21 +114,26 @@ def sensitivity_map(
     draws = _generator(seed, generator)
     dealer = Dealer(seed) if halves or stop else None
     runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
-    count = 0
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
             parts = dealer.deal(x, y) if dealer else [(x, y)]
             for run, (inputs, labels) in zip(runs, parts, strict=True):
                 run.add(inputs, labels)
-            count += len(y)
-            if stop and stop.due(count) and stop.reached(*(run.map(selection) for run in runs)):
+            if stop and _agree(stop, runs, selection):
                 break
+    count = sum(run.count for run in runs)
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
     if count < FEW_SAMPLES:
         LOGGER.info("%d samples; below %d the selection is noisy", count, FEW_SAMPLES)
     maps = [run.map(selection) for run in runs if run.count]
     return maps[0] if len(maps) == 1 else SensitivityMap.from_halves(*maps)
+
+
+def _agree(stop: StoppingRule, halves: list[_Run], selection: Selection) -> bool:
+    first, second = halves
+    due = first.count and second.count and stop.due(first.count + second.count)
+    return bool(due) and stop.reached(first.map(selection), second.map(selection))
 
 
 class _Run:

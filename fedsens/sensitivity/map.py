@@ -158,16 +158,24 @@ class SensitivityMap:
                     f"{other.meta.get(key)!r}; make both with the same options"
                 )
         check_same_parameters(self.sums, other.sums)
-        meta = {
-            key: value if other.meta.get(key) == value else "mixed"
-            for key, value in {**other.meta, **self.meta}.items()
-        }
+        meta = _merged(self.meta, other.meta)
         sums = {name: value + other.sums[name] for name, value in self.sums.items()}
         halves = None
         if self.halves is not None and other.halves is not None:
             mine, theirs = self.halves, other.halves
             halves = mine[0].merge(theirs[0]), mine[1].merge(theirs[1])
         return SensitivityMap(sums, self.count + other.count, meta, halves)
+
+
+def _merged(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**theirs, **mine}
+    for key, value in merged.items():
+        other = theirs.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            merged[key] = _merged(value, other)
+        elif mine.get(key) != other:
+            merged[key] = "mixed"
+    return merged
 
 
 def _is_norm(value: Tensor) -> bool:

@@ -33,7 +33,8 @@ def by_hand(**meta):
         "body.1.weight": torch.arange(80.0).reshape(8, 10),
         "body.1.bias": torch.full((8,), 100.0),
     }
-    return SensitivityMap(sums, 2, {"rule": "vector", "engine": "func"} | meta)
+    engines = dict.fromkeys(sums, "capture") | meta.pop("engines", {})
+    return SensitivityMap(sums, 2, {"rule": "vector", "engines": engines} | meta)
 
 
 def test_layers_by_hand():
@@ -50,12 +51,11 @@ def test_layers_by_hand():
     assert [layer.zeros for layer in (own, first, second)] == [10, 1, 1]
     assert [layer.mean for layer in (own, first)] == [0, 50]  # 200 / 2 samples / 2 parameters
     assert second.mean == pytest.approx((80 * 79 / 2 + 800) / 2 / 88)
-    assert own.engines == ("func",)
+    assert own.engines == ("capture",)
 
 
 def test_engines_by_parameter():
-    engines = dict.fromkeys(by_hand().sums, "capture") | {"body.1.bias": "loop"}
-    layers = layers_of(by_hand(engines=engines), Net())
+    layers = layers_of(by_hand(engines={"body.1.bias": "loop"}), Net())
     assert [layer.engines for layer in layers] == [
         ("capture",),
         ("capture",),
@@ -82,12 +82,12 @@ def test_table_by_hand():
     assert "engine" not in rows["layer"]
     engines = {"body.1.bias": "loop"}
     mixed = map_report(by_hand(engines=engines), Net(), 5, 0.5)
-    assert "func, loop" in text_of(layer_table(mixed))
+    assert "capture, loop" in text_of(layer_table(mixed))
 
 
 def test_conclusion():
     report = map_report(by_hand(), Net(), 5, 0.5)
-    assert conclusion(report, None) == "2 of 5 samples in 0.5 s, 4 per second; engine: func"
+    assert conclusion(report, None) == "2 of 5 samples in 0.5 s, 4 per second; engine: capture"
     halves = (by_hand(), by_hand())
     whole = SensitivityMap(halves[0].merge(halves[1]).sums, 4, by_hand().meta, halves)
     rule = StoppingRule(0.9)

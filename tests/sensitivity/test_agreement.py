@@ -41,7 +41,7 @@ def test_equal_values_are_ranked_by_the_lower_index():
     assert map_overlap(flat, high, 0.5) == 1  # both select 0 and 1
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.integers(1, 7), st.integers(1, 9))
 def test_overlap_is_that_of_the_masks(seed, ratio, count, levels):
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def test_a_ratio_must_select_something():
         map_overlap(of([1.0, 2.0]), of([1.0, 2.0]), 1.5)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 99))
 def test_every_sample_goes_to_exactly_one_half(sizes, seed):
     samples = torch.arange(sum(sizes))
@@ -198,6 +198,16 @@ def test_more_samples_agree_better_and_the_rule_stops_there(trained, digits):
     assert smap.half_overlap() == rule.history[-1][1]
     same = sensitivity_map(trained, shuffled.batches(32), stop_at=0.9)
     assert same.count == smap.count
+
+
+def test_tokens_of_one_sequence_are_no_two_halves():
+    """With tokens="each" one sequence is many samples, all of them in one half."""
+    model, labels = nn.Embedding(5, 3), torch.randint(3, (3, 6))
+    batches = [(torch.randint(5, (1, 6)), y[None]) for y in labels]
+    rule = StoppingRule(1.0, 0.5, first=2)
+    smap = sensitivity_map(model, batches, "token_cross_entropy", tokens="each", stop_at=rule)
+    assert rule.history[0][0] == 12
+    assert smap.count == sum(half.count for half in smap.halves)
 
 
 def test_without_agreement_all_samples_are_used():

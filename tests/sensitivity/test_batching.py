@@ -11,7 +11,7 @@ from fedsens.errors import SensitivityError
 from fedsens.sensitivity import next_token_batches, reference_map, sensitivity_map
 from tests.sensitivity.samples import assert_same, difference, images, mini_cnn
 
-ENGINES = ["auto", "func", "loop"]
+ENGINES = ["auto", "capture", "func", "loop"]
 VOCABULARY, LENGTH, C = 7, 4, 3
 
 
