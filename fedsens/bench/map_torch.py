@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
@@ -25,8 +27,7 @@ def func_grad(model: nn.Module, classes: int) -> Work:
     """
     weights = _weights(model)
 
-    def loss(weights: Sums, x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+    loss = _sample_loss(model)
 
     def work(x: Tensor, y: Tensor, chunk: int) -> Sums:
         sums = zeros(weights)
@@ -50,8 +51,7 @@ def func_rows(model: nn.Module, classes: int) -> Work:
     """
     weights = _weights(model)
 
-    def loss(weights: Sums, x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+    loss = _sample_loss(model)
 
     def work(x: Tensor, y: Tensor, chunk: int) -> Sums:
         sums = zeros(weights)
@@ -167,6 +167,15 @@ def literal(
     run = timed(rows)
     norms = torch.linalg.vector_norm(torch.cat(run.result), dim=1)
     return prepared.seconds + run.seconds / elements * len(flat), places, norms
+
+
+def _sample_loss(model: nn.Module) -> Callable[[Sums, Tensor, Tensor], Tensor]:
+    """The loss of one sample, without batch axis, as a function of the weights."""
+
+    def loss(weights: Sums, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+
+    return loss
 
 
 def _weights(model: nn.Module) -> Sums:

@@ -41,8 +41,7 @@ def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
     folded: dict[str, Tensor] = {}
     for index in range(rows.count):
         for name, g in pull(rows.row(index), index == rows.count - 1).items():
-            known = folded.get(name)
-            folded[name] = norm.lift(g) if known is None else norm.fold(known, g)
+            folded[name] = norm.step(folded.get(name), g)
     return folded
 
 

@@ -11,8 +11,7 @@ from tests.sensitivity.samples import assert_same
 
 
 @pytest.fixture(autouse=True)
-def rules(monkeypatch):
-    monkeypatch.setattr(registry, "OPS", registry.OPS)
+def rules():
     before = dict(registry.OPS)
     yield
     registry.OPS.clear()
