@@ -13,6 +13,7 @@ from fedsens.sensitivity.parameters import select_parameters
 from tests.sensitivity.samples import assert_same
 
 C = 3
+WORDS = (3, 4)
 
 
 class Recurrent(nn.Module):
@@ -239,6 +240,30 @@ class Vision(nn.Module):
         return self.head((x + self.scale * torch.tanh(self.layer(self.norm(x))))[:, 0])
 
 
+class Positions(nn.Module):
+    """An embedding of positions that is the same for all samples, as in BERT and GPT-2.
+
+    Args:
+        shape: of the positions.
+        axis: of the samples in the hidden states.
+        unbatched: also a table whose rows are weights, which cannot be repeated.
+    """
+
+    def __init__(self, shape=(WORDS[0],), axis=0, unbatched=False):
+        super().__init__()
+        self.shape, self.axis, self.unbatched = shape, axis, unbatched
+        self.weights = nn.Embedding(4, 4)
+        self.embed, self.norm = nn.Embedding(WORDS[0], 4), nn.LayerNorm(4)
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, C)
+
+    def forward(self, x):
+        if self.unbatched:
+            x = nn.functional.linear(x, self.weights(torch.arange(4)))
+        positions = self.norm(self.embed(torch.arange(WORDS[0]).view(self.shape)))
+        x = x.movedim(0, self.axis) + positions
+        return self.head(torch.tanh(self.layer(x)).mean(1 - self.axis))
+
+
 class Affine(nn.Module):
     """``addmm`` as in GPT-2, and a bias added by hand."""
 
@@ -278,7 +303,6 @@ class Dead(nn.Module):
 
 
 FLAT, SEQUENCE, IMAGE, TOKENS = (4,), (3, 2), (4, 4, 4), "tokens"
-WORDS = (3, 4)
 # model, shape of a sample, and the parameters that the capture engine leaves to another one
 ZOO = {
     "inplace_relu": (vector(linear(), lambda: nn.ReLU(inplace=True), linear(4, C)), FLAT, ()),
@@ -385,6 +409,10 @@ ZOO = {
     "cosine_head": (Cosine, FLAT, ("weight",)),
     "checkpointed": (Checkpointed, FLAT, ()),
     "vision": (Vision, WORDS, ()),
+    "positions": (Positions, WORDS, ()),
+    "positions_with_a_batch_axis": (lambda: Positions((1, WORDS[0])), WORDS, ()),
+    "positions_of_sequence_first": (lambda: Positions((WORDS[0], 1), axis=1), WORDS, ()),
+    "positions_and_weights": (lambda: Positions(unbatched=True), WORDS, ("weights.weight",)),
     "affine": (Affine, WORDS, ()),
     "dead": (Dead, FLAT, ("layer.weight", "layer.bias")),
     "embedding_bag": (

@@ -19,10 +19,11 @@ import fedsens.sensitivity.capture.ops  # noqa: F401  registers the rules
 from fedsens.sensitivity.batching import Inputs, map_tensors
 from fedsens.sensitivity.capture.backward import ReadUse, add_rows
 from fedsens.sensitivity.capture.head import Head, find_head
-from fedsens.sensitivity.capture.reading import MIXED, Reading, mixes, read, record
+from fedsens.sensitivity.capture.reading import MIXED, NONE, Reading, mixes, read, record
 from fedsens.sensitivity.capture.recorder import Recorder
 from fedsens.sensitivity.capture.rows import chunk_rows
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
+from fedsens.sensitivity.unsupported import UNSUPPORTED
 
 LOGGER = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Capture:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._readings: dict[Any, Reading] = {}
+        self._repeated: frozenset[int] = NONE
 
     def add(self, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> Mapping[str, str]:
         """Add a chunk's samples to the sums of the parameters that can be captured.
@@ -50,14 +52,27 @@ class Capture:
         Returns:
             Names of the parameters that another engine has to serve, with the reason.
         """
-        recorder, z = record(self.task, x, len(y))
-        check_finite(z)
+        recorder, z = self._record(x, len(y))
         reading = self._reading(recorder, x, len(y))
+        if reading.repeated != recorder.repeated:
+            self._repeated = reading.repeated
+            recorder, z = self._record(x, len(y))
         if reading.kind != recorder.kind or (recorder.reads_values and mixes(self.task, x, z)):
             return dict.fromkeys(self.task.parameters, MIXED)
         if z.requires_grad:
             self._add(sums, z, y, weights, reading.of(recorder.uses))
         return reading.failed
+
+    def _record(self, x: Inputs, samples: int) -> tuple[Recorder, Tensor]:
+        try:
+            recorder, z = record(self.task, x, samples, self._repeated)
+        except UNSUPPORTED:
+            if not self._repeated:
+                raise
+            self._repeated = NONE  # another kind of batch, which does not bear it
+            recorder, z = record(self.task, x, samples)
+        check_finite(z)
+        return recorder, z
 
     def _reading(self, recorder: Recorder, x: Inputs, samples: int) -> Reading:
         # a batch of one sample does not show where the samples of larger ones are

@@ -23,6 +23,7 @@ from fedsens.sensitivity.tolerance import differing
 from fedsens.sensitivity.unsupported import UNSUPPORTED
 
 MIXED = "the logits of a sample depend on the others of its batch"
+NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,15 @@ class Reading:
         kind: what the batches have in common; see :meth:`Recorder.kind`.
         axes: sample axis of each recorded operation, or None where it is not known.
         failed: parameter's name to why it is left to another engine.
+        repeated: operations that have to run once for every sample; see :class:`Recorder`.
+        unplaced: operations in which no axis has the samples.
     """
 
     kind: Hashable
     axes: tuple[SampleAxis | None, ...]
     failed: Mapping[str, str]
+    repeated: frozenset[int] = NONE
+    unplaced: tuple[int, ...] = ()
 
     def of(self, uses: Sequence[Use]) -> list[ReadUse]:
         """Operations of another batch of the same kind, as far as they are captured.
@@ -53,18 +58,21 @@ class Reading:
         return [use for use in read if use.targets]
 
 
-def record(task: Task, x: Inputs, samples: int) -> tuple[Recorder, Tensor]:
+def record(
+    task: Task, x: Inputs, samples: int, repeated: frozenset[int] = NONE
+) -> tuple[Recorder, Tensor]:
     """One forward pass.
 
     Args:
         task: the task.
         x: inputs, the batch first.
         samples: how many they are.
+        repeated: operations to run once for every sample; see :class:`Recorder`.
 
     Returns:
         What it recorded, and the logits with their graph.
     """
-    recorder = Recorder(task.parameters)
+    recorder = Recorder(task.parameters, samples, repeated)
     with recorder:
         z = task.logits(x, samples)
     return recorder, z
@@ -72,6 +80,10 @@ def record(task: Task, x: Inputs, samples: int) -> tuple[Recorder, Tensor]:
 
 def read(task: Task, x: Inputs, samples: int) -> Reading:
     """Read the operations of a batch.
+
+    An operation without the samples on any axis may take what is the same for all of them, such
+    as positions; it is then tried whether the model gives the same when it runs once for every
+    sample.
 
     Args:
         task: the task.
@@ -81,23 +93,39 @@ def read(task: Task, x: Inputs, samples: int) -> Reading:
     Returns:
         The reading.
     """
-    recorder, z = record(task, x, samples)
-    uses, failed = recorder.uses, dict(recorder.unknown)
+    reading = _read(task, x, samples, NONE)
+    for at in reading.unplaced:
+        if at in reading.unplaced:
+            try:
+                tried = _read(task, x, samples, reading.repeated | {at})
+            except UNSUPPORTED:
+                continue
+            if len(tried.failed) < len(reading.failed):
+                reading = tried
+    return reading
+
+
+def _read(task: Task, x: Inputs, samples: int, repeated: frozenset[int]) -> Reading:
+    recorder, z = record(task, x, samples, repeated)
+    uses, failed, kind = recorder.uses, dict(recorder.unknown), recorder.kind
+    nowhere = (None,) * len(uses)
     if not z.requires_grad:
-        return Reading(recorder.kind, (None,) * len(uses), failed)
+        return Reading(kind, nowhere, failed)
     if mixes(task, x, z):
-        return Reading(recorder.kind, (None,) * len(uses), dict.fromkeys(task.parameters, MIXED))
+        return Reading(kind, nowhere, dict.fromkeys(task.parameters, MIXED))
     rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
     pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
-    axes = []
+    axes, unplaced = [], []
     for at, use in enumerate(uses):
         axis, problem = _axis(use, {k: found[at] for k, found in pulled.items()}, samples)
         axes.append(axis)
         failed |= {} if problem is None else dict.fromkeys(use.names, problem)
+        if problem is not None and use.takes_others:
+            unplaced.append(at)
     for k, row in rows.items():
-        read = Reading(recorder.kind, tuple(axes), failed).of(uses)
+        read = Reading(kind, tuple(axes), failed).of(uses)
         failed |= _differences(task, read, pulled[k], uses, row, part(x, k, k + 1))
-    return Reading(recorder.kind, tuple(axes), failed)
+    return Reading(kind, tuple(axes), failed, repeated, tuple(unplaced))
 
 
 def mixes(task: Task, x: Inputs, z: Tensor) -> bool:

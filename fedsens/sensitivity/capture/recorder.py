@@ -109,6 +109,13 @@ class Use:
         return {a: target for a, target in self.targets.items() if target.name not in names}
 
     @property
+    def takes_others(self) -> bool:
+        """Whether it takes a tensor that is not one of the parameters."""
+        return any(
+            isinstance(v, Tensor) for n, v in self.arguments.items() if n not in self.targets
+        )
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         """What is equal for the same operation in another batch."""
         return self.rule.name, tuple(self.targets.items()), len(self.shape)
@@ -122,6 +129,9 @@ class Recorder(TorchFunctionMode):
 
     Args:
         parameters: distinct parameters by name.
+        samples: K.
+        repeated: operations, counted as in ``uses``, to run once for every sample, because what
+            they take is the same for all: an embedding of positions that is broadcast later.
 
     Attributes:
         uses: operations that have a rule, in order.
@@ -129,8 +139,15 @@ class Recorder(TorchFunctionMode):
         reads_values: the forward pass looked at the values of a tensor.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        samples: int,
+        repeated: frozenset[int] = frozenset(),
+    ) -> None:
         super().__init__()
+        self.samples = samples
+        self.repeated = repeated
         self.uses: list[Use] = []
         self.unknown: dict[str, str] = {}
         self.reads_values = False
@@ -140,7 +157,7 @@ class Recorder(TorchFunctionMode):
     @property
     def kind(self) -> Hashable:
         """What is equal for batches whose operations can be read in the same way."""
-        return tuple(use.signature for use in self.uses), tuple(self.unknown)
+        return tuple(use.signature for use in self.uses), tuple(self.unknown), self.repeated
 
     def __torch_function__(
         self,
@@ -159,6 +176,9 @@ class Recorder(TorchFunctionMode):
         if rule is None and _is_python(func):
             with self:
                 return _opened(func)(*args, **kwargs)
+        if rule is not None and len(self.uses) in self.repeated:
+            args = tuple(map(self._repeat, args))
+            kwargs = {name: self._repeat(value) for name, value in kwargs.items()}
         output = func(*args, **kwargs)
         results = [tensor for tensor in _tensors(output) if tensor.requires_grad]
         if not results or (rule is None and all(self._parameter(t) for t in results)):
@@ -182,6 +202,14 @@ class Recorder(TorchFunctionMode):
             and tensor.requires_grad
             and id(tensor) not in self._recorded
         )
+
+    def _repeat(self, value: Any) -> Any:
+        """An argument that is the same for all samples, once for every sample."""
+        if not isinstance(value, Tensor) or self._parameter(value):
+            return value
+        whole = value if 1 in value.shape else value[None]
+        axis = whole.shape.index(1)
+        return whole.expand(*whole.shape[:axis], self.samples, *whole.shape[axis + 1 :])
 
     def _target(self, tensor: Tensor) -> Target:
         if tensor._base is None:
