@@ -8,7 +8,7 @@ from fedsens.sensitivity.task import Task
 ITEM = 4  # bytes of the sums' usual type
 CAPTURE_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
-LARGEST_CHUNK = {"cpu": 64, "cuda": 512}
+LARGEST_CHUNK = {"cpu": 128, "cuda": 512}
 
 
 def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | None) -> int:

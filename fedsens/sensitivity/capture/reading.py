@@ -111,7 +111,8 @@ def _read(task: Task, x: Inputs, samples: int, repeated: frozenset[int]) -> Read
     nowhere = (None,) * len(uses)
     if not z.requires_grad:
         return Reading(kind, nowhere, failed)
-    if mixes(task, x, z):
+    alone = [task.logits(part(x, k, k + 1)) for k in range(samples)]
+    if _differ(z, alone):
         return Reading(kind, nowhere, dict.fromkeys(task.parameters, MIXED))
     rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
     pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
@@ -124,7 +125,7 @@ def _read(task: Task, x: Inputs, samples: int, repeated: frozenset[int]) -> Read
             unplaced.append(at)
     for k, row in rows.items():
         read = Reading(kind, tuple(axes), failed).of(uses)
-        failed |= _differences(task, read, pulled[k], uses, row, part(x, k, k + 1))
+        failed |= _differences(task, read, pulled[k], uses, row, alone[k])
     return Reading(kind, tuple(axes), failed, repeated, tuple(unplaced))
 
 
@@ -140,9 +141,12 @@ def mixes(task: Task, x: Inputs, z: Tensor) -> bool:
         True if a sample has no logits of its own.
     """
     with torch.no_grad():
-        alone = torch.cat([task.logits(part(x, k, k + 1)) for k in range(len(z))])
-    got = {"logits": z.detach().clone()}
-    return bool(differing(got, {"logits": alone}, {"logits": z.dtype}))
+        return _differ(z, [task.logits(part(x, k, k + 1)) for k in range(len(z))])
+
+
+def _differ(z: Tensor, alone: Sequence[Tensor]) -> bool:
+    got, expected = z.detach().clone(), torch.cat([one.detach() for one in alone])
+    return bool(differing({"logits": got}, {"logits": expected}, {"logits": z.dtype}))
 
 
 def _row(z: Tensor, k: int) -> Tensor:
@@ -174,37 +178,44 @@ def _differences(
     pulled: Sequence[Tensor | None],
     uses: Sequence[Use],
     row: Tensor,
-    x: Inputs,
+    alone: Tensor,
 ) -> dict[str, str]:
-    """Compare what is captured for one sample with the gradient of that sample alone."""
+    """Compare what is captured for one sample with the gradient of that sample's own logits."""
     by_use = {id(use): d for use, d in zip(uses, pulled, strict=True)}
     cotangents = [by_use[id(use.use)] for use in read]
-    names = {target.name for use in read for target in use.targets.values()}
+    names = sorted({target.name for use in read for target in use.targets.values()})
     if not names:
         return {}
+    expected = _autograd(task, names, alone, row)
+    got = {n: v.new_zeros(v.shape) for n, v in expected.items()}  # contiguous, as sums are
     failed: dict[str, str] = {}
-    expected = _alone(task, sorted(names), x, row)
-    got = {n: torch.zeros(v.shape, dtype=v.dtype, device=v.device) for n, v in expected.items()}
-    for name in expected:
+    with torch.no_grad():
         try:
-            with torch.no_grad():
-                one = [use.only(name) for use in read]
-                fold_row(got, one, cotangents, len(row), row.dtype)
-        except UNSUPPORTED as error:
-            failed[name] = f"{type(error).__name__} in its rule"
+            fold_row(got, read, cotangents, len(row), row.dtype)
+        except UNSUPPORTED:  # one by one, to see whose rule it is
+            for name in names:
+                try:
+                    got[name].zero_()
+                    one = [use.only(name) for use in read]
+                    fold_row(got, one, cotangents, len(row), row.dtype)
+                except UNSUPPORTED as error:
+                    failed[name] = f"{type(error).__name__} in its rule"
     dtypes = {name: task.parameters[name].dtype for name in expected}
     wrong = differing(got, expected, dtypes)
     return dict.fromkeys(wrong, "it differs from autograd") | failed
 
 
-def _alone(task: Task, names: Sequence[str], x: Inputs, row: Tensor) -> Sums:
+def _autograd(task: Task, names: Sequence[str], alone: Tensor, row: Tensor) -> Sums:
     """|gradient| of one sample by itself."""
-    z = task.logits(x)
-    scale = task.scale(z)
+    scale = task.scale(alone)
     (cotangent,) = (one[None] for one in row if bool(one.any()))
     leaves = [task.parameters[name] for name in names]
     grads = torch.autograd.grad(
-        z, leaves, (cotangent * scale).to(z.dtype), allow_unused=True, materialize_grads=True
+        alone,
+        leaves,
+        (cotangent * scale).to(alone.dtype),
+        allow_unused=True,
+        materialize_grads=True,
     )
     dense = (g.to_dense() if g.is_sparse else g for g in grads)
-    return {n: g.to(row.dtype).abs() / scale for n, g in zip(names, dense, strict=True)}
+    return {n: (g.to(row.dtype) / scale).abs_() for n, g in zip(names, dense, strict=True)}
