@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs
 from fedsens.sensitivity.capture.gradients import Outer
-from fedsens.sensitivity.capture.reading import record
+from fedsens.sensitivity.capture.placing import record
 from fedsens.sensitivity.capture.recorder import Use
 from fedsens.sensitivity.capture.registry import Cotangent
 from fedsens.sensitivity.capture.samples import SampleAxis

@@ -151,7 +151,7 @@ def test_the_metadata_say_how_the_map_was_made(caplog):
         "tokens": "sequence",
         "seed": None,
         "engines": dict.fromkeys(smap.sums, "capture"),
-        "chunk": 64,
+        "chunk": 128,
     }
     assert "6 samples" in caplog.text
     caplog.clear()

@@ -19,7 +19,8 @@ import fedsens.sensitivity.capture.ops  # noqa: F401  registers the rules
 from fedsens.sensitivity.batching import Inputs, map_tensors
 from fedsens.sensitivity.capture.backward import ReadUse, add_rows
 from fedsens.sensitivity.capture.head import Head, find_head
-from fedsens.sensitivity.capture.reading import MIXED, NONE, Reading, mixes, read, record
+from fedsens.sensitivity.capture.placing import NONE, mixes, record
+from fedsens.sensitivity.capture.reading import MIXED, Reading, read
 from fedsens.sensitivity.capture.recorder import Recorder
 from fedsens.sensitivity.capture.rows import chunk_rows
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide

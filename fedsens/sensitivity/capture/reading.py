@@ -1,9 +1,8 @@
-"""Find the samples in recorded operations, and check the result against plain autograd.
+"""Check what is captured against plain autograd.
 
-No list of supported models: on the first samples of every kind of batch, a random cotangent on one
-sample alone shows where that sample lies in each operation's output, and what is captured for it
-must equal the gradient of a forward pass of that sample by itself. Parameters that fail are left to
-another engine.
+No list of supported models: on the first samples of every kind of batch, what is captured for one
+sample must equal the gradient of a forward pass of that sample by itself. Parameters that fail are
+left to another engine.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs, part
-from fedsens.sensitivity.capture.backward import ReadUse, fold_row, pull_back
-from fedsens.sensitivity.capture.recorder import Recorder, Use
-from fedsens.sensitivity.capture.samples import SampleAxis, candidates
-from fedsens.sensitivity.task import Sums, Task, wide
+from fedsens.sensitivity.capture.backward import ReadUse, fold_row
+from fedsens.sensitivity.capture.placing import NONE, place
+from fedsens.sensitivity.capture.recorder import Use
+from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.task import Sums, Task
 from fedsens.sensitivity.tolerance import differing
 from fedsens.sensitivity.unsupported import UNSUPPORTED
 
 MIXED = "the logits of a sample depend on the others of its batch"
-NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,12 @@ class Reading:
         axes: sample axis of each recorded operation, or None where it is not known.
         failed: parameter's name to why it is left to another engine.
         repeated: operations that have to run once for every sample; see :class:`Recorder`.
-        unplaced: operations in which no axis has the samples.
     """
 
     kind: Hashable
     axes: tuple[SampleAxis | None, ...]
     failed: Mapping[str, str]
     repeated: frozenset[int] = NONE
-    unplaced: tuple[int, ...] = ()
 
     def of(self, uses: Sequence[Use]) -> list[ReadUse]:
         """Operations of another batch of the same kind, as far as they are captured.
@@ -58,32 +55,8 @@ class Reading:
         return [use for use in read if use.targets]
 
 
-def record(
-    task: Task, x: Inputs, samples: int, repeated: frozenset[int] = NONE
-) -> tuple[Recorder, Tensor]:
-    """One forward pass.
-
-    Args:
-        task: the task.
-        x: inputs, the batch first.
-        samples: how many they are.
-        repeated: operations to run once for every sample; see :class:`Recorder`.
-
-    Returns:
-        What it recorded, and the logits with their graph.
-    """
-    recorder = Recorder(task.parameters, samples, repeated)
-    with recorder:
-        z = task.logits(x, samples)
-    return recorder, z
-
-
 def read(task: Task, x: Inputs, samples: int) -> Reading:
     """Read the operations of a batch.
-
-    An operation without the samples on any axis may take what is the same for all of them, such
-    as positions; it is then tried whether the model gives the same when it runs once for every
-    sample.
 
     Args:
         task: the task.
@@ -93,83 +66,18 @@ def read(task: Task, x: Inputs, samples: int) -> Reading:
     Returns:
         The reading.
     """
-    reading = _read(task, x, samples, NONE)
-    for at in reading.unplaced:
-        if at in reading.unplaced:
-            try:
-                tried = _read(task, x, samples, reading.repeated | {at})
-            except UNSUPPORTED:
-                continue
-            if len(tried.failed) < len(reading.failed):
-                reading = tried
-    return reading
-
-
-def _read(task: Task, x: Inputs, samples: int, repeated: frozenset[int]) -> Reading:
-    recorder, z = record(task, x, samples, repeated)
-    uses, failed, kind = recorder.uses, dict(recorder.unknown), recorder.kind
-    nowhere = (None,) * len(uses)
-    if not z.requires_grad:
-        return Reading(kind, nowhere, failed)
     alone = [task.logits(part(x, k, k + 1)) for k in range(samples)]
-    if _differ(z, alone):
-        return Reading(kind, nowhere, dict.fromkeys(task.parameters, MIXED))
-    rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
-    pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
-    axes, unplaced = [], []
-    for at, use in enumerate(uses):
-        axis, problem = _axis(use, {k: found[at] for k, found in pulled.items()}, samples)
-        axes.append(axis)
-        failed |= {} if problem is None else dict.fromkeys(use.names, problem)
-        if problem is not None and use.takes_others:
-            unplaced.append(at)
-    for k, row in rows.items():
-        read = Reading(kind, tuple(axes), failed).of(uses)
-        failed |= _differences(task, read, pulled[k], uses, row, alone[k])
-    return Reading(kind, tuple(axes), failed, repeated, tuple(unplaced))
-
-
-def mixes(task: Task, x: Inputs, z: Tensor) -> bool:
-    """Whether a batch's logits differ from those of each of its samples alone.
-
-    Args:
-        task: the task.
-        x: inputs, the batch first.
-        z: their logits.
-
-    Returns:
-        True if a sample has no logits of its own.
-    """
-    with torch.no_grad():
-        return _differ(z, [task.logits(part(x, k, k + 1)) for k in range(len(z))])
-
-
-def _differ(z: Tensor, alone: Sequence[Tensor]) -> bool:
-    got, expected = z.detach().clone(), torch.cat([one.detach() for one in alone])
-    return bool(differing({"logits": got}, {"logits": expected}, {"logits": z.dtype}))
-
-
-def _row(z: Tensor, k: int) -> Tensor:
-    """A cotangent of the logits that is random on sample k and zero elsewhere."""
-    generator = torch.Generator().manual_seed(k)
-    row = torch.zeros(z.shape, dtype=wide(z.dtype), device=z.device)
-    row[k] = torch.randn(z.shape[1:], generator=generator, dtype=row.dtype)
-    return row
-
-
-def _axis(
-    use: Use, pulled: Mapping[int, Tensor | None], samples: int
-) -> tuple[SampleAxis | None, str | None]:
-    """Where the samples are, and what is wrong if that is not known."""
-    found = {k: d for k, d in pulled.items() if d is not None}
-    if not found:
-        return None, None  # the logits do not depend on it
-    if not any(bool(d.any()) for d in found.values()):
-        return None, f"{use.rule.name} has no gradient on the first samples"
-    for axis in candidates(tuple(use.shape), samples):
-        if all(axis.holds(d, samples, k) for k, d in found.items()):
-            return axis, None
-    return None, f"{use.rule.name} mixes the samples"
+    placing = place(task, x, alone)
+    if placing is None:
+        return Reading(None, (), dict.fromkeys(task.parameters, MIXED))
+    recorder = placing.recorder
+    uses, axes, failed = recorder.uses, tuple(placing.axes), dict(recorder.unknown)
+    for at, problem in placing.problems.items():
+        failed |= dict.fromkeys(uses[at].names, problem)
+    for k, row in placing.rows.items():
+        read = Reading(recorder.kind, axes, failed).of(uses)
+        failed |= _differences(task, read, placing.pulled[k], uses, row, alone[k])
+    return Reading(recorder.kind, axes, failed, recorder.repeated)
 
 
 def _differences(
