@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from fedsens.sensitivity.footprint import Footprint
-from fedsens.sensitivity.task import Task
+from fedsens.sensitivity.task import Task, wide
 
-ITEM = 4  # bytes of the sums' usual type
 CAPTURE_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
 LARGEST_CHUNK = {"cpu": 128, "cuda": 512}
+
+
+def map_bytes(task: Task) -> int:
+    """Memory that a map takes whatever the chunk.
+
+    Args:
+        task: the task.
+
+    Returns:
+        Bytes of the sums, and of the two copies made while the first samples are checked.
+    """
+    return 3 * sum(wide(p.dtype).itemsize * p.numel() for p in task.parameters.values())
 
 
 def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | None) -> int:
     """Samples that the capture engine can take at a time.
 
     A sample holds its activations with their cotangents, one output gradient per row and operation,
-    and the gradients of small parameters. The sums take their place whatever the chunk, and once
-    again while the first samples are checked.
+    and the gradients of small parameters.
 
     Args:
         task: the task.
@@ -27,10 +37,11 @@ def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | N
     Returns:
         A number of samples; 0 if not even one fits.
     """
+    item = wide(seen.dtype).itemsize
     kind = task.device.type
     budget = CAPTURE_BUDGET.get(kind, CAPTURE_BUDGET["cpu"])
-    room = budget if memory_budget is None else memory_budget - 3 * ITEM * task.size
-    sample = 3 * seen.bytes + ITEM * (2 * rows * seen.each_row + 4 * seen.once)
+    room = budget if memory_budget is None else memory_budget - map_bytes(task)
+    sample = 3 * seen.bytes + item * (2 * rows * seen.each_row + 4 * seen.once)
     fits = min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"]))
     return max(fits, 1 if memory_budget is None else 0)
 
@@ -49,9 +60,10 @@ def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
     Returns:
         A number of samples, at least 1.
     """
+    item = wide(seen.dtype).itemsize
     kind = task.device.type
     budget = FUNC_BUDGET.get(kind, FUNC_BUDGET["cpu"])
-    sums = 2 * ITEM * task.size
-    sample = 3 * ITEM * task.size + 3 * seen.bytes
+    sums = 2 * item * task.size
+    sample = 3 * item * task.size + 3 * seen.bytes
     room = budget if memory_budget is None else memory_budget - sums
     return max(1, min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.agreement import StoppingRule
 from fedsens.sensitivity.batching import Inputs, checked_batches, part, tensors_of
+from fedsens.sensitivity.budget import map_bytes
 from fedsens.sensitivity.footprint import Footprint, footprint
 from fedsens.sensitivity.halves import Dealer
 from fedsens.sensitivity.losses import LabelLoss, PerSample
@@ -110,9 +111,11 @@ def sensitivity_map(
     task = Task(model, selection.parameters, forward or call_model, plan)
     _check_sizes(memory_budget, chunk)
     stop = StoppingRule(stop_at) if isinstance(stop_at, (int, float)) else stop_at
+    dealer = Dealer(seed) if halves or stop else None
+    if dealer and memory_budget is not None:
+        memory_budget = max(1, memory_budget - map_bytes(task))  # of the second half
     runner = Runner(task, check_engine(engine), chunk, memory_budget)
     draws = _generator(seed, generator)
-    dealer = Dealer(seed) if halves or stop else None
     runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
