@@ -5,7 +5,9 @@ from __future__ import annotations
 from fedsens.sensitivity.footprint import Footprint
 from fedsens.sensitivity.task import Task, wide
 
-CAPTURE_BUDGET = {"cpu": 2**29, "cuda": 2**32}
+CAPTURE_BUDGET = {"cpu": 2**30, "cuda": 2**33}
+# bytes that one row's backward pass moves; more of them make it no faster (measured on a CPU)
+PASS_BUDGET = {"cpu": 3 * 2**27, "cuda": 2**32}
 FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
 LARGEST_CHUNK = {"cpu": 128, "cuda": 512}
 
@@ -41,9 +43,12 @@ def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | N
     kind = task.device.type
     budget = CAPTURE_BUDGET.get(kind, CAPTURE_BUDGET["cpu"])
     room = budget if memory_budget is None else memory_budget - map_bytes(task)
-    sample = 3 * seen.bytes + item * (2 * rows * seen.each_row + 4 * seen.once)
-    fits = min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"]))
-    return max(fits, 1 if memory_budget is None else 0)
+    one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
+    sample = one_row + item * 2 * (rows - 1) * seen.each_row
+    fits = room // max(sample, 1)
+    useful = max(1, PASS_BUDGET.get(kind, PASS_BUDGET["cpu"]) // max(one_row, 1))
+    least = 1 if memory_budget is None else 0
+    return max(least, min(fits, useful, LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))
 
 
 def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
