@@ -134,7 +134,7 @@ class Demo:
         """Keep the logs, then stop and remove everything but the image."""
         if self.folder.exists():
             with (self.folder / "containers.log").open("wb") as log:
-                self._call([*self._compose_command(), "logs", "--no-color"], log, check=False)
+                self._call([*self.compose_command(), "logs", "--no-color"], log, check=False)
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
 
     def inside(self, service: str, *command: str) -> str:
@@ -143,7 +143,7 @@ class Demo:
 
     def container(self, service: str) -> str:
         """The id of a service's container."""
-        command = [*self._compose_command(), "ps", "-q", service]
+        command = [*self.compose_command(), "ps", "-q", service]
         return self._call(command, subprocess.PIPE).strip()
 
     def in_image(self, *command: str) -> str:
@@ -159,9 +159,10 @@ class Demo:
 
     def compose(self, *arguments: str, check: bool = True) -> None:
         """Run docker compose, whose output a person sees."""
-        self._call([*self._compose_command(), *arguments], None, check=check)
+        self._call([*self.compose_command(), *arguments], None, check=check)
 
-    def _compose_command(self) -> list[str]:
+    def compose_command(self) -> list[str]:
+        """The compose command with this federation's files and project."""
         files = ["-f", str(DOCKER / "compose.yml"), "-f", str(DOCKER / "with-tls.yml")]
         return [*self._compose, "-p", self._project, *files]
 

@@ -134,9 +134,14 @@ def submit(
         if output_dir is not None:
             config["output-dir"] = json.dumps(str(output_dir))
         run_id = run(_app(app_folder), superlink, config)
-        console.print(f"run {run_id} submitted; stop it by: flwr stop {run_id} {superlink}")
+        stop = f"flwr stop {run_id} {superlink}"
+        console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
         folder = output_dir or Path(os.devnull)
-        outcome = follow(superlink, run_id, folder, console.print, console.print)
+
+        def show(news: object) -> None:
+            console.print(str(news), soft_wrap=True, highlight=False)
+
+        outcome = follow(superlink, run_id, folder, show, show)
         if not (folder / "protected.safetensors").exists():
             where = f"in {output_dir} of the server" if output_dir else "not kept: no --output-dir"
             console.print(f"reports and protected model: {where}")

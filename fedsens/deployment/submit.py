@@ -15,7 +15,7 @@ from fedsens.protocol.report import PhaseReport, read_reports
 from fedsens.simulation.runner import COMPLETED, RunOutcome, run_command, status_of
 from fedsens.simulation.superlink import SuperLink
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 5.0
 
 
 def submit(app: Path, name: str, config: Mapping[str, str]) -> str:
