@@ -75,9 +75,7 @@ class Demo:
         """Make certificates, the SuperNodes' keys and the clients' CKKS key."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.secrets.mkdir(parents=True, mode=0o700)
-        for each in (self.folder, self.secrets):
-            if os.geteuid() == 0:
-                os.chown(each, self.user, 0)
+        self._hand_over()
         servers = ["superlink=superlink,localhost,127.0.0.1"]
         servers += [f"supernode-{n}=supernode" for n in SITES]
         nodes = [argument for n in SITES for argument in ("--supernode", f"node-{n}")]
@@ -107,6 +105,7 @@ class Demo:
         self.compose("run", "--rm", "submit", *command)
         server = self.container("superexec-serverapp")
         self.docker("cp", f"{server}:/app/output/.", str(self.folder))
+        self._hand_over()
 
     def open(self) -> str:
         """Open the protected model with the clients' key and compare it with the clients' own.
@@ -174,6 +173,11 @@ class Demo:
             shown = " ".join(command)
             raise DemoError(f"expected this to succeed, it ended with {done.returncode}: {shown}")
         return str(done.stdout or "")
+
+    def _hand_over(self) -> None:
+        if os.geteuid() == 0:
+            for path in (self.folder, *self.folder.rglob("*")):
+                os.chown(path, self.user, 0)
 
     def _choose_user(self) -> int:
         # A private key must belong to the user who reads it inside a container.
