@@ -2,7 +2,7 @@
 
 Needs Docker with docker compose (or docker-compose), and Python; the certificates and keys are made
 inside the image. Everything ends up in one folder, runs/deploy-demo by default. Environment:
-``BASE_IMAGE``, ``PIP_INDEX_URL``, ``TORCH_INDEX_URL`` and ``FEDERATION_IMAGE`` as in compose.yml.
+the Dockerfile's build arguments, and what compose.yml lists.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Demo:
             "FEDERATION_PORT": os.environ.get("FEDERATION_PORT", "127.0.0.1:0"),
         }
         if not _has_buildkit():
-            self.environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+            self.environment["DOCKER_BUILDKIT"] = "0"
         self._compose = _compose()
         self.user = self._choose_user()
         self.environment["FEDERATION_USER"] = str(self.user)
@@ -69,7 +69,10 @@ class Demo:
         """Build the image."""
         self.environment.setdefault("BASE_IMAGE", self._base_image())
         self.environment |= _local_packages()
-        self.compose("build", "superlink")
+        names = ("BASE_IMAGE", "PIP_INDEX_URL", "TORCH_INDEX_URL", "CA_BUNDLE")
+        arguments = [argument for name in names for argument in ("--build-arg", name)]
+        files = ("-f", str(DOCKER / "Dockerfile"), "-t", self.environment["FEDERATION_IMAGE"])
+        self._call(["docker", "build", *files, *arguments, str(ROOT)], None)
 
     def make_secrets(self) -> None:
         """Make certificates, the SuperNodes' keys and the clients' CKKS key."""
