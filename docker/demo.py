@@ -23,6 +23,7 @@ from typing import IO
 DOCKER = Path(__file__).resolve().parent
 ROOT = DOCKER.parent
 SITES = (1, 2, 3)
+ATTEMPTS = 3  # to stop the containers
 SERVERS = ("superlink", "superexec-serverapp")
 RUNNING = (
     *SERVERS,
@@ -57,6 +58,7 @@ class Demo:
             **os.environ,
             "FEDERATION_IMAGE": os.environ.get("FEDERATION_IMAGE", "fedsens:demo"),
             "FEDERATION_SECRETS": str(self.secrets),
+            "COMPOSE_HTTP_TIMEOUT": "300",  # docker-compose 1.29 gives a busy engine one minute
             "FEDERATION_PORT": os.environ.get("FEDERATION_PORT", "127.0.0.1:0"),
         }
         if not _has_buildkit():
@@ -133,11 +135,21 @@ class Demo:
         return digest
 
     def stop(self) -> None:
-        """Keep the logs, then stop and remove everything but the image."""
+        """Keep the logs, then stop and remove everything but the image.
+
+        Raises:
+            DemoError: something is left, because the engine does not do as it is told.
+        """
         if self.folder.exists():
             with (self.folder / "containers.log").open("wb") as log:
                 self._call([*self.compose_command(), "logs", "--no-color"], log, check=False)
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+        down = ("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        for _ in range(ATTEMPTS):
+            if self.compose(*down, check=False) == 0:
+                return
+        raise DemoError(
+            f"containers are left; remove them: docker compose -p {self._project} down -v"
+        )
 
     def inside(self, service: str, *command: str) -> str:
         """Run a command inside a running container and return what it writes."""
@@ -159,9 +171,9 @@ class Demo:
         """Run docker and return what it writes."""
         return self._call(["docker", *arguments], subprocess.PIPE)
 
-    def compose(self, *arguments: str, check: bool = True) -> None:
-        """Run docker compose, whose output a person sees."""
-        self._call([*self.compose_command(), *arguments], None, check=check)
+    def compose(self, *arguments: str, check: bool = True) -> int:
+        """Run docker compose, whose output a person sees, and return its exit status."""
+        return self._run([*self.compose_command(), *arguments], None, check).returncode
 
     def compose_command(self) -> list[str]:
         """The compose command with this federation's files and project."""
@@ -171,11 +183,16 @@ class Demo:
     def _call(
         self, command: Sequence[str], output: int | IO[bytes] | None, check: bool = True
     ) -> str:
+        return self._run(command, output, check).stdout or ""
+
+    def _run(
+        self, command: Sequence[str], output: int | IO[bytes] | None, check: bool
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, env=self.environment, stdout=output, text=True, check=False)
         if check and done.returncode:
             shown = " ".join(command)
             raise DemoError(f"expected this to succeed, it ended with {done.returncode}: {shown}")
-        return str(done.stdout or "")
+        return done
 
     def _hand_over(self) -> None:
         if os.geteuid() == 0:
