@@ -36,6 +36,8 @@ class FedSensConfig(BaseModel):
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
         map_fraction: share of the clients that compute a map.
         refresh_every: rounds between two masks; 0 keeps the first for the whole run.
+        refresh_below: a new mask replaces the one in use only if their overlap (intersection
+            over union) is below this; 1 replaces whatever differs.
         key_timeout: seconds that key agreement may take.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
@@ -60,6 +62,7 @@ class FedSensConfig(BaseModel):
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)
     refresh_every: int = Field(default=0, ge=0)
+    refresh_below: float = Field(default=1.0, gt=0, le=1)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)

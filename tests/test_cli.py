@@ -18,17 +18,18 @@ ARGUMENT = {
     "keygen": "The new key file",
     "open": "Protected model",
     "bench": "codec",
+    "map": "MODULE:FUNCTION",
 }
 
 
 def test_python_m_explains_itself():
     command = [sys.executable, "-m", "fedsens.cli", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    for name in ("simulate", "keygen", "open", "bench"):
+    for name in ("simulate", "keygen", "open", "bench", "map"):
         assert name in result.stdout
 
 
-@pytest.mark.parametrize("command", ["simulate", "keygen", "open", "bench"])
+@pytest.mark.parametrize("command", ["simulate", "keygen", "open", "bench", "map"])
 def test_every_command_explains_itself(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0

@@ -232,11 +232,20 @@ class Session:
             return content
 
         try:
-            self.mask = masking.make(grid, current, server_round)
+            new = masking.make(grid, current, server_round)
         except PhaseError as error:
             if must:
                 raise
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
+            new = self.mask
+        overlap = self.mask.overlap(new)
+        if must or overlap < self._config.refresh_below:
+            self.mask = new
         for report in masking.reports:
             self._emit(report)
-        logger.info("mask of round %d: %r", server_round, self.mask)
+        logger.info(
+            "mask of round %d: %r, overlap %.2f with the one before",
+            server_round,
+            self.mask,
+            overlap,
+        )
