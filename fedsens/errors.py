@@ -21,6 +21,7 @@
     │   └── PhaseError            a phase ended without enough answers
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
+    ├── DeploymentError           a run on a deployed SuperLink did not start or complete
     └── BenchmarkError            methods that should compute the same number disagree
 
 Messages say what was expected, what came instead and what to do. They never hold a
@@ -102,6 +103,10 @@ class StrategyError(FedSensError):
 
 class SimulationError(FedSensError):
     """A simulation did not run to its end."""
+
+
+class DeploymentError(FedSensError):
+    """A run on a deployed SuperLink did not start or did not complete."""
 
 
 class BenchmarkError(FedSensError):

@@ -30,7 +30,8 @@ LEVELS = {
     "simulation": 6,
     "audit": 6,
     "mapping": 6,
-    "cli": 7,
+    "deployment": 7,
+    "cli": 8,
 }
 ALLOWED = {
     "tenseal": {"crypto"},
