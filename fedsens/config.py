@@ -7,6 +7,7 @@ owner and live in :class:`fedsens.protocol.settings.ClientSettings`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +17,18 @@ from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
 
 PREFIX = "fedsens."
+
+# Options that may differ between a run and its continuation: they say how long to wait for whom and
+# where things lie, not what is computed.
+OPERATIONAL = frozenset({
+    "key_timeout",
+    "key_min_clients",
+    "map_timeout",
+    "map_min_clients",
+    "mask_timeout",
+    "checkpoint_dir",
+    "resume",
+})
 
 
 class FedSensConfig(BaseModel):
@@ -41,6 +54,8 @@ class FedSensConfig(BaseModel):
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
+        checkpoint_dir: folder for the state after every round, of this run alone; None keeps none.
+        resume: continue from the last complete round in that folder.
     """
 
     model_config = ConfigDict(
@@ -65,6 +80,8 @@ class FedSensConfig(BaseModel):
     map_timeout: float = Field(default=600.0, gt=0)
     map_min_clients: int = Field(default=2, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
+    checkpoint_dir: Path | None = None
+    resume: bool = False
 
     @field_validator("policy")
     @classmethod
@@ -82,6 +99,11 @@ class FedSensConfig(BaseModel):
             return tuple(item.strip() for item in force.split(",") if item.strip())
         return force
 
+    @field_validator("checkpoint_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
     @field_validator("value_range", mode="before")
     @classmethod
     def _zero_is_default(cls, value: Any) -> Any:
@@ -93,10 +115,21 @@ class FedSensConfig(BaseModel):
             raise ValueError("policy 'gradient' ranks |gradient|: set rule to 'true_label'")
         return self
 
+    @model_validator(mode="after")
+    def _resume_needs_a_folder(self) -> Self:
+        if self.resume and self.checkpoint_dir is None:
+            raise ValueError("resume continues from a checkpoint: set checkpoint-dir")
+        return self
+
     @property
     def parameters(self) -> CkksParameters:
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
+
+    @property
+    def substance(self) -> dict[str, Any]:
+        """The options that the result depends on, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL))
 
     @property
     def effective_ratio(self) -> float:

@@ -81,17 +81,18 @@ def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int
         replies: what came back.
 
     Returns:
-        Node to its reply.
+        Node to its reply, in the order of the messages, so that floating-point sums do not depend
+        on who answers first.
     """
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    attributed: dict[int, Message] = {}
+    order, attributed = list(sent.values()), dict[int, Message]()
     for reply in replies:
         node = sent.pop(reply.metadata.reply_to_message_id, None)
         if node is None:
             logger.warning("dropped a reply that answers nothing, or answers twice")
         else:
             attributed[node] = reply
-    return attributed
+    return {node: attributed[node] for node in order if node in attributed}
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:

@@ -95,16 +95,20 @@ def _guarded(
 
 def _keys(message: Message, client: Client, examples: int) -> RecordDict:
     request = take_header(message.content, KeyRequest)
-    store = client.store
+    store, generation = client.store, request.generation
     answer = RecordDict()
-    if request.step == "share":
+    if request.step == "hello":
+        store.adopt(request.fingerprint, generation)
+    elif request.step == "share":
         answer[ENVELOPES] = _share(request, client)
     elif request.step == "accept":
         sender = bytes.fromhex(request.sender)
         store.check_roster([sender])
         envelope = record_to_bytes(message.content, ENVELOPES)
-        store.keep(SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run)))
-    fingerprint = store.key.fingerprint if store.key else ""
+        key = SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run))
+        store.keep(key, [sender], generation)
+    held = store.key_of(generation)
+    fingerprint = held.fingerprint if held else ""
     if request.step != "hello":
         parties = {*map(bytes.fromhex, [request.sender, *request.roster.values()])} - {b""}
         parties |= {store.public_key} if request.step == "share" else set()
@@ -118,13 +122,14 @@ def _share(request: KeyRequest, client: Client) -> ConfigRecord:
     store = client.store
     if store.provisioned:
         raise ProtocolError("expected no key agreement, because this client's key is provisioned")
-    if store.key is None and not request.create:
+    key = store.key_of(request.generation)
+    if key is None and not request.create:
         raise ProtocolError("expected this client to hold the key, got a request but no key")
     admitted = _admitted(request, client)
-    if store.key is None:
-        store.keep(generate_key(request.parameters))
-    key = store.key
-    assert key is not None
+    if key is None:
+        key = generate_key(request.parameters)
+        store.keep(key, generation=request.generation)
+    store.note_parties(admitted.values(), request.generation)
     secret = key.to_bytes()
     envelopes = ConfigRecord()
     for node, public in admitted.items():
@@ -182,9 +187,10 @@ def _map(
 def _encode(flat: np.ndarray, request: MapRequest, received: Received, client: Client) -> bytes:
     if request.maps == "plain":
         return np.asarray(flat, "<f8").tobytes()
-    if client.store.key is None:
+    key = client.key_for(received.header)
+    if key is None:
         raise ProtocolError("expected a secret key to encrypt the map with, got none")
-    encryptor = Encryptor(client.store.key.using(MAP_PARAMETERS), client.settings.processes)
+    encryptor = Encryptor(key.using(MAP_PARAMETERS), client.settings.processes)
     return encryptor.encrypt(np.asarray(flat, np.float64), received.model.layout.name_of)
 
 
@@ -193,7 +199,7 @@ def _mask(message: Message, client: Client) -> RecordDict:
     batch = record_to_bytes(message.content, MAP) if request.scores else None
     received = client.open(message.content)
     layout = received.model.layout
-    scores = None if batch is None else _scores(batch, client)
+    scores = None if batch is None else _scores(batch, client.key_for(received.header))
     weights = None
     if "weights" in get_policy(request.policy).needs:
         weights = layout.flatten(to_arrays(message.content.array_records[received.key]))
@@ -212,10 +218,10 @@ def _mask(message: Message, client: Client) -> RecordDict:
     return answer
 
 
-def _scores(batch: bytes, client: Client) -> np.ndarray:
-    if client.store.key is None:
+def _scores(batch: bytes, key: SecretKey | None) -> np.ndarray:
+    if key is None:
         raise ProtocolError("expected a secret key to open the aggregated map, got none")
-    scores = Decryptor(client.store.key.using(MAP_PARAMETERS)).decrypt(batch)
+    scores = Decryptor(key.using(MAP_PARAMETERS)).decrypt(batch)
     summands = parse_batch(batch, MAP_PARAMETERS).summands
     # Below the noise nothing is known: make exact zeros again, so that ties go by index.
     scores[scores < MAP_PARAMETERS.error_bound(summands)] = 0.0

@@ -11,13 +11,14 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import ConfigurationError, PhaseError
+from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
 from fedsens.flower.agreement import KeyAgreement
 from fedsens.flower.exchange import total, wait_for_nodes
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import put_model, to_arrays, to_record
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
+from fedsens.protocol.checkpoint import Checkpoint
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import Phase, PhaseReport
@@ -33,6 +34,7 @@ class Session:
         model: the global model, split by the mask of the round that made it.
         mask: what the next answers must be split by.
         sent: the messages of the current phase.
+        reference: N_ref, the examples of the clients that the current model was sent to.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Session:
         Raises:
             ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
         """
-        self.keys = KeyAgreement(config.parameters, config.key_timeout)
-        self.sent: list[Message] = []
         self._config = config
+        self.keys = self._new_keys()
+        self.sent: list[Message] = []
         self._weighted_by = weighted_by
         self._emit = emit
-        self._reference = 1.0
+        self.reference = 1.0
+        self._gathered = False
         self._started = 0.0
         self.replace_plain(initial, 0)
         ratio, size = config.effective_ratio, self.model.layout.size
@@ -110,24 +113,59 @@ class Session:
         Args:
             server_round: the round about to start.
             grid: Flower's grid.
-
-        Raises:
-            PhaseError: too few clients hold the key, or the first mask could not be made.
         """
         if self._config.effective_ratio == 0:
             return
         first, every = not self.mask.k, self._config.refresh_every
-        if first:
-            least = self._config.key_min_clients
-            self._agree(grid, wait_for_nodes(grid, least, self._config.key_timeout), server_round)
-            if len(self.keys.examples) < least:
-                raise PhaseError(
-                    f"expected at least {least} clients with the key, got "
-                    f"{len(self.keys.examples)}; see the warnings above, or lower "
-                    "fedsens.key-min-clients"
-                )
+        if first or not self._gathered:
+            self.gather(server_round, grid)
         if first or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, must=first)
+
+    def gather(self, server_round: int, grid: Grid) -> None:
+        """Wait for the clients that a run needs at least, and bring them to one key.
+
+        Args:
+            server_round: the round, for the report.
+            grid: Flower's grid.
+
+        Raises:
+            PhaseError: too few clients hold the key.
+        """
+        config, known = self._config, self.keys.fingerprint
+        if config.effective_ratio == 0:
+            return
+        nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
+        self._agree(grid, nodes, server_round)
+        if len(self.keys.examples) < config.key_min_clients:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with the key"
+                f"{' ' + known if known else ''}, got {len(self.keys.examples)}; see the warnings "
+                "above, or lower fedsens.key-min-clients"
+            )
+        self._gathered = True
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where an earlier process was.
+
+        Args:
+            checkpoint: its state.
+
+        Raises:
+            CheckpointError: the saved model has another layout.
+        """
+        layout = checkpoint.model.layout
+        try:
+            layout.check(self.model.plain)
+        except LayoutError as error:
+            raise CheckpointError(
+                f"expected a checkpoint of this run's model, got another: {error}; use the model "
+                "of the saved run, or start anew in another folder"
+            ) from None
+        self.model, self.mask = checkpoint.model, checkpoint.mask
+        self.reference = checkpoint.progress.reference
+        saved = checkpoint.progress
+        self.keys = self._new_keys(saved.fingerprint, saved.generation)
 
     def dress(self, messages: Iterable[Message], server_round: int, grid: Grid) -> list[Message]:
         """Add to the inner strategy's messages what clients need to open and protect models.
@@ -149,7 +187,7 @@ class Session:
                     logger.warning("node %s holds no key; left out", message.metadata.dst_node_id)
             self.sent = [m for m in self.sent if m.metadata.dst_node_id in known]
             # The weights n_i / N_ref of whoever answers add up to at most 1.
-            self._reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
+            self.reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
         header = self.header(server_round)
         for content in {id(m.content): m.content for m in self.sent}.values():
             put_model(content, self.model, header, self.mask)
@@ -173,8 +211,9 @@ class Session:
             mask=self.mask.digest,
             parameters=self._config.parameters,
             fingerprint=self.keys.fingerprint,
+            generation=self.keys.generation,
             weight=self.model.weight,
-            reference=self._reference,
+            reference=self.reference,
             weighted_by=self._weighted_by,
         )
 
@@ -217,6 +256,10 @@ class Session:
         )
         self._emit(report)
         return report
+
+    def _new_keys(self, fingerprint: str = "", generation: int = 0) -> KeyAgreement:
+        config = self._config
+        return KeyAgreement(config.parameters, config.key_timeout, fingerprint, generation)
 
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
         report = self.keys.agree(grid, nodes, server_round)

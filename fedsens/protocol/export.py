@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedsens.crypto import CkksParameters
-from fedsens.errors import FedSensError, ProtocolError
+from fedsens.errors import ProtocolError
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.model import Arrays, ProtectedModel, digest_of
+from fedsens.protocol.files import read_checked, write_checked, write_tensors
+from fedsens.protocol.model import Arrays, ProtectedModel
 
 FILE_TYPE = "fedsens protected model"
 PLAIN = "plain."
@@ -42,18 +39,7 @@ def save_protected(model: ProtectedModel, path: str | os.PathLike[str]) -> None:
         model: the model.
         path: the file; replaced in one step if it exists.
     """
-    tensors = {PLAIN + name: np.asarray(array, order="C") for name, array in model.plain.items()}
-    tensors[MASK] = np.frombuffer(model.mask.to_bytes(), np.uint8)
-    if model.ciphertext is not None:
-        tensors[CIPHERTEXT] = np.frombuffer(model.ciphertext, np.uint8)
-    header = ModelFileHeader(
-        layout=model.layout.to_json(),
-        parameters=model.parameters,
-        weight=model.weight,
-        round=model.round,
-    )
-    text = header.model_dump_json()
-    _save(tensors, path, {"fedsens": text, "sha256": _checksum(text, tensors)})
+    write_checked(path, header_of(model).model_dump_json(), tensors_of(model))
 
 
 def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
@@ -68,29 +54,52 @@ def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
     Raises:
         ProtocolError: the file is not an intact protected model.
     """
+    text, tensors = read_checked(path, FILE_TYPE)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            header = ModelFileHeader.model_validate_json(metadata["fedsens"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
+        header = ModelFileHeader.model_validate_json(text)
         if (header.type, header.version) != (FILE_TYPE, 1):
             raise ProtocolError(f"expected a {FILE_TYPE} of version 1 in {path}, got another")
-        if metadata["sha256"] != _checksum(metadata["fedsens"], tensors):
-            raise ProtocolError(f"expected a matching checksum in {path}, got a damaged file")
-        ciphertext = tensors.get(CIPHERTEXT)
-        return ProtectedModel(
-            layout=ParameterLayout.from_json(header.layout),
-            mask=EncryptionMask.from_bytes(tensors[MASK].tobytes()),
-            plain={n.removeprefix(PLAIN): a for n, a in tensors.items() if n.startswith(PLAIN)},
-            ciphertext=None if ciphertext is None else ciphertext.tobytes(),
-            weight=header.weight,
-            parameters=header.parameters,
-            round=header.round,
-        )
-    except (OSError, SafetensorError, KeyError, ValidationError) as error:
+        return model_from(header, tensors)
+    except (KeyError, ValidationError) as error:
         raise ProtocolError(
             f"expected an intact {FILE_TYPE} in {path}, got {type(error).__name__}; export it again"
         ) from None
+
+
+def header_of(model: ProtectedModel) -> ModelFileHeader:
+    """What a file says about a model beside its tensors."""
+    return ModelFileHeader(
+        layout=model.layout.to_json(),
+        parameters=model.parameters,
+        weight=model.weight,
+        round=model.round,
+    )
+
+
+def tensors_of(model: ProtectedModel) -> Arrays:
+    """A model's tensors as files name them."""
+    tensors = {PLAIN + name: np.asarray(array, order="C") for name, array in model.plain.items()}
+    tensors[MASK] = np.frombuffer(model.mask.to_bytes(), np.uint8)
+    if model.ciphertext is not None:
+        tensors[CIPHERTEXT] = np.frombuffer(model.ciphertext, np.uint8)
+    return tensors
+
+
+def model_from(header: ModelFileHeader, tensors: Arrays) -> ProtectedModel:
+    """Undo :func:`header_of` and :func:`tensors_of`; KeyError where a tensor is missing."""
+    ciphertext = tensors.get(CIPHERTEXT)
+    layout = ParameterLayout.from_json(header.layout)
+    plain = {n.removeprefix(PLAIN): a for n, a in tensors.items() if n.startswith(PLAIN)}
+    known = {t.name: plain.pop(t.name) for t in layout.tensors if t.name in plain}
+    return ProtectedModel(
+        layout=layout,
+        mask=EncryptionMask.from_bytes(tensors[MASK].tobytes()),
+        plain=known | plain,  # in the model's order; the constructor refuses what is left over
+        ciphertext=None if ciphertext is None else ciphertext.tobytes(),
+        weight=header.weight,
+        parameters=header.parameters,
+        round=header.round,
+    )
 
 
 def save_model(arrays: Arrays, path: str | os.PathLike[str]) -> None:
@@ -100,23 +109,4 @@ def save_model(arrays: Arrays, path: str | os.PathLike[str]) -> None:
         arrays: name to array.
         path: the file; replaced in one step if it exists.
     """
-    _save({name: np.asarray(a, order="C") for name, a in arrays.items()}, path, {"format": "pt"})
-
-
-def _checksum(header: str, tensors: Arrays) -> str:
-    # safetensors checks sizes only: a flipped bit of a weight would pass.
-    content = digest_of(dict(sorted(tensors.items())))
-    return hashlib.sha256(f"{header}|{content}".encode()).hexdigest()
-
-
-def _save(tensors: Arrays, path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.touch(mode=0o600)
-        save_file(tensors, draft, metadata)
-        draft.replace(target)
-    except OSError as error:
-        raise FedSensError(f"expected to write {target}, got: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    write_tensors(path, arrays, {"format": "pt"})

@@ -31,7 +31,7 @@ class PhaseReport(BaseModel):
         metrics: the inner strategy's aggregated metrics.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     phase: Phase
     round: int
