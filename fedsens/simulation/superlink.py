@@ -76,12 +76,12 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
     home, neutral = folder / "home", folder / "empty"
     for each in (home, neutral):
         each.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{NAME}"\n\n'
         f'[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    merged = os.environ | _quiet(home) | dict(environment)
+    merged = os.environ | flower_environment(home) | dict(environment)
     command = [program("flower-superlink"), "--insecure", "--simulation"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation"]
@@ -101,7 +101,15 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
             _end(process)
 
 
-def _quiet(home: Path) -> dict[str, str]:
+def flower_environment(home: Path) -> dict[str, str]:
+    """Variables that keep Flower's processes to themselves: nothing installed, nothing sent home.
+
+    Args:
+        home: folder of Flower's configuration and apps.
+
+    Returns:
+        The variables, to be added to a process's environment.
+    """
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "FLWR_HOME": str(home),
@@ -115,7 +123,8 @@ def _quiet(home: Path) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
