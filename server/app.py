@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedProx
 
@@ -16,6 +16,7 @@ from fedsens.protocol.export import save_protected
 from fedsens.protocol.report import ReportFile
 
 app = ServerApp()
+OPERATIONAL = {"num-server-rounds", "round-timeout", "output-dir"}  # may change when resuming
 
 
 @app.main()
@@ -38,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = SelectiveEncryption(
         inner,
         FedSensConfig.from_run_config(options),
+        app_config=_substance(options),
         on_report=ReportFile(folder / "reports.jsonl").append if folder else None,
     )
     strategy.start(
@@ -49,3 +51,12 @@ def main(grid: Grid, context: Context) -> None:
     )
     if folder:
         save_protected(strategy.model, folder / "protected.safetensors")
+
+
+def _substance(options: UserConfig) -> dict[str, object]:
+    """The app's own options that the result depends on."""
+    return {
+        key: value
+        for key, value in options.items()
+        if key not in OPERATIONAL and not key.startswith("fedsens.")
+    }

@@ -7,6 +7,7 @@ and is refused, because a resumed run would silently differ.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -20,6 +21,7 @@ from fedsens.protocol.model import Arrays
 
 FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, type)
 PLAIN = (str, int, float, bool, type(None))
+NUMPY = (np.ndarray, np.generic)  # arithmetic on arrays of no dimension leaves NumPy scalars
 KIND = "fedsens.kind"  # marks the description of arrays among an attribute's plain values
 SEPARATOR = "/"
 
@@ -44,7 +46,7 @@ def capture(strategy: Strategy) -> InnerState:
         strategy: the inner strategy.
 
     Returns:
-        Copies of its attributes.
+        Its attributes; later changes of plain ones do not show.
 
     Raises:
         StrategyError: an attribute is neither plain, nor arrays, nor a function.
@@ -54,7 +56,7 @@ def capture(strategy: Strategy) -> InnerState:
         if isinstance(value, FUNCTIONS):
             continue
         if _is_plain(value):
-            state.plain[name] = value
+            state.plain[name] = deepcopy(value)
             continue
         kind, arrays = _arrays(value)
         if kind is None:
@@ -93,12 +95,12 @@ def _arrays(value: Any) -> tuple[str | None, Arrays]:
         return "array", {"0": value}
     if isinstance(value, ArrayRecord):
         return "record", {name: array.numpy() for name, array in value.items()}
-    if isinstance(value, list) and all(isinstance(each, np.ndarray) for each in value):
-        return "list", {str(index): each for index, each in enumerate(value)}
+    if isinstance(value, list) and all(isinstance(each, NUMPY) for each in value):
+        return "list", {str(index): np.asarray(each) for index, each in enumerate(value)}
     if isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(each, np.ndarray) for key, each in value.items()
+        isinstance(key, str) and isinstance(each, NUMPY) for key, each in value.items()
     ):
-        return "dict", dict(value)
+        return "dict", {key: np.asarray(each) for key, each in value.items()}
     return None, {}
 
 
