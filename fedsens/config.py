@@ -28,6 +28,7 @@ OPERATIONAL = frozenset({
     "mask_timeout",
     "checkpoint_dir",
     "resume",
+    "log_format",
 })
 
 
@@ -56,6 +57,8 @@ class FedSensConfig(BaseModel):
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
         checkpoint_dir: folder for the state after every round, of this run alone; None keeps none.
         resume: continue from the last complete round in that folder.
+        log_format: ``text``, or ``json`` for one JSON object per line; empty leaves it to the
+            environment.
     """
 
     model_config = ConfigDict(
@@ -82,6 +85,7 @@ class FedSensConfig(BaseModel):
     mask_timeout: float = Field(default=120.0, gt=0)
     checkpoint_dir: Path | None = None
     resume: bool = False
+    log_format: Literal["", "text", "json"] = ""
 
     @field_validator("policy")
     @classmethod

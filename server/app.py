@@ -22,8 +22,9 @@ OPERATIONAL = {"num-server-rounds", "round-timeout", "output-dir"}  # may change
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation and leave its reports and the protected model in ``output-dir``."""
-    log_through_flower()
     options = context.run_config
+    config = FedSensConfig.from_run_config(options)
+    log_through_flower(config.log_format)
     random.seed(int(options["seed"]))  # Flower samples nodes with the global generator
     channels, height, width = (int(n) for n in str(options["image-shape"]).split(","))
     model = build_model(
@@ -38,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(options["output-dir"])) if options["output-dir"] else None
     strategy = SelectiveEncryption(
         inner,
-        FedSensConfig.from_run_config(options),
+        config,
         app_config=_substance(options),
         on_report=ReportFile(folder / "reports.jsonl").append if folder else None,
     )

@@ -121,8 +121,7 @@ class KeyAgreement:
                 self.examples[node] = reply.examples
             else:
                 logger.warning(
-                    "node %s holds the key %s, the others hold %s; it is left out until it has "
-                    "the same key",
+                    "node %s holds the key %s, expected %s; it is left out until it has that key",
                     node,
                     reply.fingerprint,
                     self.fingerprint,
@@ -141,7 +140,7 @@ class KeyAgreement:
                 self.fingerprint = reply.fingerprint
                 self.examples[sharer] = reply.examples
                 return answers
-            logger.warning("node %s could not share the key; trying another", sharer)
+            logger.warning("node %s could not share the key; trying another, see its log", sharer)
         answers.content.clear()
         return answers
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError
+from fedsens.flower.logs import reason_of
 from fedsens.flower.records import size_of
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,13 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
     replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
     answers = Answers(len(messages), down=down)
     attributed = by_node(messages, replies)
+    name_the_silent(messages, attributed, action)
     for node, reply in attributed.items():
         if reply.has_error():
-            logger.warning("node %s did not answer %s: %s", node, action, reply.error.reason)
+            reason = reason_of(reply.error)
+            logger.warning("node %s did not answer %s: %s", node, action, reason)
         else:
             answers.content[node] = reply.content
-    silent = set(questions) - set(attributed)
-    if silent:
-        logger.warning("no answer to %s within %g s from nodes %s", action, timeout, sorted(silent))
     answers.up = total(answers.content.values())
     answers.seconds = time.monotonic() - started
     return answers
@@ -93,6 +93,24 @@ def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int
         else:
             attributed[node] = reply
     return {node: attributed[node] for node in order if node in attributed}
+
+
+def name_the_silent(messages: Iterable[Message], answered: Container[int], what: str) -> None:
+    """Warn of every node that was asked and did not answer in time.
+
+    Args:
+        messages: what was sent.
+        answered: the nodes that answered.
+        what: what they were asked for.
+    """
+    for message in messages:
+        if message.metadata.dst_node_id not in answered:
+            logger.warning(
+                "node %s did not answer %s within %g s; see its log, or raise the deadline",
+                message.metadata.dst_node_id,
+                what,
+                message.metadata.ttl,
+            )
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:

@@ -164,7 +164,7 @@ class Masking:
             try:
                 mask = self._read(answers.content.get(holder, RecordDict()))
             except FedSensError as error:
-                logger.warning("node %s gave no mask: %s", holder, error)
+                logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
             self._report("mask", server_round, answers, 1, 0.0)
             return mask

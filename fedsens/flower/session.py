@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -13,7 +14,8 @@ from flwr.serverapp import Grid
 from fedsens.config import FedSensConfig
 from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
 from fedsens.flower.agreement import KeyAgreement
-from fedsens.flower.exchange import total, wait_for_nodes
+from fedsens.flower.exchange import by_node, name_the_silent, total, wait_for_nodes
+from fedsens.flower.logs import reason_of
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import put_model, to_arrays, to_record
 from fedsens.layout import ParameterLayout
@@ -35,6 +37,7 @@ class Session:
         mask: what the next answers must be split by.
         sent: the messages of the current phase.
         reference: N_ref, the examples of the clients that the current model was sent to.
+        deadline: seconds for each phase; late answers expire.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Session:
         self.reference = 1.0
         self._gathered = False
         self._started = 0.0
+        self.deadline = math.inf
         self.replace_plain(initial, 0)
         ratio, size = config.effective_ratio, self.model.layout.size
         if ratio > 0 and not mask_count(ratio, size):
@@ -184,15 +188,42 @@ class Session:
             known = self.keys.examples
             for message in self.sent:
                 if message.metadata.dst_node_id not in known:
-                    logger.warning("node %s holds no key; left out", message.metadata.dst_node_id)
+                    logger.warning(
+                        "node %s holds no key; left out, until it has the key file of the others "
+                        "or takes part in key agreement",
+                        message.metadata.dst_node_id,
+                    )
             self.sent = [m for m in self.sent if m.metadata.dst_node_id in known]
             # The weights n_i / N_ref of whoever answers add up to at most 1.
             self.reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
         header = self.header(server_round)
         for content in {id(m.content): m.content for m in self.sent}.values():
             put_model(content, self.model, header, self.mask)
+        for message in self.sent:  # else a slow node would work through a backlog
+            message.metadata.ttl = min(message.metadata.ttl, self.deadline)
         self._started = time.monotonic()
         return self.sent
+
+    def attribute(
+        self, phase: Phase, server_round: int, replies: Iterable[Message]
+    ) -> dict[int, Message]:
+        """Attribute replies to nodes, and warn of every node that is lost.
+
+        Args:
+            phase: "train" or "evaluate".
+            server_round: the round.
+            replies: what came back.
+
+        Returns:
+            Node to its reply, errors included.
+        """
+        answers = by_node(self.sent, replies)
+        what = f"{phase} of round {server_round}"
+        name_the_silent(self.sent, answers, what)
+        for node, reply in answers.items():
+            if reply.has_error():
+                logger.warning("node %s is lost for %s: %s", node, what, reason_of(reply.error))
+        return answers
 
     def header(self, server_round: int) -> ModelHeader:
         """The header of the current model.
@@ -282,4 +313,10 @@ class Session:
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
         for report in masking.reports:
             self._emit(report)
-        logger.info("mask of round %d: %r", server_round, self.mask)
+        logger.info(
+            "mask from round %d on: %d of %d parameters encrypted, digest %s",
+            server_round,
+            self.mask.k,
+            self.mask.size,
+            self.mask.digest[:16],
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from fedsens.config import FedSensConfig
 from fedsens.errors import ProtocolError, StrategyError
 from fedsens.flower.client import REFUSED
 from fedsens.flower.compatibility import check_strategy
-from fedsens.flower.exchange import by_node, total
+from fedsens.flower.exchange import total
+from fedsens.flower.logs import FIGURES
 from fedsens.flower.records import HEADER, examples_of, to_record
 from fedsens.flower.resume import Checkpoints, History, config_of_start
 from fedsens.flower.rounds import EvaluateFn, Rounds, go_on
@@ -79,6 +81,7 @@ class SelectiveEncryption(Strategy):
         self._app_config = app_config or {}
         self._checkpoints: Checkpoints | None = None
         self._history = History()
+        self._deadline = math.inf
         self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._session: Session | None = None
 
@@ -127,6 +130,7 @@ class SelectiveEncryption(Strategy):
             )
         self._session, self._checkpoints, self._history = None, None, History()
         self.reports.clear()
+        self._deadline = timeout
         rounds = Rounds(
             grid,
             num_rounds,
@@ -162,7 +166,7 @@ class SelectiveEncryption(Strategy):
         self, checkpoints: Checkpoints, rounds: Rounds, initial_arrays: ArrayRecord
     ) -> Result:
         checkpoint = checkpoints.latest()
-        run = Session(self.config, self._weighted_by, self._emit, initial_arrays)
+        run = self._new_session(initial_arrays)
         run.restore(checkpoint)
         self._session, done = run, checkpoint.progress.round
         self.summary()
@@ -177,6 +181,11 @@ class SelectiveEncryption(Strategy):
         if run.model.round:  # as in Flower's result, nothing if no round had an answer
             result.arrays = arrays
         return result
+
+    def _new_session(self, initial: ArrayRecord) -> Session:
+        session = Session(self.config, self._weighted_by, self._emit, initial)
+        session.deadline = self._deadline
+        return session
 
     def _noting(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -205,7 +214,7 @@ class SelectiveEncryption(Strategy):
     ) -> Iterable[Message]:
         """Agree on key and mask where needed, then let the inner strategy sample clients."""
         if self._session is None:
-            self._session = Session(self.config, self._weighted_by, self._emit, arrays)
+            self._session = self._new_session(arrays)
         self._run.prepare(server_round, grid)
         messages = self.inner.configure_train(server_round, arrays, config, grid)
         return self._run.dress(messages, server_round, grid)
@@ -215,7 +224,7 @@ class SelectiveEncryption(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the ciphertexts and let the inner strategy average the rest of the same replies."""
         run = self._run
-        answers = by_node(run.sent, replies)
+        answers = run.attribute("train", server_round, replies)
         up = total(reply.content for reply in answers.values() if reply.has_content())
         if run.mask.k:
             good, ciphertext, weight, seconds = self._add(server_round, answers)
@@ -270,7 +279,7 @@ class SelectiveEncryption(Strategy):
     ) -> MetricRecord | None:
         """Let the inner strategy average the metrics."""
         run = self._run
-        answers = by_node(run.sent, replies)
+        answers = run.attribute("evaluate", server_round, replies)
         up = total(reply.content for reply in answers.values() if reply.has_content())
         errors = {node: reply for node, reply in answers.items() if reply.has_error()}
         for node, reply in errors.items():
@@ -289,7 +298,7 @@ class SelectiveEncryption(Strategy):
         return metrics
 
     def _emit(self, report: PhaseReport) -> None:
-        logger.info("%s", report)
+        logger.info("%s", report, extra={FIGURES: report.model_dump()})
         self._keep(report)
 
     def _keep(self, report: PhaseReport) -> None:

@@ -17,6 +17,7 @@ from fedsens.errors import ConfigurationError
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
+LOG_FORMAT = "FEDSENS_LOG_FORMAT"  # of the process, not of the client
 
 
 class ClientSettings(BaseModel):
@@ -70,7 +71,9 @@ class ClientSettings(BaseModel):
         environment = os.environ if environment is None else environment
         found: dict[str, Any] = {}
         for name, value in environment.items():
-            if name.startswith(ENVIRONMENT):  # a misspelt one must not be ignored
+            if (
+                name.startswith(ENVIRONMENT) and name != LOG_FORMAT
+            ):  # a misspelt one must not be ignored
                 found[name.removeprefix(ENVIRONMENT).lower().replace("_", "-")] = value
         for key, value in node_config.items():
             if key.startswith(PREFIX):
