@@ -18,9 +18,11 @@ from fedsens.mask import get_policy
 
 PREFIX = "fedsens."
 
-# Options that may differ between a run and its continuation: they say how long to wait for whom and
-# where things lie, not what is computed.
+# Options that may differ between a run and its continuation: they say how long to wait for whom,
+# which keys to use and where things lie, not what is computed.
 OPERATIONAL = frozenset({
+    "rotate_at",
+    "public_parameters",
     "key_timeout",
     "key_min_clients",
     "map_timeout",
@@ -50,6 +52,9 @@ class FedSensConfig(BaseModel):
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
         map_fraction: share of the clients that compute a map.
         refresh_every: rounds between two masks; 0 keeps the first for the whole run.
+        rotate_at: rounds from which on a new key is used (comma-separated in a run config).
+        public_parameters: files with the public parameters of the keys in the order of their use;
+            the server then accepts no other keys (comma-separated in a run config).
         key_timeout: seconds that key agreement may take.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
@@ -78,6 +83,8 @@ class FedSensConfig(BaseModel):
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)
     refresh_every: int = Field(default=0, ge=0)
+    rotate_at: tuple[int, ...] = ()
+    public_parameters: tuple[Path, ...] = ()
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
@@ -96,12 +103,24 @@ class FedSensConfig(BaseModel):
             raise ValueError(str(error)) from None
         return policy
 
-    @field_validator("force", mode="before")
+    @field_validator("force", "rotate_at", "public_parameters", mode="before")
     @classmethod
-    def _split(cls, force: Any) -> Any:
-        if isinstance(force, str):
-            return tuple(item.strip() for item in force.split(",") if item.strip())
-        return force
+    def _split(cls, items: Any) -> Any:
+        if isinstance(items, str):
+            return tuple(item.strip() for item in items.split(",") if item.strip())
+        return items
+
+    @field_validator("rotate_at", mode="before")
+    @classmethod
+    def _one_round(cls, rounds: Any) -> Any:
+        return (rounds,) if isinstance(rounds, int) else rounds
+
+    @field_validator("rotate_at")
+    @classmethod
+    def _rising(cls, rounds: tuple[int, ...]) -> tuple[int, ...]:
+        if list(rounds) != sorted(set(rounds)) or any(number < 2 for number in rounds):
+            raise ValueError("rounds from 2 on, each larger than the one before")
+        return rounds
 
     @field_validator("checkpoint_dir", mode="before")
     @classmethod
@@ -120,6 +139,12 @@ class FedSensConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _a_file_for_every_key(self) -> Self:
+        if self.public_parameters and len(self.public_parameters) <= len(self.rotate_at):
+            raise ValueError(f"public-parameters must name {len(self.rotate_at) + 1} files")
+        return self
+
+    @model_validator(mode="after")
     def _resume_needs_a_folder(self) -> Self:
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume continues from a checkpoint: set checkpoint-dir")
@@ -129,6 +154,10 @@ class FedSensConfig(BaseModel):
     def parameters(self) -> CkksParameters:
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
+
+    def generation_at(self, server_round: int) -> int:
+        """How often the key has been rotated by a round."""
+        return sum(number <= server_round for number in self.rotate_at)
 
     @property
     def substance(self) -> dict[str, Any]:

@@ -182,8 +182,19 @@ class Client:
         weight = examples_of(content, header.weighted_by) / header.reference
         plain, masked = split(arrays, received.mask, layout)
         started = time.process_time()
-        content[CIPHERTEXT] = bytes_to_record(self._encrypt(masked * weight, received))
+        ciphertext = self._encrypt(masked * weight, received)
+        seconds = time.process_time() - started
+        content[CIPHERTEXT] = bytes_to_record(ciphertext)
         content[key] = to_record(plain)
+        logger.info(
+            "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
+            header.round,
+            received.mask.k,
+            layout.size,
+            len(ciphertext),
+            self.decrypt_seconds,
+            seconds,
+        )
         put_header(
             content,
             UpdateHeader(
@@ -192,7 +203,7 @@ class Client:
                 layout=layout.digest,
                 fingerprint=header.fingerprint,
                 weight=weight,
-                encrypt_seconds=time.process_time() - started,
+                encrypt_seconds=seconds,
                 decrypt_seconds=self.decrypt_seconds,
             ),
         )

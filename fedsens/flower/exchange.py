@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedsens.errors import PhaseError
 from fedsens.flower.logs import reason_of
 from fedsens.flower.records import size_of
+from fedsens.protocol.report import Phase, PhaseReport
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,35 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
     answers.up = total(answers.content.values())
     answers.seconds = time.monotonic() - started
     return answers
+
+
+def report_of(
+    phase: Phase, server_round: int, answers: Answers, used: int, add_seconds: float = 0.0
+) -> PhaseReport:
+    """Report a phase that was one question.
+
+    Args:
+        phase: the phase.
+        server_round: the round.
+        answers: the outcome.
+        used: usable answers.
+        add_seconds: CPU seconds of adding them.
+
+    Returns:
+        The report.
+    """
+    return PhaseReport(
+        phase=phase,
+        round=server_round,
+        clients=used,
+        lost=answers.asked - used,
+        bytes_up_plain=answers.up[0],
+        bytes_up_encrypted=answers.up[1],
+        bytes_down_plain=answers.down[0],
+        bytes_down_encrypted=answers.down[1],
+        seconds=answers.seconds,
+        add_seconds=add_seconds,
+    )
 
 
 def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int, Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -28,6 +29,7 @@ from fedsens.flower.records import (
     MASK_ACTION,
     PLAIN_MAP,
     REQUEST,
+    ROTATE_ACTION,
     SENSITIVITY_ACTION,
     Received,
     bytes_to_record,
@@ -36,14 +38,17 @@ from fedsens.flower.records import (
     take_header,
     to_arrays,
 )
+from fedsens.flower.rotation import encrypt_anew
 from fedsens.mask import get_policy, select_mask
 from fedsens.protocol.envelope import roster_fingerprint, seal, unseal
 from fedsens.protocol.headers import KeyReply, KeyRequest, MapReply, MapRequest, MaskRequest
-from fedsens.sensitivity import SensitivityMap
+
+if TYPE_CHECKING:  # it loads torch, for which a server or another framework's client would wait
+    from fedsens.sensitivity import SensitivityMap
 
 logger = logging.getLogger(__name__)
 
-SensitivityFn = Callable[[Message, Context], SensitivityMap]
+SensitivityFn = Callable[[Message, Context], "SensitivityMap"]
 ExamplesFn = Callable[[Context], int]
 
 
@@ -72,6 +77,7 @@ def install(
             message, context, client, sensitivity, examples
         ),
         MASK_ACTION: lambda message, _, client: _mask(message, client),
+        ROTATE_ACTION: lambda message, _, client: encrypt_anew(message.content, client),
     }
     for action, handler in handlers.items():
         app.query(action)(_guarded(handler, min_ratio))
@@ -180,7 +186,16 @@ def _map(
     answer = RecordDict()
     put_header(answer, MapReply(samples=smap.count, seconds=seconds))
     name = PLAIN_MAP if request.maps == "plain" else MAP
-    answer[name] = bytes_to_record(_encode(flat, request, received, client))
+    encoded = _encode(flat, request, received, client)
+    answer[name] = bytes_to_record(encoded)
+    logger.info(
+        "round %d map: %d samples, %s, %d B up, %.2f s",
+        received.header.round,
+        smap.count,
+        request.maps,
+        len(encoded),
+        seconds,
+    )
     return answer
 
 
@@ -213,6 +228,14 @@ def _mask(message: Message, client: Client) -> RecordDict:
         weights=weights,
     )
     client.check_mask(mask)
+    logger.info(
+        "round %d mask: %d of %d parameters by policy %s, digest %s",
+        received.header.round,
+        mask.k,
+        mask.size,
+        request.policy,
+        mask.digest[:16],
+    )
     answer = RecordDict()
     answer[MASK] = bytes_to_record(mask.to_bytes())
     return answer

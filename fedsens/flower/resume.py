@@ -68,6 +68,7 @@ class Checkpoints:
         self._inner = inner
         self._settings = capture(inner)
         self._config = config.substance
+        self._generation_at = config.generation_at
         self._app = {name: _as_json(value) for name, value in app_config.items()}
 
     def claim(self) -> None:
@@ -128,6 +129,12 @@ class Checkpoints:
         problems += _differences("fedsens.", then.config, self._config)
         problems += _differences("", then.app, self._app)
         problems += _differences("strategy's ", _compared(then.settings), _compared(now))
+        generation = self._generation_at(then.round)
+        if generation != then.generation:
+            problems.append(
+                f"fedsens.rotate-at asks for {generation} rotations up to round {then.round}, the "
+                f"run had {then.generation}"
+            )
         if problems:
             raise CheckpointError(
                 f"expected the options of the run that is saved in {self._folder.path}, got "

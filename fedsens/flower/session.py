@@ -12,16 +12,25 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
+from fedsens.crypto import MAP_PARAMETERS, CkksParameters
 from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
 from fedsens.flower.agreement import KeyAgreement
-from fedsens.flower.exchange import by_node, name_the_silent, total, wait_for_nodes
+from fedsens.flower.exchange import (
+    by_node,
+    name_the_silent,
+    report_of,
+    total,
+    wait_for_nodes,
+)
 from fedsens.flower.logs import reason_of
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import put_model, to_arrays, to_record
+from fedsens.flower.rotation import move_model
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.checkpoint import Checkpoint
 from fedsens.protocol.headers import ModelHeader
+from fedsens.protocol.keyfile import PublicParameters, load_publics
 from fedsens.protocol.model import ProtectedModel, check_plain
 from fedsens.protocol.report import Phase, PhaseReport
 
@@ -59,6 +68,8 @@ class Session:
             ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
         """
         self._config = config
+        self._public = load_publics(config.public_parameters)
+        _check_public(self._public, config.parameters)
         self.keys = self._new_keys()
         self.sent: list[Message] = []
         self._weighted_by = weighted_by
@@ -123,6 +134,8 @@ class Session:
         first, every = not self.mask.k, self._config.refresh_every
         if first or not self._gathered:
             self.gather(server_round, grid)
+        if self._config.generation_at(server_round) > self.keys.generation:
+            self._rotate(server_round, grid)
         if first or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, must=first)
 
@@ -288,8 +301,42 @@ class Session:
         self._emit(report)
         return report
 
+    def _rotate(self, server_round: int, grid: Grid) -> None:
+        config, old = self._config, self.keys
+        new = self._new_keys(generation=config.generation_at(server_round))
+        if report := new.agree(grid, grid.get_node_ids(), server_round):
+            self._emit(report)
+        if len(new.examples) < config.key_min_clients or new.fingerprint == old.fingerprint:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with a new key from round "
+                f"{server_round} on, got {len(new.examples)} with the key "
+                f"{new.fingerprint or 'none'}; give every client key {new.generation + 1}, then "
+                "resume the run"
+            )
+        if self.model.ciphertext is not None:
+            content = self._shown(server_round)
+            self.model, answers = move_model(
+                grid, self.model, content, old, new, config.mask_timeout
+            )
+            self._emit(report_of("rotate", server_round, answers, 1))
+        self.keys = new
+        logger.info("key from round %d on: %s", server_round, new.fingerprint)
+
+    def _shown(self, server_round: int) -> RecordDict:
+        """A content that shows a client the current model."""
+        content = RecordDict({"arrays": to_record(self.model.plain)})
+        put_model(content, self.model, self.header(server_round), self.mask)
+        return content
+
     def _new_keys(self, fingerprint: str = "", generation: int = 0) -> KeyAgreement:
         config = self._config
+        if self._public and fingerprint in {"", self._public[generation].fingerprint}:
+            fingerprint = self._public[generation].fingerprint
+        elif self._public:
+            raise CheckpointError(
+                f"expected a checkpoint under the key {self._public[generation].fingerprint} of "
+                f"fedsens.public-parameters, got one under {fingerprint}"
+            )
         return KeyAgreement(config.parameters, config.key_timeout, fingerprint, generation)
 
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
@@ -299,14 +346,8 @@ class Session:
 
     def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
         masking = Masking(self._config, self.keys, self.model.layout)
-
-        def current() -> RecordDict:
-            content = RecordDict({"arrays": to_record(self.model.plain)})
-            put_model(content, self.model, self.header(server_round), self.mask)
-            return content
-
         try:
-            self.mask = masking.make(grid, current, server_round)
+            self.mask = masking.make(grid, lambda: self._shown(server_round), server_round)
         except PhaseError as error:
             if must:
                 raise
@@ -320,3 +361,14 @@ class Session:
             self.mask.size,
             self.mask.digest[:16],
         )
+
+
+def _check_public(public: Iterable[PublicParameters], parameters: CkksParameters) -> None:
+    for each in public:
+        missing = {parameters, MAP_PARAMETERS} - set(each.parameters)
+        if missing:
+            raise ConfigurationError(
+                f"expected the key {each.fingerprint} to cover {sorted(map(repr, missing))}, got "
+                f"{list(each.parameters)!r}; set fedsens.preset and fedsens.value-range as in "
+                "fedsens keygen, or make a new key"
+            )

@@ -188,3 +188,15 @@ class MaskRequest(Header):
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     scores: bool
+
+
+class RotateRequest(Header):
+    """Asks a holder of two keys to encrypt the model, which travels beside it, under the new one.
+
+    Attributes:
+        generation: of the new key.
+        fingerprint: of the new key.
+    """
+
+    generation: Generation
+    fingerprint: Fingerprint

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -19,6 +19,7 @@ from fedsens.crypto import SecretKey
 from fedsens.crypto.keys import read_private, write_private
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
 from fedsens.protocol.headers import ModelHeader
+from fedsens.protocol.keyfile import load_key, read_passphrase
 from fedsens.protocol.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -42,20 +43,8 @@ class KeyStore:
 
     @cached_property
     def identity(self) -> X25519PrivateKey:
-        """This client's X25519 key pair, created on first use.
-
-        Raises:
-            KeyFileError: the identity file cannot be read or is damaged.
-        """
-        path = self._settings.identity_file or self._prepare() / "identity"
-        if not path.exists():
-            write_private(path, X25519PrivateKey.generate().private_bytes_raw())
-        try:
-            return X25519PrivateKey.from_private_bytes(read_private(path))
-        except ValueError:
-            raise KeyFileError(
-                f"expected an identity of 32 bytes in {path}; delete it to make a new one"
-            ) from None
+        """This client's X25519 key pair, created on first use."""
+        return load_identity(self._settings.identity_file or self._prepare() / "identity")
 
     @property
     def public_key(self) -> bytes:
@@ -90,7 +79,9 @@ class KeyStore:
             path = self._path_of(generation)
             if path is None:
                 return None
-            self._keys[generation] = SecretKey.load(path)
+            place = self._settings.passphrase_file
+            ask = None if place is None else partial(read_passphrase, place)
+            self._keys[generation] = load_key(path, ask)
         return self._keys[generation]
 
     def keep(self, key: SecretKey, parties: Iterable[bytes] = (), generation: int = 0) -> None:
@@ -173,17 +164,12 @@ class KeyStore:
             public_keys: raw X25519 public keys.
 
         Raises:
-            RosterError: a key is not in the roster, or the roster cannot be read.
+            RosterError: a key is not in the roster.
         """
         path = self._settings.roster_file
         if path is None:
             return
-        try:
-            pinned = {bytes.fromhex(item) for item in json.loads(path.read_text())}
-        except (OSError, ValueError, TypeError):
-            raise RosterError(
-                f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
-            ) from None
+        pinned = read_roster(path)
         unknown = [key.hex()[:16] for key in public_keys if key not in pinned]
         if unknown:
             raise RosterError(
@@ -247,6 +233,48 @@ class KeyStore:
                 "set fedsens-state-dir"
             ) from None
         return self._folder
+
+
+def load_identity(path: Path) -> X25519PrivateKey:
+    """Read an X25519 key pair, which is created where there is none.
+
+    Args:
+        path: its file, mode 0600.
+
+    Returns:
+        The key pair.
+
+    Raises:
+        KeyFileError: the file cannot be read or is damaged.
+    """
+    if not path.exists():
+        write_private(path, X25519PrivateKey.generate().private_bytes_raw())
+    try:
+        return X25519PrivateKey.from_private_bytes(read_private(path))
+    except ValueError:
+        raise KeyFileError(
+            f"expected an identity of 32 bytes in {path}; delete it to make a new one"
+        ) from None
+
+
+def read_roster(path: Path) -> list[bytes]:
+    """Read a roster.
+
+    Args:
+        path: a JSON list of X25519 public keys in hexadecimal.
+
+    Returns:
+        The raw public keys.
+
+    Raises:
+        RosterError: it is no such list.
+    """
+    try:
+        return [bytes.fromhex(item) for item in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        raise RosterError(
+            f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
+        ) from None
 
 
 def _name(generation: int) -> str:

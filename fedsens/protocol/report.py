@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Phase = Literal["keys", "map", "mask", "train", "evaluate"]
+Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 
 class PhaseReport(BaseModel):
