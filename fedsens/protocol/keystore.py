@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property, partial
 from pathlib import Path
@@ -275,6 +276,33 @@ def read_roster(path: Path) -> list[bytes]:
         raise RosterError(
             f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
         ) from None
+
+
+def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
+    """Write a roster.
+
+    Args:
+        path: the file.
+        public_keys: X25519 public keys in hexadecimal.
+
+    Returns:
+        The raw public keys, each once.
+
+    Raises:
+        RosterError: one is no public key, or the file cannot be written.
+    """
+    chosen = sorted({each.strip().lower() for each in public_keys})
+    wrong = [each for each in chosen if not re.fullmatch("[0-9a-f]{64}", each)]
+    if wrong:
+        raise RosterError(
+            f"expected public keys of 64 hexadecimal digits, got {', '.join(wrong)}; use what "
+            "fedsens identity prints"
+        )
+    try:
+        path.write_text(json.dumps(chosen, indent=2) + "\n")
+    except OSError as error:
+        raise RosterError(f"expected to write {path}, got: {error.strerror}") from None
+    return [bytes.fromhex(each) for each in chosen]
 
 
 def _name(generation: int) -> str:

@@ -1,0 +1,75 @@
+"""A ServerApp that dies and is resumed ends where an uninterrupted one does; real processes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fedsens import CkksParameters, SecretKey
+
+from .faults import APP, finish, options
+from .federation_processes import Federation
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ROUNDS, CLIENTS = 3, 3
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Ratio to the models of an uninterrupted run and of one that was killed and resumed."""
+    folder = tmp_path_factory.mktemp("resume")
+    with Federation(folder / "federation") as federation:
+
+        def opened(run):
+            finish(federation, run)
+            keys = folder.glob("federation/state-*/run-*/node-*/key")
+            held = {key.fingerprint: key for key in map(SecretKey.load, keys)}
+            assert len(held) <= 2
+            model = run.model()
+            for key in [*held.values(), None]:
+                if (key is None) == (model.ciphertext is None):
+                    try:
+                        return model.open(key), run
+                    except Exception as error:  # noqa: BLE001 - the other run's key
+                        assert "under the key" in str(error)
+            raise AssertionError("no client holds the key of this run")
+
+        def both(ratio):
+            given = options(ROUNDS, fedsens_ratio=ratio)
+            whole = opened(federation.submit(given, APP))
+            given["fedsens.checkpoint-dir"] = json.dumps(str(folder / f"checkpoints-{ratio}"))
+            first = federation.submit(given, APP)
+            federation.wait_for_round(first, 1)
+            federation.kill("serverapp")
+            federation.start("serverapp")
+            resumed = federation.submit({**given, "fedsens.resume": "true"}, APP)
+            return whole, opened(resumed)
+
+        return {ratio: both(ratio) for ratio in ("0.0", "0.3")}
+
+
+@pytest.mark.fault(
+    event="the ServerApp dies and is resumed, at ratio 0",
+    outcome="the final model is that of an uninterrupted run, bit for bit",
+)
+def test_at_ratio_0_the_model_is_the_same_bit_for_bit(runs):
+    (whole, _), (resumed, run) = runs["0.0"]
+    assert {r.clients for r in run.reports() if r.phase == "train"} == {CLIENTS}
+    assert {n: a.tobytes() for n, a in resumed.items()} == {
+        n: a.tobytes() for n, a in whole.items()
+    }
+
+
+@pytest.mark.fault(
+    event="the ServerApp dies and is resumed, encrypted, with a key that the clients agreed on",
+    outcome="each client finds its key of the saved run by its fingerprint; the final model is that "
+    "of an uninterrupted run within the codec's error bound",
+)
+def test_encrypted_the_model_is_the_same_within_the_codecs_error(runs):
+    (whole, _), (resumed, run) = runs["0.3"]
+    assert [r.round for r in run.reports() if r.phase == "train"] == [1, 2, 3]
+    error = CkksParameters.preset("compact").error_bound(CLIENTS)
+    gap = max(float(np.abs(whole[name] - resumed[name]).max()) for name in whole)
+    assert 0 < gap <= 2 * ROUNDS * 2 * error + 1e-6
