@@ -24,8 +24,7 @@ def story(tmp_path_factory):
     try:
         federation.start(*(n for n in federation.names if not n.endswith("-3")))
         with pytest.raises(AssertionError, match="supernode-3 ended with 1"):
-            federation.start("supernode-3")
-            federation.wait_until(lambda: _ended(federation), 60)
+            _start_and_watch(federation, "supernode-3")
         run = federation.submit(options(2), APP)
         finish(federation, run)
         texts = {"status": federation.wait(run, 60), "stranger": federation.log("supernode-3")}
@@ -34,10 +33,14 @@ def story(tmp_path_factory):
     return Story(run, key, texts=texts)
 
 
-def _ended(federation):
-    code = federation._started["supernode-3"].poll()
-    assert code is None, f"supernode-3 ended with {code}"
-    return False
+def _start_and_watch(federation, name):
+    def ended():
+        code = federation._started[name].poll()
+        assert code is None, f"{name} ended with {code}"
+        return False
+
+    federation.start(name)
+    federation.wait_until(ended, 60)
 
 
 @pytest.mark.fault(
