@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check docs-faults bench clean lock
+.PHONY: help run deploy-demo test test-slow check docs-faults bench clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,6 +19,9 @@ help: ## List the targets
 
 run: .venv/installed ## Train the digits model under selective encryption: runs/latest
 	$(BIN)/fedsens simulate
+
+deploy-demo: ## Run a federation of containers with TLS, from nothing to its result
+	$(PYTHON) docker/demo.py
 
 test: .venv/installed ## Run the default test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -26,7 +26,7 @@ def require(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"expected the package {module.partition('.')[0]}, got none; "
-            'install it with: pip install "fedsens[simulation]"'
+            'install it with: pip install "fedsens[data]"'
         ) from error
 
 

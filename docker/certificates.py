@@ -1,17 +1,19 @@
-"""Make what TLS and SuperNode authentication need: certificates and node keys.
+"""Make what TLS and authentication need: certificates, SuperNode keys, SuperExec secrets.
 
     python certificates.py FOLDER superlink=superlink,localhost,127.0.0.1 --supernode supernode-1
 
 makes in FOLDER: ``ca.crt`` and ``ca.key``; for every NAME=HOSTS a ``NAME.crt`` and ``NAME.key``
-for these host names and addresses; for every ``--supernode`` an authentication key pair ``NAME``
-and ``NAME.pub``. What exists is kept, so a host or a node can be added later. Private files have
-mode 0600. ``ca.key`` signs new certificates: keep it off the machines of the federation.
+for these host names and addresses, and a ``NAME.superexec``, the secret that it shares with its
+SuperExec; for every ``--supernode`` an authentication key pair ``NAME`` and ``NAME.pub``. What
+exists is kept, so a host or a node can be added later. Private files have mode 0600. ``ca.key``
+signs new certificates: keep it off the machines of the federation.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import secrets
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -97,6 +99,7 @@ def _server(folder: Path, name: str, hosts: list[str], days: int, authority: Aut
         .sign(signer, hashes.SHA256())
     )
     _write_private(folder / f"{name}.key", _pem(secret))
+    _write_private(folder / f"{name}.superexec", secrets.token_hex(32).encode())
     path.write_bytes(built.public_bytes(Encoding.PEM))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ PassphraseFile = Annotated[
         envvar="FEDSENS_PASSPHRASE_FILE", help="File with the passphrase (mode 0600), not a prompt."
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-c",
+        metavar="KEY=VALUE",
+        help="Override a run-config key: -c data=mnist.npz -c fedsens.refresh-every=2",
+    ),
+]
 
 
 @contextmanager
@@ -59,15 +69,7 @@ def simulate(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="Share to encrypt.")] = 0.1,
     policy: Annotated[str, typer.Option(help="Mask policy.")] = "sensitivity",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            "-c",
-            metavar="KEY=VALUE",
-            help="Override a run-config key: -c data=mnist.npz -c fedsens.refresh-every=2",
-        ),
-    ] = None,
+    settings: Settings = None,
     baseline: Annotated[bool, typer.Option(help="Run at ratio 0 too, to compare.")] = True,
     cpus_per_client: Annotated[float, typer.Option(min=0.1, help="CPUs that Ray reserves.")] = 1.0,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="GPUs likewise.")] = 0.0,
@@ -106,6 +108,53 @@ def simulate(
 
         draw(summary, summary.folder / "curves.png")
         screen.conclude(summary)
+        write_json(json_file, json.loads(summary.model_dump_json()))
+
+
+@app.command()
+def submit(
+    app_folder: Annotated[Path, typer.Argument(help="Folder of the Flower app.")] = Path(),
+    superlink: Annotated[
+        str, typer.Argument(help="Name of the SuperLink in Flower's configuration.")
+    ] = "local",
+    settings: Settings = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder on the server for reports and the protected model."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the app on a deployed SuperLink and wait for the final status.
+
+    Unlike *flwr run*, exits with 1 if the run fails. Where the server's output folder is visible
+    from here, shows each phase and sums the run up. Ctrl-C leaves the run going.
+    """
+    from fedsens.deployment.submit import follow
+    from fedsens.deployment.submit import submit as run
+    from fedsens.protocol.export import load_protected
+    from fedsens.simulation.screen import tables
+    from fedsens.simulation.summary import summarize
+
+    with named_errors():
+        config = _overrides(settings or [])
+        if output_dir is not None:
+            config["output-dir"] = json.dumps(str(output_dir))
+        run_id = run(_app(app_folder), superlink, config)
+        stop = f"flwr stop {run_id} {superlink}"
+        console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
+        folder = output_dir or Path(os.devnull)
+
+        def show(news: object) -> None:
+            console.print(str(news), soft_wrap=True, highlight=False)
+
+        outcome = follow(superlink, run_id, folder, show, show)
+        if not (folder / "protected.safetensors").exists():
+            where = f"in {output_dir} of the server" if output_dir else "not kept: no --output-dir"
+            console.print(f"reports and protected model: {where}")
+            return
+        summary = summarize(outcome, load_protected(folder / "protected.safetensors"))
+        console.print(*tables(summary))
+        console.print(f"protected model: {folder}/protected.safetensors")
         write_json(json_file, json.loads(summary.model_dump_json()))
 
 

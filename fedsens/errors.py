@@ -21,7 +21,8 @@
     │   └── PhaseError            a phase ended without enough answers
     ├── CheckpointError           a checkpoint is damaged, or belongs to another run
     ├── StrategyError             the inner strategy cannot work on ciphertexts
-    └── SimulationError           a simulation did not run to its end
+    ├── SimulationError           a simulation did not run to its end
+    └── DeploymentError           a run on a deployed SuperLink did not start or complete
 
 Messages say what was expected, what came instead and what to do. They never hold a
 parameter value, a key or a sensitivity.
@@ -106,3 +107,7 @@ class StrategyError(FedSensError):
 
 class SimulationError(FedSensError):
     """A simulation did not run to its end."""
+
+
+class DeploymentError(FedSensError):
+    """A run on a deployed SuperLink did not start or did not complete."""

@@ -25,7 +25,8 @@ LEVELS = {
     "bench": 6,
     "simulation": 6,
     "audit": 6,
-    "cli": 7,
+    "deployment": 7,
+    "cli": 8,
 }
 ALLOWED = {
     "tenseal": {"crypto"},

@@ -89,7 +89,7 @@ def run_app(
             reports = _watch(process, folder / "reports.jsonl", on_report)
         finally:
             process.terminate()
-    run_id, status = _status(link, log)
+    run_id, status = _outcome(link, log)
     if status != COMPLETED:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise SimulationError(
@@ -97,6 +97,45 @@ def run_app(
             f"the whole log is {log}, it ends:\n{tail}"
         )
     return RunOutcome(run_id, status, time.monotonic() - started, reports)
+
+
+def run_command(
+    link: SuperLink, app: Path, config: Mapping[str, str], overrides: Path
+) -> list[str]:
+    """The command that submits an app.
+
+    Args:
+        link: the SuperLink.
+        app: folder of the Flower app.
+        config: run-config overrides, each value in TOML.
+        overrides: a file that is written for them.
+
+    Returns:
+        ``flwr run`` and its arguments, without options for a simulation.
+    """
+    # One file: of several -c options with a dotted key Flower would keep the last table only.
+    overrides.write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
+    return [program("flwr"), "run", str(app.resolve()), link.name, "-c", str(overrides)]
+
+
+def status_of(link: SuperLink, run_id: str) -> str:
+    """Ask for the status of a run; ``flwr run`` itself ends well even when the ServerApp failed.
+
+    Args:
+        link: the SuperLink.
+        run_id: Flower's number of the run.
+
+    Returns:
+        Flower's status, such as ``running`` or ``finished:failed``; ``unknown`` without an answer.
+    """
+    command = [program("flwr"), "list", link.name, "--run-id", run_id, "--format", "json"]
+    answer = subprocess.run(
+        command, cwd=link.folder, env=dict(link.environment), capture_output=True, check=False
+    )
+    try:
+        return str(json.loads(answer.stdout)["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return "unknown"
 
 
 def _command(link: SuperLink, options: RunOptions, folder: Path) -> list[str]:
@@ -107,11 +146,8 @@ def _command(link: SuperLink, options: RunOptions, folder: Path) -> list[str]:
     if options.gpus_per_client:
         federation.append(f"client-resources-num-gpus={options.gpus_per_client:g}")
     config = {"output-dir": json.dumps(str(folder.resolve())), **options.config}
-    # One file: of several -c options with a dotted key Flower would keep the last table only.
-    overrides = folder.resolve() / "overrides.toml"
-    overrides.write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
-    command = [program("flwr"), "run", str(options.app.resolve()), link.name, "--stream"]
-    return [*command, "--federation-config", " ".join(federation), "-c", str(overrides)]
+    command = run_command(link, options.app, config, folder.resolve() / "overrides.toml")
+    return [*command, "--stream", "--federation-config", " ".join(federation)]
 
 
 def _watch(
@@ -129,16 +165,6 @@ def _watch(
         time.sleep(POLL_SECONDS)
 
 
-def _status(link: SuperLink, log: Path) -> tuple[str, str]:
-    # `flwr run --stream` exits with 0 even when the ServerApp failed, so ask for the status.
+def _outcome(link: SuperLink, log: Path) -> tuple[str, str]:
     found = re.search(r"started run (\d+)", log.read_text(errors="replace"))
-    if found is None:
-        return "", "not started"
-    command = [program("flwr"), "list", link.name, "--run-id", found[1], "--format", "json"]
-    answer = subprocess.run(
-        command, cwd=link.folder, env=dict(link.environment), capture_output=True, check=False
-    )
-    try:
-        return found[1], str(json.loads(answer.stdout)["runs"][0]["status"])
-    except (ValueError, KeyError, IndexError):
-        return found[1], "unknown"
+    return (found[1], status_of(link, found[1])) if found else ("", "not started")

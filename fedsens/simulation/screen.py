@@ -94,8 +94,7 @@ class SimulationScreen:
         Args:
             summary: the simulation.
         """
-        self._console.print(_rounds(summary))
-        self._console.print(_comparison(summary))
+        self._console.print(*tables(summary, summary.baseline))
         where = summary.folder.parent / "latest"
         if summary.model_sha256 is not None:
             self._console.print(
@@ -109,7 +108,20 @@ class SimulationScreen:
         )
 
 
-def _rounds(summary: SimulationSummary) -> Table:
+def tables(summary: RunSummary, baseline: RunSummary | None = None) -> tuple[Table, Table]:
+    """A run as tables.
+
+    Args:
+        summary: the run.
+        baseline: the same run at ratio 0, to show beside it.
+
+    Returns:
+        A table of the rounds and one of the whole run.
+    """
+    return _rounds(summary, baseline), _comparison(summary, baseline)
+
+
+def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
     table = Table(
         title=f"Rounds at ratio {summary.ratio:.3g}",
         caption="MB: plaintext + ciphertext of all clients. CPU ms: encrypt, add, decrypt.",
@@ -118,7 +130,7 @@ def _rounds(summary: SimulationSummary) -> Table:
     )
     for name in ("", "accuracy", "at 0", "clients", "MB up", "MB down", "CPU ms", "wall s"):
         table.add_column(name, justify="right", no_wrap=True)
-    others = summary.baseline.accuracy if summary.baseline else [None] * summary.rounds
+    others = baseline.accuracy if baseline else [None] * summary.rounds
     for row, other in zip(summary.per_round, others, strict=True):
         times = (row.encrypt_seconds, row.add_seconds, row.decrypt_seconds)
         table.add_row(
@@ -134,17 +146,17 @@ def _rounds(summary: SimulationSummary) -> Table:
     return table
 
 
-def _comparison(summary: SimulationSummary) -> Table:
+def _comparison(summary: RunSummary, baseline: RunSummary | None) -> Table:
     table = Table(
         title="The whole run",
         caption="The first phase includes the start of the client processes.",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("")
-    runs: list[RunSummary] = [summary]
+    runs = [summary]
     table.add_column(f"ratio {summary.ratio:.3g}", justify="right")
-    if summary.baseline is not None:
-        runs.append(summary.baseline)
+    if baseline is not None:
+        runs.append(baseline)
         table.add_column("ratio 0", justify="right")
         table.add_column("quotient", justify="right")
     share = f"{summary.encrypted_parameters:,} of {summary.parameters:,}"

@@ -3,47 +3,91 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from fedsens import CkksParameters, SecretKey, generate_key
+from fedsens.protocol.export import load_protected
 from fedsens.protocol.model import digest_of
 
-from .federation_processes import COMPLETED, Federation
+from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-CONFIG = {"num-server-rounds": "2", "local-epochs": "2", "fedsens.ratio": "0.2"}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+CONFIG = {"num-server-rounds": "1", "local-epochs": "2", "fedsens.ratio": "0.2"}
 
 
-def records(federation):
-    """What each client noted about the last global model that it opened."""
+def fedsens(federation, *arguments):
+    """The fedsens command as an operator of this federation would run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "fedsens.cli", *arguments],
+        cwd=federation.folder / "empty",
+        env=federation.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def submit(federation, folder, **config):
+    settings = [f"--set={key}={value}" for key, value in {**CONFIG, **config}.items()]
+    output = ["--output-dir", str(folder), "--json", str(folder / "summary.json")]
+    return fedsens(federation, "submit", str(ROOT), CONNECTION, *output, *settings)
+
+
+def opened_by_clients(federation):
+    """Digests of the last global model that each client opened, by its own record."""
     paths = federation.folder.glob("state-*/run-*/node-*/model.json")
-    return [json.loads(path.read_text()) for path in paths]
+    return [json.loads(path.read_text())["sha256"] for path in paths]
 
 
 def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
-    with Federation(tmp_path, isolation="subprocess") as federation:
+    with Federation(tmp_path / "federation", isolation="subprocess") as federation:
         run = federation.submit(CONFIG)
-        assert federation.wait(run) == COMPLETED
-    phases = [(report.round, report.phase) for report in run.reports()]
-    assert phases[:3] == [(1, "keys"), (1, "map"), (1, "mask")]
-    assert phases[3:] == [(n, phase) for n in (1, 2) for phase in ("train", "evaluate")]
+        assert federation.wait(run, timeout=600) == COMPLETED
+        failed = submit(federation, tmp_path / "failed", **{"fedsens.preset": "weak"})
+    phases = [report.phase for report in run.reports()]
+    assert phases == ["keys", "map", "mask", "train", "evaluate"]
     assert all(report.clients == 3 and report.lost == 0 for report in run.reports()[3:])
-    keys = [SecretKey.load(path) for path in tmp_path.glob("state-*/run-*/node-*/key")]
+    keys = [SecretKey.load(path) for path in federation.folder.glob("state-*/run-*/node-*/key")]
     assert len(keys) == 3
     assert len({key.fingerprint for key in keys}) == 1
-    opened = digest_of(run.model().open(keys[0]))
-    assert [record["sha256"] for record in records(federation)] == [opened] * 3
+    assert opened_by_clients(federation) == [digest_of(run.model().open(keys[0]))] * 3
+    assert failed.returncode == 1
+    assert "DeploymentError" in failed.stderr
+    assert "finished:failed" in failed.stderr
 
 
-def test_tls_authentication_and_provisioned_keys(tmp_path):
-    key = generate_key(CkksParameters.preset("compact"))
-    key.save(tmp_path / "federation.key")
-    own = {"fedsens-key-file": str(tmp_path / "federation.key"), "fedsens-min-ratio": 0.2}
+def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives(tmp_path):
+    key, path = generate_key(CkksParameters.preset("compact")), tmp_path / "federation.key"
+    key.save(path)
+    own = {"fedsens-key-file": str(path), "fedsens-min-ratio": 0.2}
     with Federation(tmp_path / "federation", tls=True, node_config=own) as federation:
-        run = federation.submit(CONFIG)
-        assert federation.wait(run) == COMPLETED
-    model = run.model()
-    assert model.mask.k == int(0.2 * model.layout.size)
-    assert [record["sha256"] for record in records(federation)] == [digest_of(model.open(key))] * 3
-    assert not list(tmp_path.glob("federation/state-*/run-*/node-*/key"))
+        done = submit(federation, tmp_path / "output")
+        assert done.returncode == 0, done.stdout + done.stderr
+        options = ("--clients", "3", "--rounds", "1", "--no-baseline", "--key-file", str(path))
+        same = ("--ratio", "0.2", "-c", "local-epochs=2", "--runs", str(tmp_path / "runs"))
+        simulated = fedsens(federation, "simulate", str(ROOT), *options, *same)
+        assert simulated.returncode == 0, simulated.stdout + simulated.stderr
+    summary = json.loads((tmp_path / "output" / "summary.json").read_text())
+    assert summary["status"] == COMPLETED
+    assert [row["clients"] for row in summary["per_round"]] == [3]
+    model = load_protected(tmp_path / "output" / "protected.safetensors")
+    assert model.mask.k == summary["encrypted_parameters"] == int(0.2 * model.layout.size)
+    deployed = model.open(key)
+    assert opened_by_clients(federation) == [digest_of(deployed)] * 3
+    assert not list(federation.folder.glob("state-*/run-*/node-*/key"))
+    expected = load_protected(tmp_path / "runs" / "latest" / "protected.safetensors").open(key)
+    assert deployed.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(deployed[name], array, atol=1e-4, err_msg=name)
+
+
+def test_submitting_to_no_superlink_is_an_error_that_quotes_flower(tmp_path):
+    federation = Federation(tmp_path / "federation")
+    refused = submit(federation, tmp_path / "output")
+    assert refused.returncode == 1
+    assert "DeploymentError" in refused.stderr
+    assert "SuperLink" in refused.stderr

@@ -1,0 +1,1 @@
+"""Runs on a deployed SuperLink, submitted and followed by ``fedsens submit``."""
