@@ -377,6 +377,8 @@ class Federation:
             while self.pids(name) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if name in self._started:
+                if number == signal.SIGKILL:  # its memory is gone before it can be waited for
+                    self._started[name].wait(patience)
                 self._started[name].poll()
 
 
