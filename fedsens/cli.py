@@ -245,7 +245,7 @@ def identity(
     For key agreement without provisioned keys: every client makes its identity, names the file as
     fedsens-identity-file, and hands the printed line to whoever writes the roster.
     """
-    from fedsens.protocol.keystore import load_identity
+    from fedsens.protocol.roster import load_identity
 
     with named_errors():
         public = load_identity(path).public_key().public_bytes_raw()
@@ -259,7 +259,7 @@ def roster(
 ) -> None:
     """Write the roster of all clients that may share a key (fedsens-roster-file)."""
     from fedsens.protocol.envelope import roster_fingerprint
-    from fedsens.protocol.keystore import write_roster
+    from fedsens.protocol.roster import write_roster
 
     with named_errors():
         _must_be_new(path)

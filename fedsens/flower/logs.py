@@ -19,6 +19,8 @@ FIGURES = "figures"  # key of a record's extra: what a line says, as numbers
 
 REMEDIES = {
     1: "see the traceback in its log: its app does not start",
+    3: "it could not fetch the message before the deadline: raise that, or see its log",
+    4: "its answer came after the deadline: raise that, or see its log",
     5: "see that its SuperNode runs and reaches the SuperLink",
     7: "see its log: it could not read the app",
     8: "its process ended: see its SuperExec's log, and whether its machine is out of memory",

@@ -21,9 +21,9 @@ from fedsens.protocol.envelope import roster_fingerprint
 from fedsens.protocol.export import load_protected
 from fedsens.protocol.files import UNREADABLE, read_header
 from fedsens.protocol.keyfile import LOCKED_TYPE, PUBLIC_TYPE, PublicParameters, locked_key_in
-from fedsens.protocol.keystore import read_roster
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import read_reports
+from fedsens.protocol.roster import read_roster
 
 Facts = dict[str, Any]
 SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}

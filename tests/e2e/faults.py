@@ -10,7 +10,7 @@ from fedsens import CkksParameters, SecretKey, generate_key
 from .federation_processes import Federation, Run
 
 APP = Path(__file__).parent / "apps" / "faulty"
-DEADLINE = 40.0  # seconds of a phase; an honest client needs a few, on a busy machine many
+DEADLINE = 60.0  # seconds of a phase; an honest client needs a few, on a busy machine many
 
 
 @dataclass
@@ -56,13 +56,13 @@ def options(rounds: int, **more: str) -> dict[str, str]:
     return {"num-server-rounds": str(rounds), "round-timeout": str(DEADLINE), **given}
 
 
-def finish(federation: Federation, run: Run, timeout: float = 400) -> None:
+def finish(federation: Federation, run: Run, timeout: float = 900) -> None:
     """Wait for the end of a run by its last file, because asking Flower starts a process."""
     exported = run.folder / "protected.safetensors"
     federation.wait_until(exported.exists, timeout)
 
 
-def evaluated(federation: Federation, run: Run, number: int, timeout: float = 200) -> None:
+def evaluated(federation: Federation, run: Run, number: int, timeout: float = 300) -> None:
     """Wait for the end of a round, so that the training of the next one is under way."""
 
     def ended() -> bool:

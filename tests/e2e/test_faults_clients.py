@@ -9,7 +9,7 @@ from fedsens.protocol.model import digest_of
 from .faults import APP, DEADLINE, Story, finish, options, provision
 from .federation_processes import COMPLETED, Federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FAULTS = ("raise@2 layout@5", "die@3 old-mask@6", "sleep@4 other-model@7")
 
 

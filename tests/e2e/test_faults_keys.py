@@ -9,7 +9,7 @@ from fedsens import CkksParameters, generate_key
 from .faults import APP, Story, finish, options, provision
 from .federation_processes import COMPLETED, Federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from fedsens.protocol.model import digest_of
 from .faults import APP, Story, evaluated, finish, options, provision
 from .federation_processes import COMPLETED, Federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROUNDS = 10
 
 

@@ -13,7 +13,7 @@ from fedsens.crypto.wire import parse_batch
 from .faults import APP, finish, options
 from .federation_processes import Federation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROUNDS, CLIENTS = 3, 3
 
 
@@ -33,7 +33,8 @@ def runs(tmp_path_factory):
             return model.open(next(key for key in keys if key.fingerprint == right)), run
 
         def both(ratio):
-            given = options(ROUNDS, fedsens_ratio=ratio)
+            # Nobody is to be lost here, however busy the machine is.
+            given = options(ROUNDS, fedsens_ratio=ratio, round_timeout="300.0")
             whole = opened(federation.submit(given, APP))
             given["fedsens.checkpoint-dir"] = json.dumps(str(folder / f"checkpoints-{ratio}"))
             first = federation.submit(given, APP)

@@ -19,7 +19,7 @@ from fedsens.flower import SelectiveEncryptionMod, install, log_through_flower
 from .model import accuracy, data_of
 from .model import train as train_model
 
-SLEEP = 45.0
+SLEEP = 70.0  # longer than the deadline of a phase
 
 
 def forge(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
