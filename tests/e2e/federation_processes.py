@@ -366,7 +366,7 @@ class Federation:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self._ports[name])) == 0
 
-        self.wait_until(reachable, 60)
+        self.wait_until(reachable, 180)
 
     def _signal(self, names: Sequence[str], number: signal.Signals, patience: float = 10) -> None:
         for name in names:
