@@ -7,13 +7,13 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.dataset import Dataset
 from client.models import build_model
 from client.partition import load_partition
-from client.task import batches, default_device
+from client.task import default_device
 from client.task import test as test_model
 from client.task import train as train_model
 from fedsens import SensitivityMap, sensitivity_map
+from fedsens.data import Dataset
 from fedsens.flower import SelectiveEncryptionMod, install, log_through_flower
 
 app = ClientApp(mods=[SelectiveEncryptionMod()])
@@ -60,7 +60,7 @@ def sensitivity(message: Message, context: Context) -> SensitivityMap:
     model = _model(message, context, images).to(default_device())
     samples = int(options["map-samples"]) or None
     rule = str(message.content["config"]["rule"])
-    return sensitivity_map(model, batches(images, 64, samples), rule=rule)
+    return sensitivity_map(model, images.batches(64, samples), rule=rule)
 
 
 install(app, sensitivity, examples=lambda context: len(_data(context)[0]))

@@ -9,10 +9,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data import load_dataset
-from client.dataset import Dataset
-from client.extras import require, require_datasets
+from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError, DataError
+from fedsens.extras import require, require_datasets
 
 Indices = NDArray[np.int64]
 
@@ -38,7 +37,7 @@ def load_partition(
     two images that a train and a test part need.
 
     Args:
-        source: name or path for :func:`client.data.load_dataset`.
+        source: name or path for :func:`fedsens.data.load_dataset`.
         partition_id: which client, from 0.
         num_partitions: how many clients share the data set.
         alpha: label skew, see :func:`partition_indices`.

@@ -1,4 +1,4 @@
-"""What a client does with a model: train it, test it, and cut batches for a sensitivity map."""
+"""What a client does with a model: train it and test it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from client.dataset import Dataset
 from client.seeding import seeded
+from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 
 EVALUATION_BATCH = 256
@@ -85,28 +85,11 @@ def test(model: nn.Module, test_set: Dataset, device: torch.device) -> tuple[flo
     model.to(device).eval()
     loss = correct = 0.0
     with torch.inference_mode():
-        for x, y in batches(test_set, EVALUATION_BATCH):
+        for x, y in test_set.batches(EVALUATION_BATCH):
             logits, labels = model(x.to(device)), y.to(device)
             loss += cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(dim=1) == labels).sum().item()
     return loss / len(test_set), correct / len(test_set)
-
-
-def batches(dataset: Dataset, size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Cut a data set into batches, in its own order.
-
-    Args:
-        dataset: the images.
-        size: images per batch; the last batch may have fewer.
-        limit: use the first so many images only; None for all. The parts of a partition are
-            shuffled, so the first ones are a random sample.
-
-    Returns:
-        Pairs of images (size, channels, height, width) and labels (size,), on the CPU. They are
-        views, so the list costs no memory and can be iterated again.
-    """
-    x, y = dataset.x[:limit], dataset.y[:limit]
-    return [(x[at : at + size], y[at : at + size]) for at in range(0, len(y), size)]
 
 
 def default_device() -> torch.device:

@@ -2,7 +2,7 @@
 
 Needs Docker with docker compose (or docker-compose), and Python; the certificates and keys are made
 inside the image. Everything ends up in one folder, runs/deploy-demo by default. Environment:
-``BASE_IMAGE``, ``PIP_INDEX_URL``, ``TORCH_INDEX_URL`` and ``FEDERATION_IMAGE`` as in compose.yml.
+the Dockerfile's build arguments, and what compose.yml lists.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import IO
 DOCKER = Path(__file__).resolve().parent
 ROOT = DOCKER.parent
 SITES = (1, 2, 3)
+ATTEMPTS = 3  # to stop the containers
 SERVERS = ("superlink", "superexec-serverapp")
 RUNNING = (
     *SERVERS,
@@ -57,10 +58,11 @@ class Demo:
             **os.environ,
             "FEDERATION_IMAGE": os.environ.get("FEDERATION_IMAGE", "fedsens:demo"),
             "FEDERATION_SECRETS": str(self.secrets),
+            "COMPOSE_HTTP_TIMEOUT": "300",  # docker-compose 1.29 gives a busy engine one minute
             "FEDERATION_PORT": os.environ.get("FEDERATION_PORT", "127.0.0.1:0"),
         }
         if not _has_buildkit():
-            self.environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+            self.environment["DOCKER_BUILDKIT"] = "0"
         self._compose = _compose()
         self.user = self._choose_user()
         self.environment["FEDERATION_USER"] = str(self.user)
@@ -69,7 +71,10 @@ class Demo:
         """Build the image."""
         self.environment.setdefault("BASE_IMAGE", self._base_image())
         self.environment |= _local_packages()
-        self.compose("build", "superlink")
+        names = ("BASE_IMAGE", "PIP_INDEX_URL", "TORCH_INDEX_URL", "CA_BUNDLE")
+        arguments = [argument for name in names for argument in ("--build-arg", name)]
+        files = ("-f", str(DOCKER / "Dockerfile"), "-t", self.environment["FEDERATION_IMAGE"])
+        self._call(["docker", "build", *files, *arguments, str(ROOT)], None)
 
     def make_secrets(self) -> None:
         """Make certificates, the SuperNodes' keys and the clients' CKKS key."""
@@ -130,11 +135,21 @@ class Demo:
         return digest
 
     def stop(self) -> None:
-        """Keep the logs, then stop and remove everything but the image."""
+        """Keep the logs, then stop and remove everything but the image.
+
+        Raises:
+            DemoError: something is left, because the engine does not do as it is told.
+        """
         if self.folder.exists():
             with (self.folder / "containers.log").open("wb") as log:
                 self._call([*self.compose_command(), "logs", "--no-color"], log, check=False)
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+        down = ("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        for _ in range(ATTEMPTS):
+            if self.compose(*down, check=False) == 0:
+                return
+        raise DemoError(
+            f"containers are left; remove them: docker compose -p {self._project} down -v"
+        )
 
     def inside(self, service: str, *command: str) -> str:
         """Run a command inside a running container and return what it writes."""
@@ -156,9 +171,9 @@ class Demo:
         """Run docker and return what it writes."""
         return self._call(["docker", *arguments], subprocess.PIPE)
 
-    def compose(self, *arguments: str, check: bool = True) -> None:
-        """Run docker compose, whose output a person sees."""
-        self._call([*self.compose_command(), *arguments], None, check=check)
+    def compose(self, *arguments: str, check: bool = True) -> int:
+        """Run docker compose, whose output a person sees, and return its exit status."""
+        return self._run([*self.compose_command(), *arguments], None, check).returncode
 
     def compose_command(self) -> list[str]:
         """The compose command with this federation's files and project."""
@@ -168,11 +183,16 @@ class Demo:
     def _call(
         self, command: Sequence[str], output: int | IO[bytes] | None, check: bool = True
     ) -> str:
+        return self._run(command, output, check).stdout or ""
+
+    def _run(
+        self, command: Sequence[str], output: int | IO[bytes] | None, check: bool
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command, env=self.environment, stdout=output, text=True, check=False)
         if check and done.returncode:
             shown = " ".join(command)
             raise DemoError(f"expected this to succeed, it ended with {done.returncode}: {shown}")
-        return str(done.stdout or "")
+        return done
 
     def _hand_over(self) -> None:
         if os.geteuid() == 0:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fedsens.errors import ConfigurationError, FedSensError
+from fedsens.mapping.command import map_command
 
 app = typer.Typer(
     help="Selective homomorphic encryption for federated learning with Flower.",
@@ -285,17 +286,39 @@ def bench_codec(
 
 @bench.command("map")
 def bench_map(
-    samples: Annotated[int, typer.Option(min=1, help="Samples per map.")] = 512,
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            help="lenet28, lenet-100, resnet18-10, resnet18-100 or transformer; repeat it for "
+            "several. Default: all, about ten minutes.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per map, instead of each case's own number.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 3,
     json_file: JsonFile = None,
 ) -> None:
-    """The sensitivity map beside torch.func and the literal loop."""
-    from fedsens.bench.map import bench_map as run
-    from fedsens.bench.screen import map_table
+    """The sensitivity map beside torch.func, BackPACK, Opacus, the literal loop and training.
 
+    BackPACK and Opacus come with pip install 'fedsens[bench]'; without them their rows are absent.
+    """
+    from fedsens.bench.map import bench_case, environment
+    from fedsens.bench.map_cases import chosen_cases
+    from fedsens.bench.map_screen import case_view
+
+    reports = []
     with named_errors():
-        rows = run(samples=samples)
-    console.print(map_table(rows))
-    write_json(json_file, rows)
+        for case in chosen_cases(cases or []):
+            with console.status(f"measuring {case.title}"):
+                reports.append(bench_case(case, samples, repeats))
+            console.print(case_view(reports[-1]))
+    content = {"environment": environment(), "cases": [asdict(report) for report in reports]}
+    write_json(json_file, content)
+
+
+app.command("map")(named_errors()(map_command))
 
 
 def _passphrase(path: Path | None, confirm: bool = False) -> str:

@@ -55,6 +55,8 @@ class FedSensConfig(BaseModel):
         rotate_at: rounds from which on a new key is used (comma-separated in a run config).
         public_parameters: files with the public parameters of the keys in the order of their use;
             the server then accepts no other keys (comma-separated in a run config).
+        refresh_below: a new mask replaces the one in use only if their overlap (intersection
+            over union) is below this; 1 replaces whatever differs.
         key_timeout: seconds that key agreement may take.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
@@ -85,6 +87,7 @@ class FedSensConfig(BaseModel):
     refresh_every: int = Field(default=0, ge=0)
     rotate_at: tuple[int, ...] = ()
     public_parameters: tuple[Path, ...] = ()
+    refresh_below: float = Field(default=1.0, gt=0, le=1)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)

@@ -6,7 +6,7 @@
     ├── ConfigurationError        an option or a combination of options is wrong
     ├── LayoutError               two models do not have the same parameters
     ├── DataError                 a data set cannot be read as what it claims to be
-    ├── SensitivityError          a sensitivity map cannot be computed or merged
+    ├── SensitivityError          a sensitivity map cannot be computed, merged or read
     ├── MaskError                 a mask is malformed, or not the mask that was agreed
     ├── CryptoError
     │   ├── ValueRangeError       a value is NaN, infinite or beyond the declared range
@@ -22,7 +22,8 @@
     ├── CheckpointError           a checkpoint is damaged, or belongs to another run
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
-    └── DeploymentError           a run on a deployed SuperLink did not start or complete
+    ├── DeploymentError           a run on a deployed SuperLink did not start or complete
+    └── BenchmarkError            methods that should compute the same number disagree
 
 Messages say what was expected, what came instead and what to do. They never hold a
 parameter value, a key or a sensitivity.
@@ -46,7 +47,7 @@ class DataError(FedSensError):
 
 
 class SensitivityError(FedSensError):
-    """A sensitivity map cannot be computed or merged."""
+    """A sensitivity map cannot be computed, merged or read."""
 
 
 class MaskError(FedSensError):
@@ -111,3 +112,7 @@ class SimulationError(FedSensError):
 
 class DeploymentError(FedSensError):
     """A run on a deployed SuperLink did not start or did not complete."""
+
+
+class BenchmarkError(FedSensError):
+    """Methods that should compute the same number disagree."""

@@ -21,6 +21,7 @@ ARGUMENT = {
     "identity": "identity file",
     "roster": "roster file",
     "bench": "codec",
+    "map": "MODULE:FUNCTION",
 }
 
 

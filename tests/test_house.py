@@ -15,7 +15,11 @@ ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "errors": 0,
+    "extras": 1,
+    "files": 1,
     "layout": 1,
+    "topk": 1,
+    "data": 2,
     "sensitivity": 2,
     "mask": 2,
     "crypto": 2,
@@ -25,6 +29,7 @@ LEVELS = {
     "bench": 6,
     "simulation": 6,
     "audit": 6,
+    "mapping": 6,
     "deployment": 7,
     "cli": 8,
 }
@@ -32,9 +37,18 @@ ALLOWED = {
     "tenseal": {"crypto"},
     "flwr": {"flower", "simulation", "cli"},
     "cryptography": {"protocol"},
-    "typer": {"cli"},
+    "typer": {"cli", "mapping"},
 }
-LIGHT = {"errors", "layout", "mask", "crypto", "config", "protocol"}  # start without torch
+LIGHT = {
+    "errors",
+    "files",
+    "layout",
+    "topk",
+    "mask",
+    "crypto",
+    "config",
+    "protocol",
+}  # start without torch
 
 
 def home_of(path):

@@ -1,193 +1,187 @@
-"""What a sensitivity map costs, beside the same number computed in other ways."""
+"""What a sensitivity map costs, beside the same and similar numbers computed in other ways."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from statistics import median
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
-from torch.nn.functional import cross_entropy
 
-from fedsens.sensitivity import sensitivity_map
+from fedsens.bench import map_libraries as libraries
+from fedsens.bench import map_torch as plain
+from fedsens.bench.map_cases import Case
+from fedsens.bench.map_contest import Contender, Terms, check_same, play
+from fedsens.bench.map_gates import judge
+from fedsens.bench.map_measure import measuring
+from fedsens.bench.map_methods import Method, ours, training_step
+from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR, CaseReport, MapRow
+from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
-Row = dict[str, Any]
-Job = Callable[[], object]
+BATCH = 32  # of a training step
 
-CHUNKS = (16, 32, 64)
-
-
-def lenet(classes: int = 10) -> nn.Sequential:
-    """LeNet-5 for 28 x 28 images; 61 706 parameters with 10 classes.
-
-    Args:
-        classes: number of outputs.
-
-    Returns:
-        The model.
-    """
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
-    )
+OURS: dict[str, dict[str, Any]] = {
+    TRUE_LABEL: {"rule": "true_label"},
+    VECTOR: {"rule": "vector"},
+    PROBE: {"rule": "vector", "rows": 1},
+}
+BATCH_FISHER, SUM_FISHER = "BackPACK BatchDiagGGNExact", "BackPACK DiagGGNExact"
+METHODS = (
+    *(Method(name, name, None, False, "own", ours(**o)) for name, o in OURS.items()),
+    Method("torch.func vmap(grad)", "true_label", TRUE_LABEL, True, "one row", plain.func_grad),
+    Method("torch.func vmap(jacrev)", "vector", VECTOR, True, "all rows", plain.func_jacobian),
+    Method("torch.func vmap(grad) x C", "vector", VECTOR, True, "all rows", plain.func_rows),
+    Method("batched double backward", "vector", VECTOR, True, "label rows", plain.batched_jacobian),
+    Method("BackPACK BatchGrad x C", "vector", VECTOR, True, "all rows", libraries.backpack_rows),
+    Method("Opacus x C", "vector", VECTOR, True, "all rows", libraries.opacus_rows),
+    Method(BATCH_FISHER, "Fisher diagonal", VECTOR, False, "all rows", libraries.backpack_fisher),
+    Method(SUM_FISHER, "its sum", VECTOR, False, "all rows", libraries.backpack_summed_fisher),
+    Method(STEP, "gradients of a batch", None, False, "batch", training_step),
+)
 
 
-def bench_map(
-    samples: int = 512, repeats: int = 5, classes: int = 10, literal_elements: int = 64
-) -> list[Row]:
-    """Measure the cost per sample of maps of a LeNet on random images, on one thread.
+ELEMENTWISE = Method(LITERAL, "vector", VECTOR, True, "own", ours())
 
-    Time is process CPU time (other load on the machine does not count), the median over
-    ``repeats`` interleaved rounds after one warm-up. torch.func gets the best of several chunk
-    sizes. The literal double backward is run for a few elements of one sample's gradient and
-    extrapolated to all of them.
+
+def bench_case(case: Case, samples: int | None = None, repeats: int = 3) -> CaseReport:
+    """Measure every method on one case, in this process alone and on one thread.
+
+    Time is process CPU time, the median over interleaved rounds after a warm-up in which each
+    method tries its chunks. A slow method gets fewer samples and rounds. Methods that compute
+    the same number as :func:`sensitivity_map` are checked against it first. The literal double
+    backward runs for a few elements of one sample's gradient and is extrapolated to all of them.
 
     Args:
-        samples: K.
+        case: the case.
+        samples: how many samples the fast methods are measured on, instead of the case's number.
         repeats: number of rounds.
-        classes: C.
-        literal_elements: gradient elements to time in the literal loop.
 
     Returns:
-        One row per method, in ``ms_per_sample``, with the ``steps`` of training that a sample's
-        share costs, ``vs_torch_func`` (how many times cheaper than torch.func's same number; None
-        where there is none), and ``extrapolated``.
+        The rows, what is absent and why, and the limits that are reached.
+
+    Raises:
+        BenchmarkError: a method that should compute the same number computes another.
+    """  # noqa: DOC502 - raised by check_same
+    with measuring():
+        arena = _Arena(case, samples or case.samples, Terms(repeats, case.limit))
+        contenders = arena.contenders()
+        play(contenders, arena.x, arena.y, arena.terms)
+        literal = arena.literal()
+    rows = _rows(contenders, literal, arena.maps)
+    size = sum(parameter.numel() for parameter in arena.model.parameters())
+    gates = judge(rows, case.kind)
+    return CaseReport(case.name, case.title, size, case.classes, rows, arena.absent, gates)
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on.
+
+    Returns:
+        Versions and machine.
     """
-    with _one_thread():
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(0)
-        model = lenet(classes)
-        x, y = torch.randn(samples, 1, 28, 28), torch.randint(classes, (samples,))
-        jobs = _jobs(model, x, y)
-        measured = _measure(jobs, repeats)
-        literal = _literal_ms(model, x[:1], y[:1], literal_elements)
-        torch.set_rng_state(torch_state)
-    per_sample = {name: 1e3 * seconds / samples for name, seconds in measured.items()}
-    return _rows(per_sample, literal, samples, classes)
+    found = {}
+    for package in ("torch", "backpack-for-pytorch", "opacus"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"machine": platform.machine(), "threads": 1, "time": "process CPU time"}
 
 
-def _rows(ms: dict[str, float], literal: float, samples: int, classes: int) -> list[Row]:
-    func_grad = min(v for k, v in ms.items() if k.startswith("torch.func vmap(grad)"))
-    func_jac = min(v for k, v in ms.items() if k.startswith("torch.func vmap(jacrev)"))
-    step = ms["training step"]
-    table = [
-        ("sensitivity_map true_label", "true_label", ms["true_label"], func_grad),
-        ("sensitivity_map vector, exact", "vector", ms["vector"], func_jac),
-        ("sensitivity_map vector, 1 probe", "vector (estimate)", ms["probe"], func_jac),
-        ("torch.func vmap(grad), best chunk", "true_label", func_grad, func_grad),
-        ("torch.func vmap(jacrev), best chunk", "vector", func_jac, func_jac),
-        ("literal double backward", "vector", literal, func_jac),
-        ("training step", "-", step, None),
+class _Arena:
+    """A case's model and data, and the methods that can serve it."""
+
+    def __init__(self, case: Case, samples: int, terms: Terms) -> None:
+        self.case, self.samples, self.terms = case, samples, terms
+        self.model, self.x, self.y = case.make(max(samples, BATCH))
+        self.few = min(case.checked, samples)
+        few = [(self.x[: self.few], self.y[: self.few])]
+        self.maps = {name: sensitivity_map(self.model, few, **o) for name, o in OURS.items()}
+        self.absent: dict[str, str] = {}
+
+    def contenders(self) -> list[Contender]:
+        """Every method that can serve the model, checked and with its best chunk."""
+        ready = []
+        for method in METHODS:
+            try:
+                ready.append(self._ready(method))
+            except (ImportError, NotImplementedError) as error:
+                self.absent[method.name] = _reason(error)
+        return ready
+
+    def _ready(self, method: Method) -> Contender:
+        contender = Contender(method, method.build(self.model, self.case.classes))
+        chunks = self.case.chunks.get(method.chunk, (BATCH,))
+        sums = contender.meet(self.x[: self.few], self.y[: self.few], chunks[0])
+        if method.same and method.versus is not None:
+            check_same(method.name, sums, self.maps[method.versus].sums)
+        most = max(self.samples, BATCH) if method.chunk == "batch" else self.samples
+        contender.tune(self.x[:most], self.y[:most], chunks, self.terms)
+        return contender
+
+    def literal(self) -> float:
+        """CPU seconds per sample of the literal double backward, checked like the others."""
+        x, y = self.x[:1], self.y[:1]
+        seconds, places, norms = plain.literal(
+            self.model, x, y, self.case.classes, self.case.literal_elements
+        )
+        sums = sensitivity_map(self.model, [(x, y)], **OURS[VECTOR]).sums.values()
+        expected = torch.cat([value.reshape(-1) for value in sums])[places]
+        check_same(LITERAL, {"the timed elements": norms}, {"the timed elements": expected})
+        return seconds
+
+
+def _reason(error: ImportError | NotImplementedError) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install 'fedsens[bench]'"
+    first = error.args[0] if error.args else error
+    # Opacus gives a list of errors
+    return shorten(str(first[0] if isinstance(first, list) else first), 160, placeholder=" ...")
+
+
+def _rows(
+    contenders: Sequence[Contender], literal: float, maps: Mapping[str, SensitivityMap]
+) -> list[MapRow]:
+    seconds = {contender.method.name: contender.seconds for contender in contenders}
+
+    def row(method: Method, cost: float, samples: int, rounds: int, **others: Any) -> MapRow:
+        versus = method.versus
+        return MapRow(
+            method.name,
+            method.quantity,
+            versus if method.same else None,
+            1e3 * cost,
+            cost / seconds[STEP],
+            versus,
+            None if versus is None else cost / seconds[versus],
+            samples,
+            rounds,
+            engines=_engines(maps.get(method.name)),
+            **others,
+        )
+
+    measured = [
+        row(
+            contender.method,
+            contender.seconds,
+            contender.samples,
+            len(contender.per_sample),
+            chunk=None if contender.method.chunk == "own" else contender.chunk,
+            peak_mb=None if contender.peak is None else contender.peak / 2**20,
+        )
+        for contender in contenders
     ]
     return [
-        {
-            "method": method,
-            "rule": rule,
-            "samples": samples,
-            "classes": classes,
-            "ms_per_sample": value,
-            "steps": value / step,
-            "vs_torch_func": None if anchor is None else anchor / value,
-            "extrapolated": method.startswith("literal"),
-        }
-        for method, rule, value, anchor in table
+        *measured,
+        row(ELEMENTWISE, literal, 1, 1, chunk=None, peak_mb=None, extrapolated=True),
     ]
 
 
-def _jobs(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Job]:
-    batches = [(x, y)]
-    jobs: dict[str, Job] = {
-        "true_label": lambda: sensitivity_map(model, batches, rule="true_label"),
-        "vector": lambda: sensitivity_map(model, batches, rule="vector"),
-        "probe": lambda: sensitivity_map(model, batches, rule="vector", rows=1),
-        "training step": lambda: _train(model, x, y),
-    }
-    for chunk in CHUNKS:
-        jobs[f"torch.func vmap(grad) {chunk}"] = partial(_func_grad, model, x, y, chunk)
-        jobs[f"torch.func vmap(jacrev) {chunk}"] = partial(_func_jac, model, x, chunk)
-    return jobs
-
-
-def _measure(jobs: dict[str, Job], repeats: int) -> dict[str, float]:
-    for job in jobs.values():
-        job()
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            start = time.process_time()
-            job()
-            times[name].append(time.process_time() - start)
-    return {name: median(values) for name, values in times.items()}
-
-
-def _train(model: nn.Module, x: Tensor, y: Tensor, batch: int = 32) -> None:
-    """The gradients of one epoch; they are not applied, which costs next to nothing."""
-    leaves = list(model.parameters())
-    for xs, ys in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-        torch.autograd.grad(cross_entropy(model(xs), ys), leaves)
-
-
-def _func_grad(model: nn.Module, x: Tensor, y: Tensor, chunk: int) -> dict[str, Tensor]:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(model, weights, (x[None],)), y[None])
-
-    sums = {name: torch.zeros_like(p) for name, p in weights.items()}
-    for xs, ys in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
-        for name, g in vmap(grad(loss), in_dims=(None, 0, 0))(weights, xs, ys).items():
-            sums[name] += g.abs().sum(0)
-    return sums
-
-
-def _func_jac(model: nn.Module, x: Tensor, chunk: int) -> dict[str, Tensor]:
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-
-    def by_label(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return -torch.log_softmax(functional_call(model, weights, (x[None],))[0], -1)
-
-    sums = {name: torch.zeros_like(p) for name, p in weights.items()}
-    for xs in torch.split(x, chunk):
-        for name, j in vmap(jacrev(by_label), in_dims=(None, 0))(weights, xs).items():
-            sums[name] += torch.linalg.vector_norm(j, dim=1).sum(0)
-    return sums
-
-
-def _literal_ms(model: nn.Module, x: Tensor, y: Tensor, elements: int) -> float:
-    parameters = list(model.parameters())
-    size = sum(p.numel() for p in parameters)
-    start = time.process_time()
-    label = nn.functional.one_hot(y, model(x).shape[-1]).float().requires_grad_()
-    grads = torch.autograd.grad(cross_entropy(model(x), label), parameters, create_graph=True)
-    prepared = time.process_time() - start
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    chosen = torch.linspace(0, size - 1, elements).long().tolist()
-    start = time.process_time()
-    for index in chosen:
-        torch.autograd.grad(flat[index], label, retain_graph=True)
-    return 1e3 * (prepared + (time.process_time() - start) / elements * size)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _engines(result: SensitivityMap | None) -> dict[str, int] | None:
+    """How many parameters each engine has served."""
+    if result is None:
+        return None
+    return dict(Counter(result.meta["engines"].values()))

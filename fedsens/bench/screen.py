@@ -1,9 +1,8 @@
-"""Benchmark rows as tables."""
+"""The codec's figures as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
@@ -44,33 +43,4 @@ def codec_table(rows: Sequence[CodecRow]) -> Table:
     table.add_row("security, bits", *(str(row.security_bits) for row in rows))
     for label, name in ERRORS.items():
         table.add_row(label, *(f"{getattr(row, name):.0e}" for row in rows))
-    return table
-
-
-def map_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """One line per method.
-
-    Args:
-        rows: what :func:`fedsens.bench.map.bench_map` measured.
-
-    Returns:
-        The table.
-    """
-    table = Table(
-        title="Sensitivity map of LeNet-28, CPU time per sample on one thread",
-        caption="* extrapolated from a few elements of one sample's gradient",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("")
-    for name in ("ms", "training steps", "torch.func / this"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        ratio = row["vs_torch_func"]
-        table.add_row(
-            row["method"] + ("*" if row["extrapolated"] else ""),
-            f"{row['ms_per_sample']:,.3f}",
-            f"{row['steps']:,.1f}",
-            "" if ratio is None else f"{ratio:.2g}x",
-        )
     return table

@@ -347,19 +347,24 @@ class Session:
     def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
         masking = Masking(self._config, self.keys, self.model.layout)
         try:
-            self.mask = masking.make(grid, lambda: self._shown(server_round), server_round)
+            new = masking.make(grid, lambda: self._shown(server_round), server_round)
         except PhaseError as error:
             if must:
                 raise
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
+            new = self.mask
+        overlap = self.mask.overlap(new)
+        if must or overlap < self._config.refresh_below:
+            self.mask = new
         for report in masking.reports:
             self._emit(report)
         logger.info(
-            "mask from round %d on: %d of %d parameters encrypted, digest %s",
+            "mask of round %d: %d of %d parameters encrypted, digest %s, overlap %.2f with before",
             server_round,
             self.mask.k,
             self.mask.size,
             self.mask.digest[:16],
+            overlap,
         )
 
 

@@ -3,8 +3,8 @@
 from fedsens.mask import policies as _policies
 from fedsens.mask.mask import EncryptionMask
 from fedsens.mask.registry import Policy, PolicyInput, get_policy, policy_names, register_policy
-from fedsens.mask.select import mask_count, select_mask
-from fedsens.mask.topk import top_k
+from fedsens.mask.select import select_mask
+from fedsens.topk import mask_count, top_k
 
 del _policies  # imported only to register the policies that fedsens brings
 

@@ -64,6 +64,19 @@ class EncryptionMask:
         """SHA-256 (hexadecimal) of the canonical bytes: equal exactly for equal masks."""
         return hashlib.sha256(wire.pack(self.selected, self.layout_digest)).hexdigest()
 
+    def overlap(self, other: EncryptionMask) -> float:
+        """Intersection over union of the encrypted coordinates: 1 - staleness.
+
+        Args:
+            other: a mask of the same layout.
+
+        Returns:
+            From 0 to 1; 1 where both select the same coordinates.
+        """
+        either = int(np.count_nonzero(self.selected | other.selected))
+        both = int(np.count_nonzero(self.selected & other.selected))
+        return both / either if either else 1.0
+
     def partition(self, flat: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Split a vector into what is encrypted and what is sent in plaintext.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsens.layout import ParameterLayout
 from fedsens.mask.registry import PolicyInput, register_policy
-from fedsens.mask.topk import top_k
+from fedsens.topk import top_k
 
 
 @register_policy("sensitivity", needs=("scores",))

@@ -15,6 +15,7 @@ from fedsens.mask.forced import forced_names
 from fedsens.mask.inputs import CHECKS, FlatMap
 from fedsens.mask.mask import EncryptionMask
 from fedsens.mask.registry import Policy, PolicyInput, get_policy
+from fedsens.topk import mask_count
 
 
 def select_mask(
@@ -69,29 +70,6 @@ def select_mask(
         arrays = {need: values[~selected] for need, values in arrays.items()}
     selected[~selected] = _run(rule, PolicyInput(free, k - forced, seed, **arrays))
     return EncryptionMask(selected, layout.digest)
-
-
-def mask_count(ratio: float, size: int) -> int:
-    """k, the number of coordinates that a ratio stands for.
-
-    The largest integer not above ``ratio * size``, where the product counts as the integer it
-    would be without rounding: 0.29 of 100 is 29, and a mask's own ratio gives its own k.
-
-    Args:
-        ratio: in [0, 1].
-        size: P.
-
-    Returns:
-        k in ``[0, size]``.
-
-    Raises:
-        ConfigurationError: the ratio is outside [0, 1] or not a number.
-    """
-    if not 0 <= ratio <= 1:
-        raise ConfigurationError(f"expected a ratio in [0, 1], got {ratio}; use 0.1 for 10 %")
-    product = float(ratio) * size
-    nearest = round(product)
-    return nearest if math.isclose(product, nearest, rel_tol=1e-15) else math.floor(product)
 
 
 def _too_small(k: int, forced: int, size: int, policy: str) -> str:

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.wire import parse_batch
 from fedsens.errors import CheckpointError, FedSensError
+from fedsens.files import read_checked, write_checked
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.export import ModelFileHeader, header_of, model_from, tensors_of
-from fedsens.protocol.files import read_checked, write_checked
 from fedsens.protocol.model import Arrays, ProtectedModel
 from fedsens.protocol.report import PhaseReport
 

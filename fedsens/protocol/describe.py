@@ -15,11 +15,11 @@ from fedsens.crypto.keys import FILE_TYPE as KEY_TYPE
 from fedsens.crypto.keys import read_private
 from fedsens.crypto.wire import parse_batch
 from fedsens.errors import FedSensError, ProtocolError
+from fedsens.files import UNREADABLE, read_header
 from fedsens.protocol import checkpoint, export
 from fedsens.protocol.checkpoint import load_checkpoint
 from fedsens.protocol.envelope import roster_fingerprint
 from fedsens.protocol.export import load_protected
-from fedsens.protocol.files import UNREADABLE, read_header
 from fedsens.protocol.keyfile import LOCKED_TYPE, PUBLIC_TYPE, PublicParameters, locked_key_in
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import read_reports

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ProtocolError
+from fedsens.files import read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.files import read_checked, write_checked, write_tensors
 from fedsens.protocol.model import Arrays, ProtectedModel
 
 FILE_TYPE = "fedsens protected model"

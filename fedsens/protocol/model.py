@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import CkksParameters, Decryptor, SecretKey
 from fedsens.errors import LayoutError, MaskError, ProtocolError
+from fedsens.files import Arrays as Arrays
+from fedsens.files import digest_of as digest_of
 from fedsens.layout import Entry, ParameterLayout
 from fedsens.mask import EncryptionMask
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -184,23 +183,6 @@ def _plain_shape(shape: tuple[int, ...], selected: NDArray[np.bool_] | None) -> 
     if selected is None or not selected.any():
         return shape
     return (int(selected.size - np.count_nonzero(selected)),)
-
-
-def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hexadecimal) of a whole model: names, types, shapes and bytes in order.
-
-    Args:
-        arrays: name to array.
-
-    Returns:
-        The digest. It is a fingerprint for people who hold the model: never send it to a party
-        that must not learn the model, since few masked values could be guessed from it.
-    """
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(f"{name}|{array.dtype}|{list(array.shape)}|".encode())
-        digest.update(np.asarray(array, order="C").tobytes())
-    return digest.hexdigest()
 
 
 def tied_apart(

@@ -1,4 +1,14 @@
-"""Samples in and out of batches: tensors, or tuples, lists and mappings of tensors."""
+"""Samples in and out of batches, as data loaders have them.
+
+A batch is
+
+- a pair (inputs, labels), or a tuple or list of several inputs and then the labels;
+- a mapping with ``labels`` or ``label``, as Hugging Face data sets and collators give: what else
+  it holds (``input_ids``, ``attention_mask``, ``pixel_values``, ...) are the model's keyword
+  arguments.
+
+Inputs are a tensor, or tuples, lists and mappings of tensors, the samples on the first axis.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +19,21 @@ import torch
 from torch import Tensor
 
 from fedsens.errors import SensitivityError
+from fedsens.sensitivity.targets import IGNORE
 
 Inputs = Any  # a tensor, or a tuple, list or dict of inputs
+LABELS = ("labels", "label")
 
 
-def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+def map_tensors(
+    inputs: Inputs, function: Callable[[Tensor], Tensor], name: str = "inputs"
+) -> Inputs:
     """Apply a function to every tensor of a sample's or a batch's inputs.
 
     Args:
         inputs: a tensor, or a tuple, list or mapping of inputs.
         function: tensor to tensor.
+        name: what to call the inputs in an error.
 
     Returns:
         Inputs of the same structure (mappings become dicts).
@@ -29,13 +44,13 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     if isinstance(inputs, Tensor):
         return function(inputs)
     if isinstance(inputs, Mapping):
-        return {key: map_tensors(value, function) for key, value in inputs.items()}
+        return {k: map_tensors(v, function, f"{name}[{k!r}]") for k, v in inputs.items()}
     if isinstance(inputs, (list, tuple)):
-        parts = [map_tensors(value, function) for value in inputs]
+        parts = [map_tensors(v, function, f"{name}[{i}]") for i, v in enumerate(inputs)]
         return parts if isinstance(inputs, list) else tuple(parts)
     raise SensitivityError(
-        f"expected inputs that are tensors, or tuples, lists or dicts of them, got "
-        f"{type(inputs).__name__}; convert the batches, e.g. with a generator"
+        f"expected a tensor as {name}, got {type(inputs).__name__}; make it a tensor or drop it "
+        "from the batches (remove_columns of a Hugging Face data set)"
     )
 
 
@@ -72,30 +87,61 @@ def part(inputs: Inputs, start: int, stop: int) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor[start:stop])
 
 
+def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
+    """Take the labels out of a batch.
+
+    Args:
+        batch: see the top of this file.
+
+    Returns:
+        Inputs and labels.
+
+    Raises:
+        SensitivityError: it is no batch of inputs and labels.
+    """
+    if isinstance(batch, Mapping):
+        inputs, labels = _split_mapping(batch)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        *parts, labels = batch
+        inputs = parts[0] if len(parts) == 1 else tuple(parts)
+    else:
+        raise SensitivityError(
+            "expected batches that are tuples (inputs, ..., labels) or mappings with labels, got "
+            f"{type(batch).__name__}; convert them, e.g. ((b['x'], b['y']) for b in loader)"
+        )
+    if not isinstance(labels, Tensor):
+        raise SensitivityError(f"expected labels as a tensor, got {type(labels).__name__}")
+    return inputs, labels
+
+
+def _split_mapping(batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
+    found = [key for key in LABELS if key in batch]
+    inputs = {key: value for key, value in batch.items() if key not in LABELS}
+    if len(found) != 1 or not inputs:
+        raise SensitivityError(
+            f"expected a batch of inputs and either {' or '.join(LABELS)}, got a mapping of "
+            f"{', '.join(map(str, batch)) or 'nothing'}; rename or drop columns"
+        )
+    return inputs, batch[found[0]]
+
+
 def checked_batches(
     batches: Iterable[Any], device: torch.device
 ) -> Iterator[tuple[Inputs, Tensor]]:
     """Iterate over batches, checked and moved to a device; batches of no samples are skipped.
 
     Args:
-        batches: iterable of (inputs, labels).
+        batches: iterable of batches; see the top of this file.
         device: where they shall be.
 
     Yields:
         Inputs and labels whose first axes have one length of at least 1.
 
     Raises:
-        SensitivityError: a batch is not a pair of tensors with the same number of samples.
+        SensitivityError: inputs and labels do not have the same number of samples.
     """
     for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise SensitivityError(
-                f"expected batches that are pairs (inputs, labels), got {type(batch).__name__}; "
-                "convert them, e.g. ((b['img'], b['label']) for b in loader)"
-            )
-        x, y = batch
-        if not isinstance(y, Tensor):
-            raise SensitivityError(f"expected labels as a tensor, got {type(y).__name__}")
+        x, y = split_batch(batch)
         lengths = {len(t) if t.ndim else None for t in (*tensors_of(x), y)}
         if len(lengths) != 1 or None in lengths:
             shapes = [tuple(t.shape) for t in (*tensors_of(x), y)]
@@ -104,3 +150,21 @@ def checked_batches(
             )
         if len(y):
             yield map_tensors(x, lambda tensor: tensor.to(device)), y.to(device)
+
+
+def next_token_batches(batches: Iterable[Any]) -> Iterator[tuple[Inputs, Tensor]]:
+    """Batches for a causal language model whose labels are its own tokens.
+
+    Hugging Face's collators give such a model labels that equal its ``input_ids``, and its loss
+    moves them by one. A map takes the logits, so here the labels move: position t gets the label
+    of t + 1, and the last position is ignored.
+
+    Args:
+        batches: iterable of batches with labels of shape (samples, positions).
+
+    Yields:
+        Inputs and moved labels, for ``loss="token_cross_entropy"``.
+    """
+    for batch in batches:
+        x, y = split_batch(batch)
+        yield x, torch.cat([y[:, 1:], torch.full_like(y[:, :1], IGNORE)], 1)

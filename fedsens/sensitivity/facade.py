@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
+from fedsens.sensitivity.agreement import StoppingRule
 from fedsens.sensitivity.batching import Inputs, checked_batches, part, tensors_of
+from fedsens.sensitivity.budget import map_bytes
 from fedsens.sensitivity.footprint import Footprint, footprint
+from fedsens.sensitivity.halves import Dealer
 from fedsens.sensitivity.losses import LabelLoss, PerSample
 from fedsens.sensitivity.map import SensitivityMap
-from fedsens.sensitivity.parameters import select_parameters
+from fedsens.sensitivity.parameters import Selection, select_parameters
 from fedsens.sensitivity.plan import make_plan
 from fedsens.sensitivity.preserve import preserved
 from fedsens.sensitivity.runner import Runner, check_engine
@@ -35,6 +38,7 @@ def sensitivity_map(
     norm: str = "l2",
     rows: str | int = "exact",
     probe: str = "haar",
+    tokens: str = "sequence",
     params: Iterable[str] | None = None,
     forward: Forward | None = None,
     engine: str = "auto",
@@ -42,6 +46,8 @@ def sensitivity_map(
     chunk: int | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,
+    halves: bool = False,
+    stop_at: float | StoppingRule | None = None,
 ) -> SensitivityMap:
     """Measure how sensitive each parameter's gradient is to the labels.
 
@@ -61,13 +67,14 @@ def sensitivity_map(
 
     Args:
         model: any module whose samples do not interact in eval mode.
-        batches: iterable of (inputs, labels), the samples on the first axis of each. Inputs are a
-            tensor, or a tuple, list or dict of tensors.
+        batches: iterable of (inputs, labels), (input, ..., labels) or mappings with ``labels`` or
+            ``label``, the samples on the first axis. Inputs are a tensor, or tuples, lists and
+            mappings of tensors.
         loss: ``"cross_entropy"`` (logits (K, C); labels (K,) or (K, C)), ``"token_cross_entropy"``
             (logits (K, *positions, C); labels (K, *positions), -100 where ignored, or
-            probabilities; the norm is over the whole sequence), ``"binary_cross_entropy"`` (with
-            logits), ``"mse"``, another registered name, a :class:`LabelLoss` (such as
-            ``smoothed_cross_entropy(0.1)``) or a callable (z, y) -> one loss per sample.
+            probabilities), ``"binary_cross_entropy"`` (with logits), ``"mse"``, another
+            registered name, a :class:`LabelLoss` (such as ``smoothed_cross_entropy(0.1)``) or a
+            callable (z, y) -> one loss per sample.
         rule: ``"vector"`` or ``"true_label"``.
         center: how the loss depends on labels that do not sum to 1: ``"model"`` (as written),
             ``"label"`` (labels are divided by their sum), ``"uniform"`` (only changes that keep
@@ -75,13 +82,23 @@ def sensitivity_map(
         norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
         rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
         probe: ``"haar"`` or ``"gauss"``.
+        tokens: with one label per token, ``"sequence"`` (the norm is over the labels of the whole
+            sequence, its loss the mean over tokens) or ``"each"`` (every token that counts is a
+            sample with a loss of its own; as many times the backward passes).
         params: names to restrict the map to.
-        forward: (model, inputs) -> logits, where ``model(inputs)`` is not it.
-        engine: ``"auto"``, ``"func"`` (torch.func, falls back to loop) or ``"loop"``.
+        forward: (model, inputs) -> logits. By default inputs are the model's argument, its
+            arguments (tuple, list) or keyword arguments (mapping), and what it returns is the
+            logits or has them as ``logits``.
+        engine: ``"auto"``, ``"capture"`` (what has no rule goes to the others), ``"func"``
+            (torch.func, falls back to loop) or ``"loop"`` (right for any module).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
-        seed: of the probes. Clients should use different ones.
+        seed: of the probes and of the halves. Clients should use different ones.
         generator: source of the probes, on the CPU, instead of a seed.
+        halves: keep the maps of two random halves of the samples, for
+            :meth:`SensitivityMap.half_overlap`.
+        stop_at: keep the halves, and leave the remaining batches once they overlap by this much
+            in the top 10 %; a :class:`StoppingRule` for another share or schedule.
 
     Returns:
         The map, on the CPU: fp32 sums, or fp64 for fp64 parameters.
@@ -89,31 +106,46 @@ def sensitivity_map(
     Raises:
         SensitivityError: options, labels or logits are not as described, or there is no sample.
     """
-    plan = make_plan(loss, rule, center, norm, rows, probe)
+    plan = make_plan(loss, rule, center, norm, rows, probe, tokens)
     selection = select_parameters(model, params)
     task = Task(model, selection.parameters, forward or call_model, plan)
     _check_sizes(memory_budget, chunk)
-    run = _Run(task, Runner(task, check_engine(engine), chunk, memory_budget), seed, generator)
+    stop = StoppingRule(stop_at) if isinstance(stop_at, (int, float)) else stop_at
+    dealer = Dealer(seed) if halves or stop else None
+    if dealer and memory_budget is not None:
+        memory_budget = max(1, memory_budget - map_bytes(task))  # of the second half
+    runner = Runner(task, check_engine(engine), chunk, memory_budget)
+    draws = _generator(seed, generator)
+    runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
-            run.add(x, y)
-    if run.count == 0:
+            parts = dealer.deal(x, y) if dealer else [(x, y)]
+            for run, (inputs, labels) in zip(runs, parts, strict=True):
+                run.add(inputs, labels)
+            if stop and _agree(stop, runs, selection):
+                break
+    count = sum(run.count for run in runs)
+    if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
-    if run.count < FEW_SAMPLES:
-        LOGGER.info("%d samples; below %d the selection is noisy", run.count, FEW_SAMPLES)
-    sums = {name: value.cpu() for name, value in run.sums.items()}
-    return SensitivityMap(selection.expand(sums), run.count, plan.meta | run.meta)
+    if count < FEW_SAMPLES:
+        LOGGER.info("%d samples; below %d the selection is noisy", count, FEW_SAMPLES)
+    maps = [run.map(selection) for run in runs if run.count]
+    return maps[0] if len(maps) == 1 else SensitivityMap.from_halves(*maps)
+
+
+def _agree(stop: StoppingRule, halves: list[_Run], selection: Selection) -> bool:
+    first, second = halves
+    due = first.count and second.count and stop.due(first.count + second.count)
+    return bool(due) and stop.reached(first.map(selection), second.map(selection))
 
 
 class _Run:
     """The sums so far, and what the samples seen so far tell about the others."""
 
-    def __init__(
-        self, task: Task, runner: Runner, seed: int, generator: torch.Generator | None
-    ) -> None:
+    def __init__(self, task: Task, runner: Runner, generator: torch.Generator) -> None:
         self.task = task
         self.runner = runner
-        self.generator = _generator(seed, generator)
+        self.generator = generator
         self.sums: Sums = task.zeros()
         self.count = 0
         self._seen: tuple[Any, Footprint] | None = None
@@ -122,15 +154,22 @@ class _Run:
     def meta(self) -> dict[str, Any]:
         probed = self.task.plan.probes is not None
         seed = self.generator.initial_seed() if probed else None
-        chunk = 1 if self.runner.engine == "loop" else self.runner.chunk
-        return {"seed": seed, "engine": self.runner.engine, "chunk": chunk}
+        engines = {name: self.runner.served[name] for name in self.task.parameters}
+        return {"seed": seed, "engines": engines, "chunk": self.runner.chunk}
+
+    def map(self, selection: Selection) -> SensitivityMap:
+        sums = {name: value.to("cpu", copy=True) for name, value in self.sums.items()}
+        meta = self.task.plan.meta | self.meta
+        return SensitivityMap(selection.expand(sums), self.count, meta)
 
     def add(self, x: Inputs, y: Tensor) -> None:
+        if len(y) == 0:
+            return
         seen = self._footprint(x)
         labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
         weights = self.task.plan.draw(seen.shape, labels, self.generator)
         self.runner.add(self.sums, seen, x, labels, weights)
-        self.count += len(y)
+        self.count += self.task.plan.samples(labels)
 
     def _footprint(self, x: Inputs) -> Footprint:
         shapes = [tensor.shape[1:] for tensor in tensors_of(x)]

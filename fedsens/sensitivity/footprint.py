@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs
-from fedsens.sensitivity.task import Task, check_finite
+from fedsens.sensitivity.capture.gradients import Outer
+from fedsens.sensitivity.capture.placing import record
+from fedsens.sensitivity.capture.recorder import Use
+from fedsens.sensitivity.capture.registry import Cotangent
+from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.task import Task, check_finite, wide
+from fedsens.sensitivity.unsupported import UNSUPPORTED
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,16 @@ class Footprint:
         shape: shape of the logits without batch axis.
         dtype: their type.
         bytes: memory that the sample keeps for its backward pass.
+        each_row: entries that capturing keeps for each row: output gradients.
+        once: entries that capturing keeps whatever the number of rows: gradients of small
+            parameters, and the largest unfolded input.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     bytes: int
+    each_row: int = 0
+    once: int = 0
 
 
 def footprint(task: Task, x: Inputs) -> Footprint:
@@ -45,6 +56,32 @@ def footprint(task: Task, x: Inputs) -> Footprint:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        z = task.logits(x)
+        recorder, z = record(task, x, 1)
     check_finite(z)
-    return Footprint(tuple(z.shape), z.dtype, sum(kept.values()))
+    each_row, once = z.numel(), [0]
+    with torch.no_grad():
+        for use in recorder.uses:
+            row, fixed = _entries(use, wide(z.dtype))
+            each_row += row
+            once.append(fixed)
+    small = sum(p.numel() for p in task.parameters.values() if p.ndim < 2)
+    return Footprint(tuple(z.shape[1:]), z.dtype, sum(kept.values()), each_row, max(once) + small)
+
+
+def _entries(use: Use, dtype: torch.dtype) -> tuple[int, int]:
+    """Entries that capturing an operation keeps for each row, and once."""
+    device = next(v.device for v in use.arguments.values() if isinstance(v, Tensor))
+    zero = torch.zeros(use.shape, dtype=dtype, device=device)
+    try:
+        found = use.gradients(Cotangent(zero[None], SampleAxis(0)))
+        gradients = [found[argument] for argument in use.targets]
+    except UNSUPPORTED:
+        return 0, 0
+    row = once = 0
+    for gradient in gradients:
+        if isinstance(gradient, Tensor):
+            once += gradient.numel()
+        elif isinstance(gradient, Outer) and gradient.positions > 1:
+            row += gradient.d.numel()
+            once += gradient.a(slice(None)).numel()
+    return row, once

@@ -30,6 +30,7 @@ class LabelLoss:
         rows: center to the function that gives the rows of B = d2L/dy dz of one sample.
         linear: the loss is linear in the label, so that the true label's entry of the Jacobian
             is the gradient.
+        tokens: each position of the logits has a label of its own.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LabelLoss:
     targets: Targets
     rows: Mapping[str, RowsOf]
     linear: bool = False
+    tokens: bool = False
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss of one sample.
@@ -69,6 +71,7 @@ def register_loss(
     targets: Targets = free_labels,
     rows: Mapping[str, RowsOf] | None = None,
     linear: bool = False,
+    tokens: bool = False,
 ) -> Callable[[PerSample], PerSample]:
     """Decorator that makes a loss known by name.
 
@@ -77,6 +80,7 @@ def register_loss(
         targets: see :class:`LabelLoss`; by default class indices become one-hot vectors.
         rows: closed forms of B by center; by default automatic differentiation of the loss.
         linear: see :class:`LabelLoss`.
+        tokens: see :class:`LabelLoss`.
 
     Returns:
         A decorator of ``(z, y) -> one loss per sample``; it returns the function unchanged.
@@ -84,7 +88,8 @@ def register_loss(
 
     def decorate(per_sample: PerSample) -> PerSample:
         loss = from_callable(per_sample, name)
-        loss = replace(loss, targets=targets, rows=rows or loss.rows, linear=linear)
+        loss = replace(loss, targets=targets, rows=rows or loss.rows)
+        loss = replace(loss, linear=linear, tokens=tokens)
         LOSSES.add(name, loss)
         return per_sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fedsens.errors import LayoutError, SensitivityError
 from fedsens.layout import ParameterLayout
+from fedsens.sensitivity.agreement import check_same_parameters, map_overlap
 
-DEFINING = ("rule", "loss", "center", "norm")
+DEFINING = ("rule", "loss", "center", "norm", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +31,18 @@ class SensitivityMap:
     Attributes:
         sums: name to sum over samples of ||J_m||, in the parameter's shape; CPU, fp32 or fp64.
         count: K, the number of samples in the sums.
-        meta: how the map was made (rule, loss, center, norm, rows, seed, engine, ...).
+        meta: how the map was made (rule, loss, center, norm, rows, seed, engines, ...).
+        halves: the maps of two random halves of the samples, if kept; their merge is this map.
 
     Raises:
-        SensitivityError: no sums, no samples, or a sum that is negative, NaN or infinite.
+        SensitivityError: no sums, no samples, a sum that is negative, NaN or infinite, or halves
+            of other parameters or of another number of samples.
     """
 
     sums: Mapping[str, Tensor]
     count: int
     meta: Mapping[str, Any] = field(default_factory=dict)
+    halves: tuple[SensitivityMap, SensitivityMap] | None = None
 
     def __post_init__(self) -> None:
         if not self.sums:
@@ -51,8 +55,52 @@ class SensitivityMap:
                 f"expected finite sums of norms, got NaN, infinite or negative ones in "
                 f"{', '.join(bad)}; check the model's weights, inputs and labels"
             )
+        if self.halves is not None:
+            self._check_halves(*self.halves)
         object.__setattr__(self, "sums", MappingProxyType(dict(self.sums)))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    @classmethod
+    def from_halves(cls, first: SensitivityMap, second: SensitivityMap) -> Self:
+        """The map of two halves of some samples, which keeps the halves.
+
+        Args:
+            first: map of one half.
+            second: map of the other half.
+
+        Returns:
+            Their merge.
+        """
+        merged = first.merge(second)
+        return cls(merged.sums, merged.count, merged.meta, (first, second))
+
+    def _check_halves(self, first: SensitivityMap, second: SensitivityMap) -> None:
+        for half in (first, second):
+            check_same_parameters(self.sums, half.sums)
+        if first.count + second.count != self.count:
+            raise SensitivityError(
+                f"expected halves of {self.count} samples together, got {first.count} and "
+                f"{second.count}"
+            )
+
+    def half_overlap(self, ratio: float = 0.1) -> float:
+        """How far the two halves of the samples select the same parameters.
+
+        Args:
+            ratio: the share to select, in (0, 1].
+
+        Returns:
+            Their :func:`~fedsens.sensitivity.map_overlap`, from 0 to 1.
+
+        Raises:
+            SensitivityError: the halves were not kept.
+        """
+        if self.halves is None:
+            raise SensitivityError(
+                "expected a map of at least 2 samples that keeps its halves, got one without; "
+                "make it with halves=True"
+            )
+        return map_overlap(*self.halves, ratio)
 
     def mean(self) -> dict[str, Tensor]:
         """S_m, the mean over samples.
@@ -93,10 +141,12 @@ class SensitivityMap:
         """The map of both maps' samples together.
 
         Args:
-            other: a map of the same parameters made by the same rule, loss, center and norm.
+            other: a map of the same parameters made by the same rule, loss, center, norm and
+                tokens.
 
         Returns:
-            Map with added sums and counts; metadata that differ read ``"mixed"``.
+            Map with added sums and counts, and merged halves if both maps have them; metadata
+            that differ read ``"mixed"``.
 
         Raises:
             SensitivityError: the maps measure different things or different parameters.
@@ -107,19 +157,29 @@ class SensitivityMap:
                     f"expected maps of the same {key}, got {self.meta.get(key)!r} and "
                     f"{other.meta.get(key)!r}; make both with the same options"
                 )
-        mine, theirs = ({n: tuple(v.shape) for n, v in m.sums.items()} for m in (self, other))
-        if mine != theirs:
-            names = sorted(dict(mine.items() ^ theirs.items()))
-            raise SensitivityError(
-                f"expected maps of the same parameters; they differ in {', '.join(names)}"
-            )
-        meta = {
-            key: value if other.meta.get(key) == value else "mixed"
-            for key, value in {**other.meta, **self.meta}.items()
-        }
+        check_same_parameters(self.sums, other.sums)
+        meta = _merged(self.meta, other.meta)
         sums = {name: value + other.sums[name] for name, value in self.sums.items()}
-        return SensitivityMap(sums, self.count + other.count, meta)
+        halves = None
+        if self.halves is not None and other.halves is not None:
+            mine, theirs = self.halves, other.halves
+            halves = mine[0].merge(theirs[0]), mine[1].merge(theirs[1])
+        return SensitivityMap(sums, self.count + other.count, meta, halves)
+
+
+def _merged(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**theirs, **mine}
+    for key, value in merged.items():
+        other = theirs.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            merged[key] = _merged(value, other)
+        elif mine.get(key) != other:
+            merged[key] = "mixed"
+    return merged
 
 
 def _is_norm(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all()) and bool((value >= 0).all())
+    if not value.numel():
+        return True
+    low, high = value.aminmax()  # NaN if any is
+    return float(low) >= 0 and float(high) < torch.inf

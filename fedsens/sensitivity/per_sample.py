@@ -1,12 +1,13 @@
 """Engines, which pull rows back to the parameters, and the one that is right for any module.
 
-An engine takes a task, the inputs, label vectors and probes of some samples, and returns the sums
-over these samples of the norm over rows, {name: tensor}.
+An engine takes a task, the sums so far, and the inputs, label vectors and probes of some samples,
+and adds to the sums what these samples add: for each parameter of the task the norm over rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fedsens.sensitivity.norms import Norm
 from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
 
-Engine = Callable[[Task, Inputs, Tensor, Tensor | None], Sums]
+Engine = Callable[[Task, Sums, Inputs, Tensor, Tensor | None], None]
 ENGINES: Registry[Engine] = Registry("engine")
 
 Pull = Callable[[Tensor, bool], dict[str, Tensor]]
@@ -40,8 +41,7 @@ def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
     folded: dict[str, Tensor] = {}
     for index in range(rows.count):
         for name, g in pull(rows.row(index), index == rows.count - 1).items():
-            known = folded.get(name)
-            folded[name] = norm.lift(g) if known is None else norm.fold(known, g)
+            folded[name] = norm.step(folded.get(name), g)
     return folded
 
 
@@ -59,36 +59,32 @@ def finisher(count: int, norm: Norm) -> Callable[[Tensor], Tensor]:
 
 
 @ENGINES.register("loop")
-def loop_engine(task: Task, x: Inputs, y: Tensor, weights: Tensor | None) -> Sums:
+def loop_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
     """One forward pass per sample and one plain backward pass per row.
 
     Args:
         task: the task.
+        sums: added to in place.
         x: inputs, the batch first.
         y: label vectors, the batch first.
         weights: probes, the batch first, or None.
-
-    Returns:
-        Sums over the samples.
     """
-    sums = task.zeros()
     for k in range(len(y)):
         sample_weights = None if weights is None else weights[k]
         _add_sample(task, sums, part(x, k, k + 1), y[k], sample_weights)
-    return sums
 
 
 def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
-    z = task.logits(x)
+    z = task.logits(x)[0]
     check_finite(z)
     if not z.requires_grad:
         return  # the logits of this model do not depend on the parameters
     scale, leaves = task.scale(z), list(task.parameters.values())
-    rows = task.plan.cotangents(z.detach().to(wide(z.dtype)), y, weights)
 
-    def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
+    def pull(cotangent: Tensor, last: bool, more: bool) -> dict[str, Tensor]:
+        keep = more or not last
         grads = torch.autograd.grad(
-            z, leaves, (cotangent * scale).to(z.dtype), retain_graph=not last, allow_unused=True
+            z, leaves, (cotangent * scale).to(z.dtype), retain_graph=keep, allow_unused=True
         )
         return {
             name: (g.to_dense() if g.is_sparse else g).to(sums[name].dtype)
@@ -96,7 +92,10 @@ def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | 
             if g is not None
         }
 
+    groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
     with torch.no_grad():
-        finish = finisher(rows.count, task.plan.norm)
-        for name, value in fold_rows(rows, pull, task.plan.norm).items():
-            sums[name].add_(finish(value), alpha=1 / scale)
+        for group in groups:
+            pull_one = partial(pull, more=group is not groups[-1])
+            finish = finisher(group.count, task.plan.norm)
+            for name, value in fold_rows(group, pull_one, task.plan.norm).items():
+                sums[name].add_(finish(value), alpha=1 / scale)

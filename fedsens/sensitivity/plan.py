@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Plan:
         norm: norm over rows.
         probes: number of random combinations of rows, or None for every row.
         probe: name of the probes' distribution.
+        tokens: ``"sequence"`` or ``"each"``: what a sample of token labels is.
     """
 
     loss: LabelLoss
@@ -40,6 +42,7 @@ class Plan:
     norm: Norm
     probes: int | None
     probe: str
+    tokens: str = "sequence"
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class Plan:
             "norm": self.norm.name,
             "rows": "exact" if exact else self.probes,
             "probe": None if exact else self.probe,
+            "tokens": self.tokens,
         }
 
     def base_rows(self, z: Tensor, y: Tensor) -> LabelRows:
@@ -67,7 +71,7 @@ class Plan:
         return RULES[self.rule](self, z, y)
 
     def row_count(self, shape: tuple[int, ...], y: Tensor) -> int:
-        """Number of rows of one sample before probing; it depends on shapes only.
+        """Number of rows of one group before probing; it depends on shapes only.
 
         Args:
             shape: shape of the logits without batch axis.
@@ -76,21 +80,54 @@ class Plan:
         Returns:
             The number of rows.
         """
-        return self.base_rows(torch.zeros(shape, dtype=y.dtype, device=y.device), y).count
+        z = torch.zeros(shape, dtype=y.dtype, device=y.device)
+        if self.tokens == "each":
+            z, y = _positions(z)[0], _positions(y)[0]
+        return self.base_rows(z, y).count
 
-    def cotangents(self, z: Tensor, y: Tensor, weights: Tensor | None) -> LabelRows:
-        """The rows to pull back for one sample.
+    def group_count(self, shape: tuple[int, ...]) -> int:
+        """Number of groups of rows of one sample.
+
+        Args:
+            shape: shape of the logits without batch axis.
+
+        Returns:
+            The number of positions if each is a sample of its own, else 1.
+        """
+        return prod(shape[:-1]) if self.tokens == "each" else 1
+
+    def groups(self, z: Tensor, y: Tensor, weights: Tensor | None) -> list[LabelRows]:
+        """The rows to pull back for one sample, in groups whose norms are added.
 
         Args:
             z: logits without batch axis, fp32 or fp64.
             y: label vector without batch axis.
-            weights: the sample's probes (probes, rows), or None for every row.
+            weights: the sample's probes (groups, probes, rows), or None for every row.
 
         Returns:
-            The rows.
+            One group, or one for each position.
         """
-        rows = self.base_rows(z, y)
-        return rows if weights is None else rows.combined(weights)
+        if self.tokens == "each":
+            rows = [
+                self.base_rows(*pair) for pair in zip(_positions(z), _positions(y), strict=True)
+            ]
+            groups = [_at(at, one, z) for at, one in enumerate(rows)]
+        else:
+            groups = [self.base_rows(z, y)]
+        if weights is None:
+            return groups
+        return [rows.combined(weights[at]) for at, rows in enumerate(groups)]
+
+    def samples(self, y: Tensor) -> int:
+        """How many samples of the map a batch holds.
+
+        Args:
+            y: label vectors, the batch first.
+
+        Returns:
+            The number of positions that count if each is a sample, else of label vectors.
+        """
+        return int((y != 0).any(-1).sum()) if self.tokens == "each" else len(y)
 
     def draw(self, shape: tuple[int, ...], y: Tensor, generator: torch.Generator) -> Tensor | None:
         """The probes of a batch.
@@ -101,7 +138,7 @@ class Plan:
             generator: source of randomness, on the CPU.
 
         Returns:
-            Weights (samples, probes, rows), or None if every row is to be used.
+            Weights (samples, groups, probes, rows), or None if every row is to be used.
         """
         if self.probes is None:
             return None
@@ -109,7 +146,9 @@ class Plan:
         if self.probe == "haar" and self.probes >= rows:
             return None
         draw: Draw = PROBES[self.probe]
-        return draw(len(y), self.probes, rows, generator).to(y.device)
+        groups = self.group_count(shape)
+        weights = draw(len(y) * groups, self.probes, rows, generator)
+        return weights.view(len(y), groups, *weights.shape[1:]).to(y.device)
 
 
 def make_plan(
@@ -119,6 +158,7 @@ def make_plan(
     norm: str,
     rows: str | int,
     probe: str,
+    tokens: str = "sequence",
 ) -> Plan:
     """Check the options of a map against each other.
 
@@ -129,6 +169,7 @@ def make_plan(
         norm: name of the norm.
         rows: ``"exact"`` or the number of probes.
         probe: name of the probes' distribution.
+        tokens: ``"sequence"`` or ``"each"``.
 
     Returns:
         The plan.
@@ -153,7 +194,14 @@ def make_plan(
         raise SensitivityError(
             f"expected norm='l2' with probes, got {norm!r}; use rows='exact' for other norms"
         )
-    return Plan(resolved, rule, center, known_norm, probes, probe)
+    if tokens not in {"sequence", "each"}:
+        raise SensitivityError(f"expected tokens='sequence' or 'each', got {tokens!r}")
+    if tokens == "each" and not resolved.tokens:
+        raise SensitivityError(
+            "expected a loss of one label per token with tokens='each', such as "
+            f"'token_cross_entropy', got {resolved.name}"
+        )
+    return Plan(resolved, rule, center, known_norm, probes, probe, tokens)
 
 
 @RULES.register("vector")
@@ -198,3 +246,19 @@ def _probe_count(rows: str | int) -> int | None:
             f"expected rows='exact' or a number of probes of at least 1, got {rows!r}"
         )
     return rows
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """(*positions, C) to (T, C)."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _at(position: int, rows: LabelRows, z: Tensor) -> LabelRows:
+    """Rows of one position's logits as rows of all logits, zero elsewhere."""
+    here = torch.zeros(_positions(z).shape[0], 1, dtype=rows.like.dtype, device=z.device)
+    here[position] = 1
+
+    def apply(weights: Tensor) -> Tensor:
+        return (rows.apply(weights)[:, None, :] * here).reshape(-1, *z.shape)
+
+    return LabelRows(rows.count, apply, z)

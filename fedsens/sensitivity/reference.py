@@ -118,7 +118,8 @@ def reference_map(
                 count += 1
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
-    meta = plan.meta | {"engine": f"reference:{order}", "normalize_labels": normalize_labels}
+    engines = dict.fromkeys(task.parameters, f"reference:{order}")
+    meta = plan.meta | {"engines": engines, "normalize_labels": normalize_labels}
     return SensitivityMap(selection.expand(sums), count, meta)
 
 
@@ -129,7 +130,7 @@ class _Literal:
 
     def add_sample(self, task: Task, sums: Sums, x: Inputs, y: Tensor) -> None:
         """Add one sample's ||J_m||, one array over all of y per parameter."""
-        z = task.logits(map_tensors(x, _double))
+        z = task.logits(map_tensors(x, _double))[0]
         check_finite(z)
         loss = task.plan.loss
         label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()

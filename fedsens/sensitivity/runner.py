@@ -1,73 +1,38 @@
-"""Choose the engine and the chunk size, check the engine on real samples, and run it."""
+"""Cut batches into chunks and give every parameter to the fastest engine that is right for it."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.batching import Inputs, map_tensors, part
+from fedsens.sensitivity.batching import Inputs, part
+from fedsens.sensitivity.budget import capture_chunk
+from fedsens.sensitivity.capture import Capture
 from fedsens.sensitivity.footprint import Footprint
-from fedsens.sensitivity.norms import NORMS
-from fedsens.sensitivity.per_sample import ENGINES, loop_engine
+from fedsens.sensitivity.others import Others
+from fedsens.sensitivity.per_sample import ENGINES
 from fedsens.sensitivity.task import Sums, Task
-from fedsens.sensitivity.vmapped import func_engine
 
 LOGGER = logging.getLogger(__name__)
 
-# what a model that torch.func cannot transform may raise; FedSensError is none of these
-UNSUPPORTED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
-# an operator that vmap runs sample by sample; the others still gain (a transformer: 3 times)
-SLOW = ".*performance drop.*"
-
-DEFAULT_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
-LARGEST_CHUNK = {"cpu": 64, "cuda": 512}
-# vmap pays if this many samples fit in the default budget: fewer, and their gradients leave the
-# cache (measured: func is 3 times faster at 60 k parameters, loop 1.2 times at 600 k)
-ROOMY = 8
-# and if at least this many run side by side
-SMALLEST_VMAP = 4
-# relative to the largest entry; a wrong gradient is off by order 1
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 5e-3}
-HALF_TOLERANCE = 1e-1
-
-
-def chunk_size(task: Task, seen: Footprint, memory_budget: int | None) -> int:
-    """Samples that fit in a memory budget when they run side by side.
-
-    A sample holds its gradients of one row, their accumulator and one temporary, and its
-    activations with their cotangents. The sums take their place whatever the chunk.
-
-    Args:
-        task: the task.
-        seen: what one sample's forward pass keeps.
-        memory_budget: bytes above the loaded model, or None for a default per device.
-
-    Returns:
-        A number of samples, at least 1.
-    """
-    kind = task.device.type
-    budget = DEFAULT_BUDGET.get(kind, DEFAULT_BUDGET["cpu"])
-    sums = 2 * 4 * task.size
-    sample = 3 * 4 * task.size + 3 * seen.bytes
-    room = budget if memory_budget is None else memory_budget - sums
-    return max(1, min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))
+CAPTURING = ("auto", "capture")
 
 
 @dataclass
 class Runner:
-    """Runs chunks through one engine, and through ``loop`` once that engine fails.
+    """Runs chunks through the engines.
 
     Attributes:
         task: the task.
-        engine: ``"auto"`` until the first chunk, then the name of the engine in use.
-        given_chunk: samples per call, or None to let the memory budget set it.
+        engine: ``"auto"``, or the name of an engine.
+        given_chunk: samples at a time, or None to let the memory budget set it.
         memory_budget: bytes above the loaded model, or None for a default per device.
-        chunk: samples per call in the last batch.
+        chunk: samples at a time in the last batch.
+        served: parameter's name to the engine that served it; ``"mixed"`` if several did.
     """
 
     task: Task
@@ -75,6 +40,12 @@ class Runner:
     given_chunk: int | None = None
     memory_budget: int | None = None
     chunk: int = 0
+    served: dict[str, str] = field(default_factory=dict)
+    _others: dict[frozenset[str], Others] = field(default_factory=dict)
+    _reported: bool = False
+
+    def __post_init__(self) -> None:
+        self._capture = Capture(self.task)
 
     def add(
         self, sums: Sums, seen: Footprint, x: Inputs, y: Tensor, weights: Tensor | None
@@ -82,83 +53,65 @@ class Runner:
         """Add a batch's samples to the sums.
 
         Args:
-            sums: what to add to, in place.
+            sums: added to in place.
             seen: what one sample's forward pass keeps.
             x: inputs, the batch first.
             y: label vectors, the batch first.
             weights: probes, the batch first, or None.
         """
-        self.chunk = self.given_chunk or chunk_size(self.task, seen, self.memory_budget)
-        if self.engine == "auto":
-            self.engine = self._choose(seen, x, y)
+        fits = self.given_chunk or self._fits(seen, y, weights)
+        self.chunk = fits or 1
+        every = frozenset(self.task.parameters)
+        if self.engine not in CAPTURING or (self.engine == "auto" and not fits):
+            self._rest(every, sums, seen, x, y, weights)
+            return
         for start in range(0, len(y), self.chunk):
             stop = start + self.chunk
-            probes = None if weights is None else weights[start:stop]
-            for name, value in self._run(part(x, start, stop), y[start:stop], probes).items():
-                sums[name] += value
+            some_x, some_y = part(x, start, stop), y[start:stop]
+            some_weights = None if weights is None else weights[start:stop]
+            failed = self._capture.add(sums, some_x, some_y, some_weights)
+            self._serve(every - set(failed), "capture")
+            if failed:
+                self._report(failed)
+                self._rest(frozenset(failed), sums, seen, some_x, some_y, some_weights)
 
-    def _choose(self, seen: Footprint, x: Inputs, y: Tensor) -> str:
-        if min(self.chunk, len(y)) < SMALLEST_VMAP or chunk_size(self.task, seen, None) < ROOMY:
-            return "loop"
-        ends = sorted({0, len(y) - 1})
-        problem = func_problem(self.task, seen, map_tensors(x, lambda t: t[ends]), y[ends])
-        if problem is None:
-            return "func"
-        LOGGER.info("using the per-sample loop: %s", problem)
-        return "loop"
+    def _fits(self, seen: Footprint, y: Tensor, weights: Tensor | None) -> int:
+        rows = self.task.plan.row_count(seen.shape, y[0]) if weights is None else weights.shape[2]
+        return capture_chunk(self.task, seen, rows, self.memory_budget)
 
-    def _run(self, x: Inputs, y: Tensor, weights: Tensor | None) -> Sums:
-        engine = ENGINES[self.engine]
-        if self.engine == "loop":
-            return engine(self.task, x, y, weights)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", SLOW)
-                return engine(self.task, x, y, weights)
-        except UNSUPPORTED as error:
-            LOGGER.info("using the per-sample loop from here on: %s", error)
-            self.engine = "loop"
-            return loop_engine(self.task, x, y, weights)
+    def _rest(
+        self,
+        names: frozenset[str],
+        sums: Sums,
+        seen: Footprint,
+        x: Inputs,
+        y: Tensor,
+        weights: Tensor | None,
+    ) -> None:
+        if names not in self._others:
+            engine = "auto" if self.engine in CAPTURING else self.engine
+            task = self.task.only(names)
+            self._others[names] = Others(task, engine, self.given_chunk, self.memory_budget)
+        others = self._others[names]
+        others.add(sums, seen, x, y, weights)
+        self._serve(names, others.engine)
 
+    def _serve(self, names: frozenset[str], engine: str) -> None:
+        for name in names:
+            self.served[name] = engine if self.served.get(name, engine) == engine else "mixed"
 
-def func_problem(task: Task, seen: Footprint, x: Inputs, y: Tensor) -> str | None:
-    """Compare the ``func`` engine with plain autograd, one row each, on a few samples.
-
-    Args:
-        task: the task.
-        seen: what one sample's forward pass gives.
-        x: inputs, the batch first.
-        y: label vectors, the batch first.
-
-    Returns:
-        Why ``func`` cannot be used, or None if it agrees.
-    """
-    plan = replace(task.plan, probes=1, probe="gauss", norm=NORMS["l2"])
-    task = replace(task, plan=plan)
-    weights = task.plan.draw(seen.shape, y, torch.Generator().manual_seed(0))
-    expected = loop_engine(task, x, y, weights)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", SLOW)
-            got = func_engine(task, x, y, weights)
-    except (*UNSUPPORTED, UserWarning) as error:
-        return f"{type(error).__name__} in torch.func"
-    expected = {name: value for name, value in expected.items() if value.numel()}
-    largest = max((float(value.max()) for value in expected.values()), default=0.0)
-    for name, value in expected.items():
-        tolerance = TOLERANCE.get(task.parameters[name].dtype, HALF_TOLERANCE)
-        # entries that are zero but for rounding are compared with the largest of all
-        allowed = tolerance * max(float(value.max()), 1e-3 * largest)
-        if not float((got[name] - value).abs().max()) <= allowed:
-            return f"torch.func disagrees with autograd in {name}"
-    return None
+    def _report(self, failed: Mapping[str, str]) -> None:
+        if not self._reported:
+            reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+            LOGGER.info("not captured: %s", reasons)
+        self._reported = True
 
 
 def check_engine(engine: str) -> str:
     """Check the name of an engine.
 
     Args:
-        engine: ``"auto"`` or a registered engine.
+        engine: ``"auto"``, ``"capture"`` or a registered engine.
 
     Returns:
         The name.
@@ -166,7 +119,8 @@ def check_engine(engine: str) -> str:
     Raises:
         SensitivityError: it is neither.
     """
-    if engine != "auto" and engine not in set(ENGINES):
-        allowed = ", ".join(repr(name) for name in ("auto", *sorted(ENGINES)))
+    known = {*CAPTURING, *ENGINES}
+    if engine not in known:
+        allowed = ", ".join(map(repr, sorted(known)))
         raise SensitivityError(f"expected an engine out of {allowed}, got {engine!r}")
     return engine

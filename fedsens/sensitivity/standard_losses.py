@@ -84,7 +84,11 @@ def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:
 
 
 @register_loss(
-    "token_cross_entropy", targets=token_probabilities, rows=SOFTMAX_CENTERS, linear=True
+    "token_cross_entropy",
+    targets=token_probabilities,
+    rows=SOFTMAX_CENTERS,
+    linear=True,
+    tokens=True,
 )
 def _token_cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     # an ignored position must not count in the derivative by its label either

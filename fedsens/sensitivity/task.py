@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs
+from fedsens.sensitivity.calling import check_arguments, logits_of
 from fedsens.sensitivity.plan import Plan
 
 Forward = Callable[[nn.Module, Inputs], Tensor]
@@ -21,21 +22,26 @@ SCALES = {torch.float16: 256.0}
 
 
 def call_model(model: nn.Module, x: Inputs) -> Tensor:
-    """The default forward: ``model(x)``, ``model(*x)`` or ``model(**x)``.
+    """The default forward: the logits of ``model(x)``, ``model(*x)`` or ``model(**x)``.
 
     Args:
         model: the model.
         x: a tensor, tuple or list, or mapping.
 
     Returns:
-        What the model returns.
+        What the model returns, or its ``logits`` if it has any.
+
+    Raises:
+        TypeError: as the model raises it, if its ``forward`` does take these inputs.
     """
-    output: Tensor
-    if isinstance(x, Mapping):
-        output = model(**x)
-    else:
-        output = model(*x) if isinstance(x, (tuple, list)) else model(x)
-    return output
+    keywords = x if isinstance(x, Mapping) else {}
+    positional = () if keywords else x if isinstance(x, (tuple, list)) else (x,)
+    try:
+        logits: Tensor = logits_of(model(*positional, **keywords))
+    except TypeError:
+        check_arguments(model, positional, keywords)
+        raise
+    return logits
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,34 @@ class Task:
         """M, the number of scalars in the distinct parameters."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
+    def only(self, names: Container[str]) -> Task:
+        """The same task for some of its parameters.
+
+        Args:
+            names: of these parameters.
+
+        Returns:
+            The smaller task.
+        """
+        return replace(self, parameters={n: p for n, p in self.parameters.items() if n in names})
+
     def zeros(self) -> Sums:
-        """Sums of no samples, fp32, or fp64 for fp64 parameters."""
+        """Sums of no samples, contiguous, fp32, or fp64 for fp64 parameters."""
         return {
-            name: torch.zeros_like(p, dtype=wide(p.dtype), requires_grad=False)
+            name: torch.zeros(p.shape, dtype=wide(p.dtype), device=p.device)
             for name, p in self.parameters.items()
         }
 
-    def logits(self, x: Inputs, model: nn.Module | None = None) -> Tensor:
-        """Logits of one sample.
+    def logits(self, x: Inputs, samples: int = 1, model: nn.Module | None = None) -> Tensor:
+        """Logits of some samples.
 
         Args:
-            x: inputs of one sample, with a batch axis of length 1.
+            x: their inputs, the batch first.
+            samples: how many there are.
             model: call this instead of the task's model.
 
         Returns:
-            Logits without the batch axis; one number becomes shape (1,).
+            Logits, the batch first; one number per sample becomes shape (samples, 1).
 
         Raises:
             SensitivityError: the model does not return floating logits with that batch axis.
@@ -91,12 +109,12 @@ class Task:
                 f"expected the model to return floating-point logits, got {kind}; pass "
                 "forward=lambda model, x: ... to extract them"
             )
-        if z.ndim < 1 or z.shape[0] != 1:
+        if z.ndim < 1 or z.shape[0] != samples:
             raise SensitivityError(
-                f"expected logits with a batch axis of length 1 for 1 sample, got shape "
-                f"{tuple(z.shape)}; squeeze a named axis only, and put the batch first"
+                f"expected logits with a batch axis of length {samples} for as many samples, got "
+                f"shape {tuple(z.shape)}; squeeze a named axis only, and put the batch first"
             )
-        return z[0] if z.ndim > 1 else z
+        return z if z.ndim > 1 else z[:, None]
 
     def scale(self, z: Tensor) -> float:
         """Factor on the rows that keeps half-precision gradients in range.

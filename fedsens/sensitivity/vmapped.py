@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
@@ -18,26 +16,24 @@ PREFIX = "model."
 
 
 @ENGINES.register("func")
-def func_engine(task: Task, x: Inputs, y: Tensor, weights: Tensor | None) -> Sums:
+def func_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
     """All samples side by side, their rows one after the other.
 
     Args:
         task: the task.
+        sums: added to in place.
         x: inputs, the batch first.
         y: label vectors, the batch first.
         weights: probes, the batch first, or None.
-
-    Returns:
-        Sums over the samples.
     """
     one = _Sample(task)
     # without no_grad the pullback would record a graph of its own for second derivatives
     with torch.no_grad():
         in_dims = (0, 0, None if weights is None else 0)
-        folded, z = vmap(one, in_dims=in_dims)(x, y, weights)
+        norms, z = vmap(one, in_dims=in_dims)(x, y, weights)
         check_finite(z)
-        finish = finisher(one.rows, task.plan.norm)
-        return {n: _sum_samples(folded[PREFIX + n], finish) / one.scale for n in task.parameters}
+        for name in task.parameters:
+            _add_samples(sums[name], norms[PREFIX + name], 1 / one.scale)
 
 
 class _Sample:
@@ -46,7 +42,6 @@ class _Sample:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.bound = _Bound(task)
-        self.rows = 0
         self.scale = 1.0
         constants = {name: p.detach() for name, p in task.model.named_parameters()}
         constants |= {name: b.detach() for name, b in task.model.named_buffers()}
@@ -63,14 +58,21 @@ class _Sample:
             return output
 
         z, pullback = vjp(logits, self.selected)[:2]  # a third item comes with has_aux only
-        rows = task.plan.cotangents(z.detach().to(wide(z.dtype)), y, weights)
-        self.rows, self.scale = rows.count, task.scale(z)
+        self.scale, norm = task.scale(z), task.plan.norm
+        groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
 
         def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
-            (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=not last)
+            keep = not last or len(groups) > 1
+            (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=keep)
             return {name: g.to(wide(g.dtype)) for name, g in grads.items()}
 
-        return fold_rows(rows, pull, task.plan.norm), z
+        total: dict[str, Tensor] = {}
+        for group in groups:
+            finish = finisher(group.count, norm)
+            for name, folded in fold_rows(group, pull, norm).items():
+                value = finish(folded)
+                total[name] = total[name] + value if name in total else value
+        return total, z
 
 
 class _Bound(nn.Module):
@@ -82,14 +84,13 @@ class _Bound(nn.Module):
         self.task = task
 
     def forward(self, x: Inputs) -> Tensor:
-        return self.task.logits(x, self.model)
+        return self.task.logits(x, model=self.model)[0]
 
 
-def _sum_samples(folded: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum over the first axis of ``finish(folded)``."""
-    if folded.is_cuda or folded[0].numel() < LARGE:
-        return finish(folded).sum(0)
-    total = finish(folded[0]).clone()
-    for sample in folded[1:]:
-        total += finish(sample)
-    return total
+def _add_samples(total: Tensor, norms: Tensor, factor: float) -> None:
+    """Add the sum over the first axis, times a factor."""
+    if norms.is_cuda or norms[0].numel() < LARGE:
+        total.add_(norms.sum(0), alpha=factor)
+        return
+    for sample in norms:
+        total.add_(sample, alpha=factor)

@@ -1,22 +1,100 @@
+import json
+import sys
+from dataclasses import asdict
+
+import pytest
 import torch
 
-from fedsens.bench.map import bench_map
+from fedsens.bench import map as bench
+from fedsens.bench.map_methods import Method, chunks, zeros
+from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR
+from fedsens.errors import BenchmarkError
+from tests.bench.kit import case, perceptron, residual
 
 
-def test_rows_are_sane():
+@pytest.fixture(scope="module")
+def report():
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    rows = bench_map(samples=8, repeats=1, classes=3, literal_elements=2)
+    report = bench.bench_case(case(perceptron), repeats=2)
     assert torch.equal(state, torch.get_rng_state())
     assert threads == torch.get_num_threads()
-    methods = [row["method"] for row in rows]
-    assert len(set(methods)) == len(methods) == 7
-    assert all(row.keys() == rows[0].keys() for row in rows)
-    assert all(row["ms_per_sample"] > 0 and row["steps"] > 0 for row in rows)
-    by_method = dict(zip(methods, rows, strict=True))
-    step = by_method["training step"]
-    assert step["steps"] == 1
-    assert step["vs_torch_func"] is None
-    assert [row["method"] for row in rows if row["extrapolated"]] == ["literal double backward"]
-    literal = by_method["literal double backward"]
-    assert literal["ms_per_sample"] > by_method["sensitivity_map vector, exact"]["ms_per_sample"]
-    assert by_method["torch.func vmap(grad), best chunk"]["vs_torch_func"] == 1
+    return report
+
+
+def test_every_method_has_a_row_or_a_reason(report):
+    rows = [row.method for row in report.rows]
+    assert len(set(rows)) == len(rows)
+    assert {*rows} | {*report.absent} == {method.name for method in bench.METHODS} | {LITERAL}
+    assert not {*rows} & {*report.absent}
+    assert all("not installed" in reason for reason in report.absent.values())
+
+
+def test_rows_are_sane(report):
+    rows = {row.method: row for row in report.rows}
+    assert (report.parameters, report.classes) == (16 * 5 + 5 + 5 * 3 + 3, 3)
+    for row in report.rows:
+        assert row.ms_per_sample > 0
+        assert row.ratio == (
+            None if row.versus is None else row.ms_per_sample / rows[row.versus].ms_per_sample
+        )
+        assert row.steps == row.ms_per_sample / rows[STEP].ms_per_sample
+        assert row.same_as in {None, row.versus}
+        assert row.extrapolated == (row.method == LITERAL)
+    assert rows[VECTOR].rounds == 2
+    assert rows[VECTOR].samples == 4
+    assert rows[STEP].chunk == rows[STEP].samples == 32
+    for name in (TRUE_LABEL, VECTOR, PROBE):
+        assert rows[name].versus is rows[name].chunk is None
+        assert sum(rows[name].engines.values()) == 4
+    assert rows["torch.func vmap(jacrev)"].same_as == VECTOR
+
+
+def test_the_report_is_json(report):
+    content = json.loads(json.dumps({"case": asdict(report), "on": bench.environment()}))
+    assert content["on"]["torch"] == torch.__version__.partition("+")[0] or content["on"]["torch"]
+    assert len(content["case"]["gates"]) == len(report.gates) == 8
+
+
+def test_other_samples_can_be_asked_for():
+    report = bench.bench_case(case(perceptron), samples=1, repeats=1)
+    assert {row.samples for row in report.rows if row.method != STEP} == {1}
+
+
+def test_a_library_that_refuses_the_model_is_absent_with_its_reason():
+    pytest.importorskip("opacus")
+    report = bench.bench_case(case(residual), repeats=1)
+    assert "BatchNorm2d" in report.absent["Opacus x C"]
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    for package in ("backpack", "opacus"):
+        monkeypatch.setitem(sys.modules, package, None)
+    report = bench.bench_case(case(perceptron), repeats=1)
+    reasons = report.absent
+    assert [*reasons] == [m.name for m in bench.METHODS if m.name.startswith(("Back", "Opacus"))]
+    assert "backpack is not installed: pip install 'fedsens[bench]'" in reasons.values()
+    missing = [gate for gate in report.gates if gate.reached is None]
+    assert [gate.gate.split()[0] for gate in missing] == ["BackPACK", "BackPACK"]
+
+
+def wrong(model, classes):
+    """The mean's gradient instead of the gradients' mean size."""
+    leaves = dict(model.named_parameters())
+
+    def work(x, y, chunk):
+        sums = zeros(leaves)
+        for xs, ys in chunks(x, y, chunk):
+            loss = torch.nn.functional.cross_entropy(model(xs), ys, reduction="sum")
+            for name, g in zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True):
+                sums[name] += g.abs()
+        return sums
+
+    return work
+
+
+def test_a_method_that_computes_something_else_is_an_error(monkeypatch):
+    method = Method("wrong", "true_label", TRUE_LABEL, True, "one row", wrong)
+    monkeypatch.setattr(bench, "METHODS", (*bench.METHODS[:3], method, bench.METHODS[-1]))
+    tiny = case(perceptron, chunks={"one row": (3,), "all rows": (1,), "label rows": (1,)})
+    with pytest.raises(BenchmarkError, match="expected wrong to compute the same number"):
+        bench.bench_case(tiny)

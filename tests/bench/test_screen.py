@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from fedsens.bench.codec import CodecRow
-from fedsens.bench.screen import codec_table, map_table
+from fedsens.bench.screen import codec_table
 
 
 def shown(table):
@@ -20,9 +20,3 @@ def test_the_codec_table_fits_eighty_columns():
     assert "200.0" in text
     assert "12.3x" in text
     assert "…" not in text
-
-
-def test_the_map_table_marks_what_is_extrapolated():
-    row = {"method": "m", "ms_per_sample": 1.5, "steps": 2.0, "vs_torch_func": None}
-    text = shown(map_table([row | {"extrapolated": True}, row | {"extrapolated": False}]))
-    assert text.count("m*") == 1

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from client import task
-from client.dataset import Dataset
 from client.models import build_model
 from client.partition import load_partition
+from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 
 CPU = torch.device("cpu")
@@ -149,16 +149,6 @@ def test_loss_does_not_depend_on_the_batches(model, digits, monkeypatch):
     whole = task.test(model, digits, CPU)
     monkeypatch.setattr(task, "EVALUATION_BATCH", 100)
     assert task.test(model, digits, CPU) == pytest.approx(whole, rel=1e-6)
-
-
-@pytest.mark.parametrize(("limit", "sizes"), [(None, [4, 4, 2]), (6, [4, 2]), (20, [4, 4, 2])])
-def test_batches(limit, sizes):
-    dataset = Dataset(torch.rand(10, 1, 2, 2), torch.arange(10), 10)
-    cut = task.batches(dataset, 4, limit)
-    assert [len(y) for _, y in cut] == sizes
-    assert torch.equal(torch.cat([x for x, _ in cut]), dataset.x[:limit])
-    assert torch.equal(torch.cat([y for _, y in cut]), dataset.y[:limit])
-    assert cut[0][0].data_ptr() == dataset.x.data_ptr()
 
 
 def test_federated_averaging_learns_the_digits(model):

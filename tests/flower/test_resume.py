@@ -318,7 +318,7 @@ def test_a_full_disk_does_not_end_the_run(start, tmp_path, caplog, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedsens.protocol.files.save_file", full)
+    monkeypatch.setattr("fedsens.files.save_file", full)
     assert start(ratio=0.5).model.round == ROUNDS
     assert "round 6 is not saved, the run goes on" in caplog.text
     assert "No space left on device; make room in" in caplog.text

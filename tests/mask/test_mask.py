@@ -126,3 +126,13 @@ def test_selection_of_each_tensor():
         mask.of(layout.tensors[1])
     with pytest.raises(MaskError, match="scale, which ends at 5"):
         mask_of(1, 0).of(layout.entries[1])
+
+
+def test_overlap_is_intersection_over_union():
+    first, second = (
+        EncryptionMask(np.array(bits, bool), "0" * 64) for bits in ([1, 1, 0], [0, 1, 1])
+    )
+    empty = EncryptionMask(np.zeros(3, bool), "0" * 64)
+    assert first.overlap(second) == second.overlap(first) == pytest.approx(1 / 3)
+    assert first.overlap(first) == empty.overlap(empty) == 1
+    assert first.overlap(empty) == 0

@@ -37,6 +37,10 @@ def soft_labels(samples: int = 6, classes: int = CLASSES, seed: int = 1) -> Tens
     return torch.rand(samples, classes, generator=generator, dtype=torch.float64) + 0.1
 
 
+def engines(smap: SensitivityMap) -> set[str]:
+    return set(smap.meta["engines"].values())
+
+
 def difference(a: SensitivityMap, b: SensitivityMap) -> float:
     """Largest difference of the means, relative to the largest entry of each parameter of b."""
     assert a.sums.keys() == b.sums.keys()

@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import reference_map, sensitivity_map
+from fedsens.sensitivity.budget import capture_chunk, func_chunk
 from fedsens.sensitivity.footprint import footprint
 from fedsens.sensitivity.plan import make_plan
 from fedsens.sensitivity.preserve import preserved
-from fedsens.sensitivity.runner import chunk_size
 from fedsens.sensitivity.task import Task, call_model
-from tests.sensitivity.samples import assert_same, difference, images, mini_cnn
+from tests.sensitivity.samples import assert_same, difference, engines, images, mini_cnn
 
 
-@pytest.mark.parametrize("engine", ["func", "loop"])
+@pytest.mark.parametrize("engine", ["capture", "func", "loop"])
 def test_chunks_do_not_matter(engine):
     model, (x, y) = mini_cnn(), images(7)
     whole = sensitivity_map(model, [(x, y)], engine=engine)
@@ -58,7 +58,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "capture", "func", "loop"])
 def test_the_model_is_left_as_it_was(engine, fail):
     torch.manual_seed(0)
     model = Noisy()
@@ -103,40 +103,11 @@ def test_batch_norm_and_dropout_are_off_and_back_on():
 def test_works_without_gradients_enabled():
     model, batches = mini_cnn(), [images()]
     with torch.no_grad():
-        for engine in ("func", "loop"):
+        for engine in ("capture", "func", "loop"):
             off = sensitivity_map(model, batches, engine=engine)
             assert not torch.is_grad_enabled()
             assert_same(off, sensitivity_map(model, batches))
         assert_same(reference_map(model, batches, order="label_first"), off)
-
-
-class Several(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, 3)
-
-    def forward(self, a, b):
-        return {"logits": self.head(a) * b}
-
-
-@pytest.mark.parametrize("engine", ["func", "loop"])
-def test_inputs_of_several_tensors(engine):
-    torch.manual_seed(0)
-    model = Several().double()
-    a, b, y = torch.randn(5, 3).double(), torch.rand(5, 1).double(), torch.randint(3, (5,))
-    calls = {
-        "tuple": ((a, b), lambda model, x: model(*x)["logits"]),
-        "list": ([a, b], lambda model, x: model(*x)["logits"]),
-        "dict": ({"a": a, "b": b}, lambda model, x: model(**x)["logits"]),
-    }
-    maps = [
-        sensitivity_map(model, [(x, y)], forward=forward, engine=engine)
-        for x, forward in calls.values()
-    ]
-    for smap in maps:
-        assert_same(smap, reference_map(model, [((a, b), y)], forward=calls["tuple"][1]))
-    with pytest.raises(SensitivityError, match="got dict; pass forward="):
-        sensitivity_map(model, [((a, b), y)])
 
 
 def task_of(model, x):
@@ -151,19 +122,20 @@ def test_the_memory_budget_sets_the_chunk():
     task, seen = task_of(model, x)
     assert seen.shape == (5,)
     assert seen.bytes >= 4 * (2 * 4 * 4 + 8 + 6)  # at least the outputs of the layers
-    chunks = [chunk_size(task, seen, budget) for budget in (1, 20_000, 40_000, 10**9)]
-    assert chunks[0] == 1 < chunks[1] < chunks[2] < chunks[3]
-    per_sample = (40_000 - 20_000) / (chunks[2] - chunks[1])
-    assert per_sample >= 3 * 4 * task.size
+    for chunk_of in (func_chunk, lambda task, seen, budget: capture_chunk(task, seen, 4, budget)):
+        chunks = [chunk_of(task, seen, budget) for budget in (1, 20_000, 40_000, 10**9)]
+        assert chunks[0] in {0, 1}
+        assert chunks[0] < chunks[1] < chunks[2] < chunks[3]
     small = sensitivity_map(model, [(x, y)], memory_budget=20_000)
-    assert small.meta["chunk"] == chunks[1]
+    assert small.meta["chunk"] == capture_chunk(task, seen, 4, 20_000)
     assert_same(small, sensitivity_map(model, [(x, y)]), 1e-5)
 
 
-def test_large_models_use_the_loop():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 40_000), nn.ReLU(), nn.Linear(40_000, 2))
-    smap = sensitivity_map(model, [images(4, 2, torch.float32)], rule="true_label")
-    assert (smap.meta["engine"], smap.meta["chunk"]) == ("loop", 1)
+def test_what_does_not_fit_the_budget_uses_the_loop():
+    model, batch = mini_cnn(), images()
+    small = sensitivity_map(model, [batch], memory_budget=1)
+    assert (engines(small), small.meta["chunk"]) == ({"loop"}, 1)
+    assert_same(small, sensitivity_map(model, [batch]))
 
 
 def test_the_metadata_say_how_the_map_was_made(caplog):
@@ -176,9 +148,10 @@ def test_the_metadata_say_how_the_map_was_made(caplog):
         "norm": "l2",
         "rows": "exact",
         "probe": None,
+        "tokens": "sequence",
         "seed": None,
-        "engine": "func",
-        "chunk": 64,
+        "engines": dict.fromkeys(smap.sums, "capture"),
+        "chunk": 128,
     }
     assert "6 samples" in caplog.text
     caplog.clear()
@@ -204,7 +177,9 @@ OPTIONS = [
     ({"loss": None}, "expected a loss out of"),
     ({"norm": "l3"}, "expected a norm out of 'l1', 'l2', 'linf'"),
     ({"center": "mean"}, "expected a center out of 'label', 'model', 'none', 'uniform'"),
-    ({"engine": "fast"}, "expected an engine out of 'auto', 'func', 'loop', got 'fast'"),
+    ({"engine": "fast"}, "expected an engine out of 'auto', 'capture', 'func', 'loop', got 'fast'"),
+    ({"tokens": "word"}, "expected tokens='sequence' or 'each', got 'word'"),
+    ({"tokens": "each"}, "one label per token with tokens='each'.*got cross_entropy"),
     ({"rows": 0}, "number of probes of at least 1, got 0"),
     ({"rows": "all"}, "rows='exact' or a number"),
     ({"rows": True}, "rows='exact' or a number"),
@@ -221,23 +196,7 @@ def test_wrong_options_are_named(options, message):
         sensitivity_map(mini_cnn(), [images()], **options)
 
 
-BATCHES = [
-    ([torch.zeros(2, 1, 6, 6)], "pairs \\(inputs, labels\\), got Tensor"),
-    ([{"img": 1, "label": 2}], "got dict; convert"),
-    ([(torch.zeros(2, 1, 6, 6), [0, 1])], "labels as a tensor, got list"),
-    ([("image", torch.zeros(1).long())], "got str"),
-    ([(torch.zeros(2, 1, 6, 6), torch.zeros(3).long())], "samples on the first axis"),
-    ([(torch.zeros(()), torch.zeros(3).long())], "samples on the first axis"),
-]
-
-
-@pytest.mark.parametrize(("batches", "message"), BATCHES)
-def test_wrong_batches_are_named(batches, message):
-    with pytest.raises(SensitivityError, match=message):
-        sensitivity_map(mini_cnn(), batches)
-
-
-@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "capture", "func", "loop"])
 @pytest.mark.parametrize("where", [0, 3])
 def test_non_finite_logits_are_named(engine, where):
     model, (x, y) = mini_cnn(), images()

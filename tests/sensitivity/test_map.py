@@ -75,7 +75,13 @@ def test_merge_keeps_agreeing_metadata():
     assert merged.meta == META | {"seed": "mixed"}
 
 
-@pytest.mark.parametrize("key", ["rule", "loss", "center", "norm"])
+def test_merge_keeps_agreeing_engines_by_parameter():
+    mine = example(engines={"a": "capture", "b": "capture"})
+    merged = mine.merge(example(engines={"a": "capture", "b": "loop"}))
+    assert merged.meta["engines"] == {"a": "capture", "b": "mixed"}
+
+
+@pytest.mark.parametrize("key", ["rule", "loss", "center", "norm", "tokens"])
 def test_maps_of_different_things_do_not_merge(key):
     with pytest.raises(SensitivityError, match=f"same {key}, got .* and 'other'"):
         example().merge(example(**{key: "other"}))

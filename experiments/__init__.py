@@ -1,0 +1,1 @@
+"""Experiments behind the documentation, run with ``python -m experiments.NAME``."""

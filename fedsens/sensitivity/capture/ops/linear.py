@@ -1,0 +1,50 @@
+"""Linear maps: ``nn.Linear``, matrix products with a parameter, and ``addmm``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedsens.sensitivity.capture.gradients import Outer
+from fedsens.sensitivity.capture.registry import Cotangent, Gradients, register_op
+
+
+@register_op(functional.linear)
+def linear(
+    cotangent: Cotangent, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Gradients:
+    """Y = x Wᵀ + b: G_W = sum_t d_t x_tᵀ, G_b = sum_t d_t."""
+    d = columns(cotangent.value)
+    outer = Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w[None])
+    return {"weight": outer} | ({} if bias is None else {"bias": d[:, 0].sum(-1)})
+
+
+@register_op(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm)
+def matmul(cotangent: Cotangent, input: Tensor, other: Tensor) -> Gradients:
+    """Y = x W with a matrix W: G_W = sum_t x_t d_tᵀ."""
+    d = columns(cotangent.value)
+    return {
+        "other": Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w.T[None])
+    }
+
+
+@register_op(torch.addmm, torch.Tensor.addmm)
+def addmm(cotangent: Cotangent, input: Tensor, mat1: Tensor, mat2: Tensor) -> Gradients:
+    """Y = b + x W, with a bias vector."""
+    return {
+        "mat2": matmul(cotangent, mat1, mat2)["other"],
+        "input": columns(cotangent.value)[:, 0].sum(-1),
+    }
+
+
+def columns(tensor: Tensor) -> Tensor:
+    """The features of every position as columns.
+
+    Args:
+        tensor: (K, *positions, features).
+
+    Returns:
+        A view (K, 1, features, T).
+    """
+    return tensor.flatten(1, -2).mT.unsqueeze(1)

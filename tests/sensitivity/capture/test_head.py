@@ -1,0 +1,93 @@
+"""A narrow last layer needs no pass of its own and bounds the rows below it."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedsens.sensitivity import reference_map, sensitivity_map
+from fedsens.sensitivity.capture import backward
+from tests.sensitivity.samples import assert_same, engines
+
+
+def narrow(classes=9, width=3, bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, classes, bias)).double()
+
+
+def batch(classes=9, samples=6):
+    torch.manual_seed(1)
+    return torch.randn(samples, 5).double(), torch.randint(classes, (samples,))
+
+
+def passes(monkeypatch, *arguments, **options):
+    """How many backward passes the map takes, the checks of the first samples left out."""
+    count, real = [], backward.add_rows
+    monkeypatch.setattr(
+        "fedsens.sensitivity.capture.engine.add_rows",
+        lambda sums, outputs, rows, *rest: real(
+            sums, outputs, [count.append(1) or row for row in rows], *rest
+        ),
+    )
+    smap = sensitivity_map(*arguments, **options)
+    monkeypatch.undo()
+    return smap, len(count)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_are_compressed_to_the_width_of_the_last_layer(monkeypatch, bias):
+    model = narrow(bias=bias)
+    smap, count = passes(monkeypatch, model, [batch()])
+    assert count == 3
+    assert engines(smap) == {"capture"}
+    assert_same(smap, reference_map(model, [batch()], order="label_first"))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "rows"),
+    [
+        (narrow(classes=3, width=8), {}, 2),
+        (narrow(), {"norm": "l1"}, 9),
+        (narrow(), {"rows": 2}, 2),
+        (narrow(), {"rule": "true_label"}, 1),
+        (narrow(), {"loss": "mse"}, 3),
+    ],
+)
+def test_otherwise_the_loss_says_how_many_rows(monkeypatch, model, options, rows):
+    x, y = batch(classes=model[2].out_features)
+    if options.get("loss") == "mse":
+        y = torch.randn(len(x), 9).double()
+    smap, count = passes(monkeypatch, model, [(x, y)], **options)
+    assert count == rows
+    assert_same(smap, sensitivity_map(model, [(x, y)], engine="loop", **options))
+
+
+def test_a_last_layer_without_full_rank_is_no_obstacle():
+    model = narrow()
+    with torch.no_grad():
+        model[2].weight[:, 1] = model[2].weight[:, 0]
+        model[2].weight[:, 2] = 0
+    assert_same(
+        sensitivity_map(model, [batch()]),
+        reference_map(model, [batch()], order="label_first"),
+        1e-7,  # the square root of a singular matrix has half of the digits
+    )
+
+
+class SharedHead(nn.Module):
+    """The last layer is used a second time below."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(5, 3), nn.Linear(3, 9)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        return self.head(hidden + self.head(hidden)[:, :3])
+
+
+def test_a_last_layer_that_is_shared_is_not_compressed(monkeypatch):
+    model = SharedHead().double()
+    smap, count = passes(monkeypatch, model, [batch()])
+    assert count == 8
+    assert_same(smap, reference_map(model, [batch()], order="label_first"))

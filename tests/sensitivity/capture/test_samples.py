@@ -1,0 +1,40 @@
+"""Samples are found on whatever axis they are, and brought to the front."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsens.sensitivity.capture.samples import SampleAxis, candidates
+
+
+@given(
+    before=st.integers(0, 2),
+    after=st.integers(0, 2),
+    samples=st.integers(2, 4),
+    merged=st.integers(1, 3),
+    last=st.booleans(),
+)
+def test_samples_come_to_the_front(before, after, samples, merged, last):
+    order = (merged, samples) if last else (samples, merged)
+    shape = (2,) * before + (samples * merged,) + (3,) * after
+    tensor = torch.arange(torch.Size(shape).numel()).view(shape)
+    axis = SampleAxis(before, last)
+    first = axis.first(tensor, samples)
+    assert first.shape == (samples, *(2,) * before, merged, *(3,) * after)
+    split = tensor.view(*(2,) * before, *order, *(3,) * after)
+    for k in range(samples):
+        torch.testing.assert_close(first[k], split.select(before + last, k))
+    back = torch.zeros_like(tensor)
+    axis.first(back, samples)[1] = 1
+    assert axis.holds(back, samples, 1)
+    assert not axis.holds(back, samples, 0)
+
+
+def test_every_axis_with_room_is_a_candidate():
+    assert list(candidates((6, 3, 4), 3)) == [
+        SampleAxis(0),
+        SampleAxis(0, last=True),
+        SampleAxis(1),
+    ]
+    assert list(candidates((5,), 3)) == []
+    assert list(candidates((2,), 1)) == [SampleAxis(0)]

@@ -1,0 +1,43 @@
+"""Peak memory stays within the budget, and a larger budget is used."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from fedsens.bench.map_measure import timed_with_peak
+from fedsens.sensitivity import sensitivity_map
+
+MIB = 2**20
+
+
+def convolutions():
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 15 * 15, 100)), (3, 32, 32)
+
+
+def encoder():
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
+    layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(layers, nn.Flatten(), nn.Linear(256 * 32, 10)), (32, 256)
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "true_label"}, {"halves": True}, {"norm": "l1"}])
+@pytest.mark.parametrize("build", [convolutions, encoder])
+def test_peak_memory_is_within_the_budget(build, options):
+    torch.manual_seed(0)
+    model, shape = build()
+    batch = torch.randn(96, *shape), torch.randint(10, (96,))
+    few = [part[:2] for part in batch]
+    sensitivity_map(model, [tuple(few)], **options)  # what is loaded once
+    chunks = []
+    for budget in (100 * MIB, 200 * MIB):
+        make = partial(sensitivity_map, model, [batch], memory_budget=budget, **options)
+        run = timed_with_peak(make)
+        if run.peak is None:
+            pytest.skip("no peak memory of a process on this system")
+        assert run.peak <= budget
+        assert set(run.result.meta["engines"].values()) == {"capture"}
+        chunks.append(run.result.meta["chunk"])
+    assert 1 <= chunks[0] < chunks[1]
