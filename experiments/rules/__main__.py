@@ -29,7 +29,7 @@ def main(
         RESULTS
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Models to train.")] = 3,
-    epochs: Annotated[str, typer.Option(help="Where to measure, increasing.")] = "0,1,3,5,13",
+    epochs: Annotated[str, typer.Option(help="Where to measure, increasing.")] = "0,1,3,5,13,30",
     images: Annotated[int | None, typer.Option(min=2, help="Training images, for a try.")] = None,
 ) -> None:
     """Train LeNet on the digits and compare the rules `vector` and `true_label` on the way."""

@@ -33,6 +33,20 @@ class Terms:
     repeats: int
     limit: float
 
+    def limit_of(self, method: Method) -> float:
+        """CPU seconds for a method.
+
+        What chooses its own chunk also checks itself on the first samples, and needs more of them
+        to show what a sample costs.
+
+        Args:
+            method: the method.
+
+        Returns:
+            Seconds.
+        """
+        return 3 * self.limit if method.chunk == "own" else self.limit
+
 
 @dataclass
 class Contender:
@@ -89,10 +103,11 @@ class Contender:
             chunks: what to try; a method that chooses itself gets all samples at once.
             terms: how much may be run.
         """
-        if self.spent >= terms.limit:
+        limit = terms.limit_of(self.method)
+        if self.spent >= limit:
             return
         met, runs = self.samples, terms.repeats + len(chunks)
-        affordable = min(len(x), max(1, int(terms.limit / runs / self.seconds)))
+        affordable = min(len(x), max(1, int(limit / runs / self.seconds)))
         self.per_sample = []
         if self.method.chunk == "own":
             chunks = (affordable,)
@@ -145,7 +160,7 @@ def play(contenders: Sequence[Contender], x: Tensor, y: Tensor, terms: Terms) ->
     """
     for _ in range(terms.repeats):
         for contender in contenders:
-            if contender.spent < terms.limit or not contender.per_sample:
+            if contender.spent < terms.limit_of(contender.method) or not contender.per_sample:
                 contender.play(x, y)
 
 
