@@ -47,16 +47,18 @@ def runs(tmp_path_factory):
         return {ratio: both(ratio) for ratio in ("0.0", "0.3")}
 
 
+# In one process it is the same bit for bit (tests/flower/test_resume.py). Here Flower lists the nodes
+# in an order of its own, and fp32 sums depend on it.
 @pytest.mark.fault(
     event="the ServerApp dies and is resumed, at ratio 0",
-    outcome="the final model is that of an uninterrupted run, bit for bit",
+    outcome="the final model is that of an uninterrupted run, but for the rounding of sums over "
+    "clients in another order",
 )
-def test_at_ratio_0_the_model_is_the_same_bit_for_bit(runs):
+def test_at_ratio_0_the_model_is_the_same(runs):
     (whole, _), (resumed, run) = runs["0.0"]
     assert {r.clients for r in run.reports() if r.phase == "train"} == {CLIENTS}
-    assert {n: a.tobytes() for n, a in resumed.items()} == {
-        n: a.tobytes() for n, a in whole.items()
-    }
+    for name, array in whole.items():
+        np.testing.assert_allclose(resumed[name], array, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.fault(
