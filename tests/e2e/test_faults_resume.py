@@ -47,8 +47,8 @@ def runs(tmp_path_factory):
         return {ratio: both(ratio) for ratio in ("0.0", "0.3")}
 
 
-# In one process it is the same bit for bit (tests/flower/test_resume.py). Here Flower lists the nodes
-# in an order of its own, and fp32 sums depend on it.
+# In one process it is the same bit for bit (tests/flower/test_resume.py). Here Flower lists the
+# nodes in an order of its own, and fp32 sums depend on it.
 @pytest.mark.fault(
     event="the ServerApp dies and is resumed, at ratio 0",
     outcome="the final model is that of an uninterrupted run, but for the rounding of sums over "
