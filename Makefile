@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run deploy-demo test test-slow check bench clean lock
+.PHONY: help run deploy-demo test test-slow check docs-faults bench clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ check: .venv/installed ## Lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs-faults: .venv/installed ## Write the table of faults from the tests
+	$(BIN)/python -m tests.e2e.fault_table
 
 bench: .venv/installed ## Measure the codec and the maps as ratios
 	$(BIN)/fedsens bench codec

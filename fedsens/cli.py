@@ -29,6 +29,12 @@ app.add_typer(bench, name="bench")
 console = Console()
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FEDSENS_PASSPHRASE_FILE", help="File with the passphrase (mode 0600), not a prompt."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -160,40 +166,106 @@ def keygen(
     value_range: Annotated[
         float, typer.Option(min=0, help="Range R of the parameters; 0 is the preset's own.")
     ] = 0.0,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Lock the key; asks for a passphrase.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Make a secret key for all clients. The server must never see this file."""
-    from fedsens.crypto import CkksParameters, generate_key
+    """Make a secret key for all clients. The server must never see this file.
 
+    Beside it lies its public half, NAME.public.json, which the server may have. To rotate keys,
+    make several, lay them into one folder on every client and set fedsens.rotate-at on the server.
+    """
+    from fedsens.crypto import CkksParameters, generate_key
+    from fedsens.protocol.keyfile import PublicParameters, save_key
+
+    public = path.with_name(f"{path.stem}.public.json")
     with named_errors():
+        _must_be_new(path, public)
         parameters = CkksParameters.preset(preset, value_range or None)
+        word = _passphrase(passphrase_file, confirm=True) if passphrase or passphrase_file else None
         key = generate_key(parameters)
-        key.save(path)
+        save_key(key, path, word)
+        PublicParameters.of(key).save(public)
+    locked = "" if word is None else "locked, "
     console.print(
-        f"wrote {path} (mode 0600), fingerprint {key.fingerprint}, "
-        f"{parameters.security_bits}-bit security"
+        f"wrote {path} ({locked}mode 0600) and {public}: fingerprint {key.fingerprint}, "
+        f"{parameters.security_bits}-bit security",
+        soft_wrap=True,
     )
 
 
 @app.command("open")
 def open_model(
-    model: Annotated[Path, typer.Argument(help="Protected model (safetensors).")],
+    model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
     key: Annotated[Path, typer.Option(help="The clients' key file.")],
     out: Annotated[Path, typer.Option(help="Where to write the opened state dict.")],
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
-    from fedsens.crypto import SecretKey
-    from fedsens.protocol.export import load_protected, save_model
+    from fedsens.protocol.describe import load_model
+    from fedsens.protocol.export import save_model
+    from fedsens.protocol.keyfile import load_key
     from fedsens.protocol.model import digest_of
 
     with named_errors():
-        protected = load_protected(model)
-        arrays = protected.open(SecretKey.load(key))
+        protected = load_model(model)
+        arrays = protected.open(load_key(key, lambda: _passphrase(passphrase_file)))
         save_model(arrays, out)
     console.print(
         f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
         f"{protected.mask.k:,} of them decrypted; sha256 {digest_of(arrays)}",
         soft_wrap=True,
     )
+
+
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="Key, public parameters, model, checkpoint, roster or summary.")
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Say what a file of fedsens is: parameters, security level and digests, never a secret."""
+    from fedsens.protocol.describe import describe
+
+    with named_errors():
+        facts = describe(file)
+    for name, value in facts.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        console.print(f"{name.replace('_', ' ')}: {shown}", soft_wrap=True, markup=False)
+    write_json(json_file, facts)
+
+
+@app.command()
+def identity(
+    path: Annotated[Path, typer.Argument(help="The client's identity file (mode 0600).")],
+) -> None:
+    """Print a client's X25519 public key; its identity file is made if there is none.
+
+    For key agreement without provisioned keys: every client makes its identity, names the file as
+    fedsens-identity-file, and hands the printed line to whoever writes the roster.
+    """
+    from fedsens.protocol.roster import load_identity
+
+    with named_errors():
+        public = load_identity(path).public_key().public_bytes_raw()
+    typer.echo(public.hex())
+
+
+@app.command()
+def roster(
+    path: Annotated[Path, typer.Argument(help="The new roster file.")],
+    public_keys: Annotated[list[str], typer.Argument(help="What fedsens identity printed.")],
+) -> None:
+    """Write the roster of all clients that may share a key (fedsens-roster-file)."""
+    from fedsens.protocol.envelope import roster_fingerprint
+    from fedsens.protocol.roster import write_roster
+
+    with named_errors():
+        _must_be_new(path)
+        keys = write_roster(path, public_keys)
+    console.print(f"wrote {path}: {len(keys)} clients, fingerprint {roster_fingerprint(keys)}")
 
 
 @bench.command("codec")
@@ -247,6 +319,20 @@ def bench_map(
 
 
 app.command("map")(named_errors()(map_command))
+
+
+def _passphrase(path: Path | None, confirm: bool = False) -> str:
+    from fedsens.protocol.keyfile import read_passphrase
+
+    if path is not None:
+        return read_passphrase(path)
+    return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _must_be_new(*paths: Path) -> None:
+    taken = [str(path) for path in paths if path.exists()]
+    if taken:
+        raise ConfigurationError(f"expected new files, got {', '.join(taken)}; choose other names")
 
 
 def _app(folder: Path) -> Path:

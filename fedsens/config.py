@@ -7,6 +7,7 @@ owner and live in :class:`fedsens.protocol.settings.ClientSettings`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +17,21 @@ from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
 
 PREFIX = "fedsens."
+
+# Options that may differ between a run and its continuation: they say how long to wait for whom,
+# which keys to use and where things lie, not what is computed.
+OPERATIONAL = frozenset({
+    "rotate_at",
+    "public_parameters",
+    "key_timeout",
+    "key_min_clients",
+    "map_timeout",
+    "map_min_clients",
+    "mask_timeout",
+    "checkpoint_dir",
+    "resume",
+    "log_format",
+})
 
 
 class FedSensConfig(BaseModel):
@@ -36,6 +52,9 @@ class FedSensConfig(BaseModel):
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
         map_fraction: share of the clients that compute a map.
         refresh_every: rounds between two masks; 0 keeps the first for the whole run.
+        rotate_at: rounds from which on a new key is used (comma-separated in a run config).
+        public_parameters: files with the public parameters of the keys in the order of their use;
+            the server then accepts no other keys (comma-separated in a run config).
         refresh_below: a new mask replaces the one in use only if their overlap (intersection
             over union) is below this; 1 replaces whatever differs.
         key_timeout: seconds that key agreement may take.
@@ -43,6 +62,10 @@ class FedSensConfig(BaseModel):
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
+        checkpoint_dir: folder for the state after every round, of this run alone; None keeps none.
+        resume: continue from the last complete round in that folder.
+        log_format: ``text``, or ``json`` for one JSON object per line; empty leaves it to the
+            environment.
     """
 
     model_config = ConfigDict(
@@ -62,12 +85,17 @@ class FedSensConfig(BaseModel):
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)
     refresh_every: int = Field(default=0, ge=0)
+    rotate_at: tuple[int, ...] = ()
+    public_parameters: tuple[Path, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
     map_min_clients: int = Field(default=2, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    log_format: Literal["", "text", "json"] = ""
 
     @field_validator("policy")
     @classmethod
@@ -78,12 +106,29 @@ class FedSensConfig(BaseModel):
             raise ValueError(str(error)) from None
         return policy
 
-    @field_validator("force", mode="before")
+    @field_validator("force", "rotate_at", "public_parameters", mode="before")
     @classmethod
-    def _split(cls, force: Any) -> Any:
-        if isinstance(force, str):
-            return tuple(item.strip() for item in force.split(",") if item.strip())
-        return force
+    def _split(cls, items: Any) -> Any:
+        if isinstance(items, str):
+            return tuple(item.strip() for item in items.split(",") if item.strip())
+        return items
+
+    @field_validator("rotate_at", mode="before")
+    @classmethod
+    def _one_round(cls, rounds: Any) -> Any:
+        return (rounds,) if isinstance(rounds, int) else rounds
+
+    @field_validator("rotate_at")
+    @classmethod
+    def _rising(cls, rounds: tuple[int, ...]) -> tuple[int, ...]:
+        if list(rounds) != sorted(set(rounds)) or any(number < 2 for number in rounds):
+            raise ValueError("rounds from 2 on, each larger than the one before")
+        return rounds
+
+    @field_validator("checkpoint_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @field_validator("value_range", mode="before")
     @classmethod
@@ -96,10 +141,31 @@ class FedSensConfig(BaseModel):
             raise ValueError("policy 'gradient' ranks |gradient|: set rule to 'true_label'")
         return self
 
+    @model_validator(mode="after")
+    def _a_file_for_every_key(self) -> Self:
+        if self.public_parameters and len(self.public_parameters) <= len(self.rotate_at):
+            raise ValueError(f"public-parameters must name {len(self.rotate_at) + 1} files")
+        return self
+
+    @model_validator(mode="after")
+    def _resume_needs_a_folder(self) -> Self:
+        if self.resume and self.checkpoint_dir is None:
+            raise ValueError("resume continues from a checkpoint: set checkpoint-dir")
+        return self
+
     @property
     def parameters(self) -> CkksParameters:
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
+
+    def generation_at(self, server_round: int) -> int:
+        """How often the key has been rotated by a round."""
+        return sum(number <= server_round for number in self.rotate_at)
+
+    @property
+    def substance(self) -> dict[str, Any]:
+        """The options that the result depends on, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL))
 
     @property
     def effective_ratio(self) -> float:

@@ -19,6 +19,7 @@
     │   ├── RosterError           a public key is unknown or has changed
     │   ├── EnvelopeError         a sealed key does not open
     │   └── PhaseError            a phase ended without enough answers
+    ├── CheckpointError           a checkpoint is damaged, or belongs to another run
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
     ├── DeploymentError           a run on a deployed SuperLink did not start or complete
@@ -95,6 +96,10 @@ class EnvelopeError(ProtocolError):
 
 class PhaseError(ProtocolError):
     """A phase ended without enough usable answers."""
+
+
+class CheckpointError(FedSensError):
+    """A checkpoint is missing or damaged, or belongs to another run."""
 
 
 class StrategyError(FedSensError):

@@ -75,6 +75,22 @@ def read_checked(
     return header, tensors
 
 
+def read_header(path: str | os.PathLike[str]) -> str | None:
+    """The header's text of a file of :func:`write_checked`, without reading the tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The text, None if the file is none of these.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get(HEADER)
+    except UNREADABLE:
+        return None
+
+
 def write_tensors(
     path: str | os.PathLike[str], tensors: Arrays, metadata: Mapping[str, str]
 ) -> None:

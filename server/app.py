@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedProx
 
@@ -16,13 +16,15 @@ from fedsens.protocol.export import save_protected
 from fedsens.protocol.report import ReportFile
 
 app = ServerApp()
+OPERATIONAL = {"num-server-rounds", "round-timeout", "output-dir"}  # may change when resuming
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation and leave its reports and the protected model in ``output-dir``."""
-    log_through_flower()
     options = context.run_config
+    config = FedSensConfig.from_run_config(options)
+    log_through_flower(config.log_format)
     random.seed(int(options["seed"]))  # Flower samples nodes with the global generator
     channels, height, width = (int(n) for n in str(options["image-shape"]).split(","))
     model = build_model(
@@ -37,7 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(options["output-dir"])) if options["output-dir"] else None
     strategy = SelectiveEncryption(
         inner,
-        FedSensConfig.from_run_config(options),
+        config,
+        app_config=_substance(options),
         on_report=ReportFile(folder / "reports.jsonl").append if folder else None,
     )
     strategy.start(
@@ -49,3 +52,12 @@ def main(grid: Grid, context: Context) -> None:
     )
     if folder:
         save_protected(strategy.model, folder / "protected.safetensors")
+
+
+def _substance(options: UserConfig) -> dict[str, object]:
+    """The app's own options that the result depends on."""
+    return {
+        key: value
+        for key, value in options.items()
+        if key not in OPERATIONAL and not key.startswith("fedsens.")
+    }

@@ -17,6 +17,9 @@ ARGUMENT = {
     "simulate": "Folder of the Flower app.",
     "keygen": "The new key file",
     "open": "Protected model",
+    "inspect": "checkpoint",
+    "identity": "identity file",
+    "roster": "roster file",
     "bench": "codec",
     "map": "MODULE:FUNCTION",
 }
@@ -25,11 +28,11 @@ ARGUMENT = {
 def test_python_m_explains_itself():
     command = [sys.executable, "-m", "fedsens.cli", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    for name in ("simulate", "keygen", "open", "bench", "map"):
+    for name in ARGUMENT:
         assert name in result.stdout
 
 
-@pytest.mark.parametrize("command", ["simulate", "keygen", "open", "bench", "map"])
+@pytest.mark.parametrize("command", ARGUMENT)
 def test_every_command_explains_itself(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0

@@ -47,10 +47,15 @@ def test_every_wrong_option_is_listed_at_once():
         ("map-min-clients", 0),
         ("mask-timeout", -1.0),
         ("force", 7),
+        ("rotate-at", "1"),
+        ("rotate-at", "4, 3"),
+        ("rotate-at", "3,3"),
+        ("rotate-at", "soon"),
+        ("log-format", "xml"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_the_option(key, value):
-    with pytest.raises(ConfigurationError, match=rf"{key}: "):
+    with pytest.raises(ConfigurationError, match=rf"{key}(\.\d)?: "):
         FedSensConfig.from_run_config({f"fedsens.{key}": value})
 
 
@@ -60,6 +65,19 @@ def test_a_wrong_value_is_an_error_that_names_the_option(key, value):
 )
 def test_forced_layers_are_separated_by_commas(text, items):
     assert FedSensConfig.from_run_config({"fedsens.force": text}).force == items
+
+
+@pytest.mark.parametrize(("text", "rounds"), [("", ()), (5, (5,)), ("3, 7", (3, 7))])
+def test_rotations_are_rounds(text, rounds):
+    config = FedSensConfig.from_run_config({"fedsens.rotate-at": text})
+    assert config.rotate_at == rounds
+    assert [config.generation_at(number) for number in (1, 2)] == [0, 0]
+    assert [config.generation_at(number) for number in rounds] == list(range(1, len(rounds) + 1))
+
+
+def test_every_key_of_a_run_needs_its_public_parameters():
+    with pytest.raises(ConfigurationError, match="must name 2 files"):
+        FedSensConfig.create(rotate_at=(3,), public_parameters="a.json")
 
 
 def test_a_value_range_of_zero_is_the_presets_own():

@@ -183,6 +183,7 @@ def test_the_error_tree_is_drawn_as_it_is():
         ("fedsens.mask", {"torch", "flwr", "tenseal"}),
         ("fedsens.protocol.headers", {"torch", "flwr"}),
         ("fedsens.config", {"torch", "flwr"}),
+        ("fedsens.flower", {"torch"}),
         ("fedsens.sensitivity", {"flwr", "tenseal"}),
     ],
 )

@@ -53,6 +53,12 @@ class SecretKey:
             digest.update(parameters.digest + hashlib.sha256(secret).digest())
         return digest.hexdigest()[:32]
 
+    @property
+    def parameter_sets(self) -> tuple[CkksParameters, ...]:
+        """All parameter sets of the key, the one that it encrypts under first."""
+        others = (each for each in self._secrets if each != self.parameters)
+        return (self.parameters, *others)
+
     def using(self, parameters: CkksParameters) -> Self:
         """The same key under another of its parameter sets.
 

@@ -32,17 +32,27 @@ class KeyAgreement:
 
     Attributes:
         fingerprint: of the key; empty until the first client holds one.
+        generation: how often the key has been rotated.
         examples: node to number of training examples, for every node that holds the key.
     """
 
-    def __init__(self, parameters: CkksParameters, timeout: float) -> None:
+    def __init__(
+        self,
+        parameters: CkksParameters,
+        timeout: float,
+        fingerprint: str = "",
+        generation: int = 0,
+    ) -> None:
         """Start without knowing anybody.
 
         Args:
             parameters: CKKS parameters that the key must cover.
             timeout: deadline of each step in seconds.
+            fingerprint: of the key, if it must be a certain one.
+            generation: how often the key has been rotated.
         """
-        self.fingerprint = ""
+        self.fingerprint = fingerprint
+        self.generation = generation
         self.examples: dict[int, int] = {}
         self._parameters = parameters
         self._timeout = timeout
@@ -62,7 +72,8 @@ class KeyAgreement:
         unknown = [node for node in nodes if node not in self.examples]
         if not unknown:
             return None
-        steps = [self._step(grid, dict.fromkeys(unknown, self._request("hello")))]
+        hello = self._request("hello", fingerprint=self.fingerprint)
+        steps = [self._step(grid, dict.fromkeys(unknown, hello))]
         newcomers = self._greet(steps[0])
         if newcomers:
             steps.append(self._share(grid, newcomers))
@@ -87,7 +98,8 @@ class KeyAgreement:
         self.examples.pop(node, None)
 
     def _request(self, step: str, **fields: object) -> KeyRequest:
-        return KeyRequest.model_validate({"step": step, "parameters": self._parameters, **fields})
+        given = {"step": step, "parameters": self._parameters, "generation": self.generation}
+        return KeyRequest.model_validate({**given, **fields})
 
     def _step(self, grid: Grid, requests: dict[int, KeyRequest]) -> Answers:
         questions = {node: RecordDict() for node in requests}
@@ -109,8 +121,7 @@ class KeyAgreement:
                 self.examples[node] = reply.examples
             else:
                 logger.warning(
-                    "node %s holds the key %s, the others hold %s; it is left out until it has "
-                    "the same key",
+                    "node %s holds the key %s, expected %s; it is left out until it has that key",
                     node,
                     reply.fingerprint,
                     self.fingerprint,
@@ -129,7 +140,7 @@ class KeyAgreement:
                 self.fingerprint = reply.fingerprint
                 self.examples[sharer] = reply.examples
                 return answers
-            logger.warning("node %s could not share the key; trying another", sharer)
+            logger.warning("node %s could not share the key; trying another, see its log", sharer)
         answers.content.clear()
         return answers
 

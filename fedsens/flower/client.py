@@ -8,7 +8,7 @@ import time
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
-from fedsens.crypto import Encryptor
+from fedsens.crypto import Encryptor, SecretKey
 from fedsens.errors import (
     DowngradeError,
     FedSensError,
@@ -32,7 +32,7 @@ from fedsens.flower.records import (
 )
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
-from fedsens.protocol.headers import UpdateHeader
+from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.keystore import KeyStore
 from fedsens.protocol.model import Arrays, digest_of, not_finite, split, tied_apart
 from fedsens.protocol.settings import ClientSettings
@@ -82,14 +82,34 @@ class Client:
             raise RoundError(
                 f"expected round {self.store.last_round()} or later, got {received.header.round}"
             )
-        self._check_key(received)
+        key = self.key_for(received.header)
+        self._check_key(received, key)
         started = time.process_time()
-        arrays = received.model.open(self.store.key)
+        arrays = received.model.open(key)
         self.decrypt_seconds = time.process_time() - started
         if received.model.ciphertext is not None:
             content[received.key] = to_record(arrays)
             self.store.record_model(received.header, digest_of(arrays))
         return received
+
+    def key_for(self, header: ModelHeader) -> SecretKey | None:
+        """The key that a message is about.
+
+        Args:
+            header: the message's header.
+
+        Returns:
+            The key, None if this client has none of this generation.
+
+        Raises:
+            DowngradeError: the key was rotated out.
+        """
+        if header.generation < self.store.last_generation():
+            raise DowngradeError(
+                f"expected key {self.store.last_generation() + 1} of this run or a later one, "
+                f"because the earlier ones were rotated out, got key {header.generation + 1}"
+            )
+        return self.store.key_of(header.generation)
 
     def check_mask(self, mask: EncryptionMask) -> None:
         """Refuse a mask that protects less than this client demands.
@@ -107,14 +127,14 @@ class Client:
                 f"expected at least {least} of {mask.size} parameters encrypted (minimum ratio "
                 f"{self.min_ratio}), got {mask.k}; raise the server's ratio"
             )
-        if mask.k == 0 and mask.size and self.store.key is not None:
+        if mask.k == 0 and mask.size and self.store.holds_key:
             raise DowngradeError(
                 "expected encryption, because this client holds a key, got an empty mask; "
                 "remove the key to take part in an unencrypted run"
             )
 
-    def _check_key(self, received: Received) -> None:
-        header, key = received.header, self.store.key
+    def _check_key(self, received: Received, key: SecretKey | None) -> None:
+        header = received.header
         if received.mask.k == 0 and received.model.ciphertext is None:
             return
         if key is None:
@@ -162,8 +182,19 @@ class Client:
         weight = examples_of(content, header.weighted_by) / header.reference
         plain, masked = split(arrays, received.mask, layout)
         started = time.process_time()
-        content[CIPHERTEXT] = bytes_to_record(self._encrypt(masked * weight, received))
+        ciphertext = self._encrypt(masked * weight, received)
+        seconds = time.process_time() - started
+        content[CIPHERTEXT] = bytes_to_record(ciphertext)
         content[key] = to_record(plain)
+        logger.info(
+            "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
+            header.round,
+            received.mask.k,
+            layout.size,
+            len(ciphertext),
+            self.decrypt_seconds,
+            seconds,
+        )
         put_header(
             content,
             UpdateHeader(
@@ -172,13 +203,13 @@ class Client:
                 layout=layout.digest,
                 fingerprint=header.fingerprint,
                 weight=weight,
-                encrypt_seconds=time.process_time() - started,
+                encrypt_seconds=seconds,
                 decrypt_seconds=self.decrypt_seconds,
             ),
         )
 
     def _encrypt(self, values: np.ndarray, received: Received) -> bytes:
-        key = self.store.key
+        key = self.key_for(received.header)
         if key is None:  # _check_key has refused this already
             raise ProtocolError("expected a secret key on this client, got none")
         coordinates = np.flatnonzero(received.mask.selected)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError
+from fedsens.flower.logs import reason_of
 from fedsens.flower.records import size_of
+from fedsens.protocol.report import Phase, PhaseReport
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +59,45 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
     replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
     answers = Answers(len(messages), down=down)
     attributed = by_node(messages, replies)
+    name_the_silent(messages, attributed, action)
     for node, reply in attributed.items():
         if reply.has_error():
-            logger.warning("node %s did not answer %s: %s", node, action, reply.error.reason)
+            reason = reason_of(reply.error)
+            logger.warning("node %s did not answer %s: %s", node, action, reason)
         else:
             answers.content[node] = reply.content
-    silent = set(questions) - set(attributed)
-    if silent:
-        logger.warning("no answer to %s within %g s from nodes %s", action, timeout, sorted(silent))
     answers.up = total(answers.content.values())
     answers.seconds = time.monotonic() - started
     return answers
+
+
+def report_of(
+    phase: Phase, server_round: int, answers: Answers, used: int, add_seconds: float = 0.0
+) -> PhaseReport:
+    """Report a phase that was one question.
+
+    Args:
+        phase: the phase.
+        server_round: the round.
+        answers: the outcome.
+        used: usable answers.
+        add_seconds: CPU seconds of adding them.
+
+    Returns:
+        The report.
+    """
+    return PhaseReport(
+        phase=phase,
+        round=server_round,
+        clients=used,
+        lost=answers.asked - used,
+        bytes_up_plain=answers.up[0],
+        bytes_up_encrypted=answers.up[1],
+        bytes_down_plain=answers.down[0],
+        bytes_down_encrypted=answers.down[1],
+        seconds=answers.seconds,
+        add_seconds=add_seconds,
+    )
 
 
 def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int, Message]:
@@ -81,17 +111,36 @@ def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int
         replies: what came back.
 
     Returns:
-        Node to its reply.
+        Node to its reply, in the order of the messages, so that floating-point sums do not depend
+        on who answers first.
     """
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    attributed: dict[int, Message] = {}
+    order, attributed = list(sent.values()), dict[int, Message]()
     for reply in replies:
         node = sent.pop(reply.metadata.reply_to_message_id, None)
         if node is None:
             logger.warning("dropped a reply that answers nothing, or answers twice")
         else:
             attributed[node] = reply
-    return attributed
+    return {node: attributed[node] for node in order if node in attributed}
+
+
+def name_the_silent(messages: Iterable[Message], answered: Container[int], what: str) -> None:
+    """Warn of every node that was asked and did not answer in time.
+
+    Args:
+        messages: what was sent.
+        answered: the nodes that answered.
+        what: what they were asked for.
+    """
+    for message in messages:
+        if message.metadata.dst_node_id not in answered:
+            logger.warning(
+                "node %s did not answer %s within %g s; see its log, or raise the deadline",
+                message.metadata.dst_node_id,
+                what,
+                message.metadata.ttl,
+            )
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:

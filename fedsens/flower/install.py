@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -28,6 +29,7 @@ from fedsens.flower.records import (
     MASK_ACTION,
     PLAIN_MAP,
     REQUEST,
+    ROTATE_ACTION,
     SENSITIVITY_ACTION,
     Received,
     bytes_to_record,
@@ -36,14 +38,17 @@ from fedsens.flower.records import (
     take_header,
     to_arrays,
 )
+from fedsens.flower.rotation import encrypt_anew
 from fedsens.mask import get_policy, select_mask
 from fedsens.protocol.envelope import roster_fingerprint, seal, unseal
 from fedsens.protocol.headers import KeyReply, KeyRequest, MapReply, MapRequest, MaskRequest
-from fedsens.sensitivity import SensitivityMap
+
+if TYPE_CHECKING:  # it loads torch, for which a server or another framework's client would wait
+    from fedsens.sensitivity import SensitivityMap
 
 logger = logging.getLogger(__name__)
 
-SensitivityFn = Callable[[Message, Context], SensitivityMap]
+SensitivityFn = Callable[[Message, Context], "SensitivityMap"]
 ExamplesFn = Callable[[Context], int]
 
 
@@ -72,6 +77,7 @@ def install(
             message, context, client, sensitivity, examples
         ),
         MASK_ACTION: lambda message, _, client: _mask(message, client),
+        ROTATE_ACTION: lambda message, _, client: encrypt_anew(message.content, client),
     }
     for action, handler in handlers.items():
         app.query(action)(_guarded(handler, min_ratio))
@@ -95,16 +101,20 @@ def _guarded(
 
 def _keys(message: Message, client: Client, examples: int) -> RecordDict:
     request = take_header(message.content, KeyRequest)
-    store = client.store
+    store, generation = client.store, request.generation
     answer = RecordDict()
-    if request.step == "share":
+    if request.step == "hello":
+        store.adopt(request.fingerprint, generation)
+    elif request.step == "share":
         answer[ENVELOPES] = _share(request, client)
     elif request.step == "accept":
         sender = bytes.fromhex(request.sender)
         store.check_roster([sender])
         envelope = record_to_bytes(message.content, ENVELOPES)
-        store.keep(SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run)))
-    fingerprint = store.key.fingerprint if store.key else ""
+        key = SecretKey.from_bytes(unseal(envelope, store.identity, sender, store.run))
+        store.keep(key, [sender], generation)
+    held = store.key_of(generation)
+    fingerprint = held.fingerprint if held else ""
     if request.step != "hello":
         parties = {*map(bytes.fromhex, [request.sender, *request.roster.values()])} - {b""}
         parties |= {store.public_key} if request.step == "share" else set()
@@ -118,13 +128,14 @@ def _share(request: KeyRequest, client: Client) -> ConfigRecord:
     store = client.store
     if store.provisioned:
         raise ProtocolError("expected no key agreement, because this client's key is provisioned")
-    if store.key is None and not request.create:
+    key = store.key_of(request.generation)
+    if key is None and not request.create:
         raise ProtocolError("expected this client to hold the key, got a request but no key")
     admitted = _admitted(request, client)
-    if store.key is None:
-        store.keep(generate_key(request.parameters))
-    key = store.key
-    assert key is not None
+    if key is None:
+        key = generate_key(request.parameters)
+        store.keep(key, generation=request.generation)
+    store.note_parties(admitted.values(), request.generation)
     secret = key.to_bytes()
     envelopes = ConfigRecord()
     for node, public in admitted.items():
@@ -175,16 +186,26 @@ def _map(
     answer = RecordDict()
     put_header(answer, MapReply(samples=smap.count, seconds=seconds))
     name = PLAIN_MAP if request.maps == "plain" else MAP
-    answer[name] = bytes_to_record(_encode(flat, request, received, client))
+    encoded = _encode(flat, request, received, client)
+    answer[name] = bytes_to_record(encoded)
+    logger.info(
+        "round %d map: %d samples, %s, %d B up, %.2f s",
+        received.header.round,
+        smap.count,
+        request.maps,
+        len(encoded),
+        seconds,
+    )
     return answer
 
 
 def _encode(flat: np.ndarray, request: MapRequest, received: Received, client: Client) -> bytes:
     if request.maps == "plain":
         return np.asarray(flat, "<f8").tobytes()
-    if client.store.key is None:
+    key = client.key_for(received.header)
+    if key is None:
         raise ProtocolError("expected a secret key to encrypt the map with, got none")
-    encryptor = Encryptor(client.store.key.using(MAP_PARAMETERS), client.settings.processes)
+    encryptor = Encryptor(key.using(MAP_PARAMETERS), client.settings.processes)
     return encryptor.encrypt(np.asarray(flat, np.float64), received.model.layout.name_of)
 
 
@@ -193,7 +214,7 @@ def _mask(message: Message, client: Client) -> RecordDict:
     batch = record_to_bytes(message.content, MAP) if request.scores else None
     received = client.open(message.content)
     layout = received.model.layout
-    scores = None if batch is None else _scores(batch, client)
+    scores = None if batch is None else _scores(batch, client.key_for(received.header))
     weights = None
     if "weights" in get_policy(request.policy).needs:
         weights = layout.flatten(to_arrays(message.content.array_records[received.key]))
@@ -207,15 +228,23 @@ def _mask(message: Message, client: Client) -> RecordDict:
         weights=weights,
     )
     client.check_mask(mask)
+    logger.info(
+        "round %d mask: %d of %d parameters by policy %s, digest %s",
+        received.header.round,
+        mask.k,
+        mask.size,
+        request.policy,
+        mask.digest[:16],
+    )
     answer = RecordDict()
     answer[MASK] = bytes_to_record(mask.to_bytes())
     return answer
 
 
-def _scores(batch: bytes, client: Client) -> np.ndarray:
-    if client.store.key is None:
+def _scores(batch: bytes, key: SecretKey | None) -> np.ndarray:
+    if key is None:
         raise ProtocolError("expected a secret key to open the aggregated map, got none")
-    scores = Decryptor(client.store.key.using(MAP_PARAMETERS)).decrypt(batch)
+    scores = Decryptor(key.using(MAP_PARAMETERS)).decrypt(batch)
     summands = parse_batch(batch, MAP_PARAMETERS).summands
     # Below the noise nothing is known: make exact zeros again, so that ties go by index.
     scores[scores < MAP_PARAMETERS.error_bound(summands)] = 0.0

@@ -14,7 +14,7 @@ from fedsens.config import FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
 from fedsens.errors import FedSensError, MaskError, PhaseError, ProtocolError
 from fedsens.flower.agreement import ATTEMPTS, KeyAgreement
-from fedsens.flower.exchange import Answers, ask
+from fedsens.flower.exchange import Answers, ask, report_of
 from fedsens.flower.records import (
     MAP,
     MASK,
@@ -98,7 +98,8 @@ class Masking:
         started = time.process_time()
         total = self._plain_sum if config.maps == "plain" else self._encrypted_sum
         result, used = total(answers)
-        self._report("map", server_round, answers, used, time.process_time() - started)
+        seconds = time.process_time() - started
+        self.reports.append(report_of("map", server_round, answers, used, seconds))
         if used < config.map_min_clients:
             raise PhaseError(
                 f"expected maps from at least {config.map_min_clients} clients, got {used}; see "
@@ -164,9 +165,9 @@ class Masking:
             try:
                 mask = self._read(answers.content.get(holder, RecordDict()))
             except FedSensError as error:
-                logger.warning("node %s gave no mask: %s", holder, error)
+                logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
-            self._report("mask", server_round, answers, 1, 0.0)
+            self.reports.append(report_of("mask", server_round, answers, 1))
             return mask
         raise PhaseError(
             f"expected a mask from one of {len(holders[:ATTEMPTS])} key holders within "
@@ -181,20 +182,3 @@ class Masking:
                 f"expected a mask of {expected} coordinates of this model, got {mask.k}"
             )
         return mask
-
-    def _report(
-        self, phase: str, server_round: int, answers: Answers, used: int, seconds: float
-    ) -> None:
-        report = PhaseReport.model_validate({
-            "phase": phase,
-            "round": server_round,
-            "clients": used,
-            "lost": answers.asked - used,
-            "bytes_up_plain": answers.up[0],
-            "bytes_up_encrypted": answers.up[1],
-            "bytes_down_plain": answers.down[0],
-            "bytes_down_encrypted": answers.down[1],
-            "seconds": answers.seconds,
-            "add_seconds": seconds,
-        })
-        self.reports.append(report)

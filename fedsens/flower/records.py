@@ -30,8 +30,9 @@ REQUEST: Final = "fedsens.request"  # a header beside the model's own
 KEYS_ACTION: Final = "fedsens_keys"
 SENSITIVITY_ACTION: Final = "fedsens_sensitivity"
 MASK_ACTION: Final = "fedsens_mask"
+ROTATE_ACTION: Final = "fedsens_rotate"
 QUERIES: Final = frozenset(
-    f"query.{action}" for action in (KEYS_ACTION, SENSITIVITY_ACTION, MASK_ACTION)
+    f"query.{action}" for action in (KEYS_ACTION, SENSITIVITY_ACTION, MASK_ACTION, ROTATE_ACTION)
 )
 
 STYPE: Final = "fedsens.bytes/1"

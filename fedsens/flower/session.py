@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -11,15 +12,26 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import ConfigurationError, PhaseError
+from fedsens.crypto import MAP_PARAMETERS, CkksParameters
+from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
 from fedsens.flower.agreement import KeyAgreement
-from fedsens.flower.exchange import total, wait_for_nodes
+from fedsens.flower.exchange import (
+    by_node,
+    name_the_silent,
+    report_of,
+    total,
+    wait_for_nodes,
+)
+from fedsens.flower.logs import reason_of
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import put_model, to_arrays, to_record
+from fedsens.flower.rotation import move_model
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
+from fedsens.protocol.checkpoint import Checkpoint
 from fedsens.protocol.headers import ModelHeader
-from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol.keyfile import PublicParameters, load_publics
+from fedsens.protocol.model import ProtectedModel, check_plain
 from fedsens.protocol.report import Phase, PhaseReport
 
 logger = logging.getLogger(__name__)
@@ -33,6 +45,8 @@ class Session:
         model: the global model, split by the mask of the round that made it.
         mask: what the next answers must be split by.
         sent: the messages of the current phase.
+        reference: N_ref, the examples of the clients that the current model was sent to.
+        deadline: seconds for each phase; late answers expire.
     """
 
     def __init__(
@@ -53,13 +67,17 @@ class Session:
         Raises:
             ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
         """
-        self.keys = KeyAgreement(config.parameters, config.key_timeout)
-        self.sent: list[Message] = []
         self._config = config
+        self._public = load_publics(config.public_parameters)
+        _check_public(self._public, config.parameters)
+        self.keys = self._new_keys()
+        self.sent: list[Message] = []
         self._weighted_by = weighted_by
         self._emit = emit
-        self._reference = 1.0
+        self.reference = 1.0
+        self._gathered = False
         self._started = 0.0
+        self.deadline = math.inf
         self.replace_plain(initial, 0)
         ratio, size = config.effective_ratio, self.model.layout.size
         if ratio > 0 and not mask_count(ratio, size):
@@ -110,24 +128,61 @@ class Session:
         Args:
             server_round: the round about to start.
             grid: Flower's grid.
-
-        Raises:
-            PhaseError: too few clients hold the key, or the first mask could not be made.
         """
         if self._config.effective_ratio == 0:
             return
         first, every = not self.mask.k, self._config.refresh_every
-        if first:
-            least = self._config.key_min_clients
-            self._agree(grid, wait_for_nodes(grid, least, self._config.key_timeout), server_round)
-            if len(self.keys.examples) < least:
-                raise PhaseError(
-                    f"expected at least {least} clients with the key, got "
-                    f"{len(self.keys.examples)}; see the warnings above, or lower "
-                    "fedsens.key-min-clients"
-                )
+        if first or not self._gathered:
+            self.gather(server_round, grid)
+        if self._config.generation_at(server_round) > self.keys.generation:
+            self._rotate(server_round, grid)
         if first or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, must=first)
+
+    def gather(self, server_round: int, grid: Grid) -> None:
+        """Wait for the clients that a run needs at least, and bring them to one key.
+
+        Args:
+            server_round: the round, for the report.
+            grid: Flower's grid.
+
+        Raises:
+            PhaseError: too few clients hold the key.
+        """
+        config, known = self._config, self.keys.fingerprint
+        if config.effective_ratio == 0:
+            return
+        nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
+        self._agree(grid, nodes, server_round)
+        if len(self.keys.examples) < config.key_min_clients:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with the key"
+                f"{' ' + known if known else ''}, got {len(self.keys.examples)}; see the warnings "
+                "above, or lower fedsens.key-min-clients"
+            )
+        self._gathered = True
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where an earlier process was.
+
+        Args:
+            checkpoint: its state.
+
+        Raises:
+            CheckpointError: the saved model has another layout.
+        """
+        try:
+            # A strategy's mean of integer buffers is a float, so types are no matter.
+            check_plain(checkpoint.model.visible(), self.model.layout, self.mask)
+        except LayoutError as error:
+            raise CheckpointError(
+                f"expected a checkpoint of this run's model, got another: {error}; use the model "
+                "of the saved run, or start anew in another folder"
+            ) from None
+        self.model, self.mask = checkpoint.model, checkpoint.mask
+        self.reference = checkpoint.progress.reference
+        saved = checkpoint.progress
+        self.keys = self._new_keys(saved.fingerprint, saved.generation)
 
     def dress(self, messages: Iterable[Message], server_round: int, grid: Grid) -> list[Message]:
         """Add to the inner strategy's messages what clients need to open and protect models.
@@ -146,15 +201,42 @@ class Session:
             known = self.keys.examples
             for message in self.sent:
                 if message.metadata.dst_node_id not in known:
-                    logger.warning("node %s holds no key; left out", message.metadata.dst_node_id)
+                    logger.warning(
+                        "node %s holds no key; left out, until it has the key file of the others "
+                        "or takes part in key agreement",
+                        message.metadata.dst_node_id,
+                    )
             self.sent = [m for m in self.sent if m.metadata.dst_node_id in known]
             # The weights n_i / N_ref of whoever answers add up to at most 1.
-            self._reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
+            self.reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
         header = self.header(server_round)
         for content in {id(m.content): m.content for m in self.sent}.values():
             put_model(content, self.model, header, self.mask)
+        for message in self.sent:  # else a slow node would work through a backlog
+            message.metadata.ttl = min(message.metadata.ttl, self.deadline)
         self._started = time.monotonic()
         return self.sent
+
+    def attribute(
+        self, phase: Phase, server_round: int, replies: Iterable[Message]
+    ) -> dict[int, Message]:
+        """Attribute replies to nodes, and warn of every node that is lost.
+
+        Args:
+            phase: "train" or "evaluate".
+            server_round: the round.
+            replies: what came back.
+
+        Returns:
+            Node to its reply, errors included.
+        """
+        answers = by_node(self.sent, replies)
+        what = f"{phase} of round {server_round}"
+        name_the_silent(self.sent, answers, what)
+        for node, reply in answers.items():
+            if reply.has_error():
+                logger.warning("node %s is lost for %s: %s", node, what, reason_of(reply.error))
+        return answers
 
     def header(self, server_round: int) -> ModelHeader:
         """The header of the current model.
@@ -173,8 +255,9 @@ class Session:
             mask=self.mask.digest,
             parameters=self._config.parameters,
             fingerprint=self.keys.fingerprint,
+            generation=self.keys.generation,
             weight=self.model.weight,
-            reference=self._reference,
+            reference=self.reference,
             weighted_by=self._weighted_by,
         )
 
@@ -218,6 +301,44 @@ class Session:
         self._emit(report)
         return report
 
+    def _rotate(self, server_round: int, grid: Grid) -> None:
+        config, old = self._config, self.keys
+        new = self._new_keys(generation=config.generation_at(server_round))
+        if report := new.agree(grid, grid.get_node_ids(), server_round):
+            self._emit(report)
+        if len(new.examples) < config.key_min_clients or new.fingerprint == old.fingerprint:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with a new key from round "
+                f"{server_round} on, got {len(new.examples)} with the key "
+                f"{new.fingerprint or 'none'}; give every client key {new.generation + 1}, then "
+                "resume the run"
+            )
+        if self.model.ciphertext is not None:
+            content = self._shown(server_round)
+            self.model, answers = move_model(
+                grid, self.model, content, old, new, config.mask_timeout
+            )
+            self._emit(report_of("rotate", server_round, answers, 1))
+        self.keys = new
+        logger.info("key from round %d on: %s", server_round, new.fingerprint)
+
+    def _shown(self, server_round: int) -> RecordDict:
+        """A content that shows a client the current model."""
+        content = RecordDict({"arrays": to_record(self.model.plain)})
+        put_model(content, self.model, self.header(server_round), self.mask)
+        return content
+
+    def _new_keys(self, fingerprint: str = "", generation: int = 0) -> KeyAgreement:
+        config = self._config
+        if self._public and fingerprint in {"", self._public[generation].fingerprint}:
+            fingerprint = self._public[generation].fingerprint
+        elif self._public:
+            raise CheckpointError(
+                f"expected a checkpoint under the key {self._public[generation].fingerprint} of "
+                f"fedsens.public-parameters, got one under {fingerprint}"
+            )
+        return KeyAgreement(config.parameters, config.key_timeout, fingerprint, generation)
+
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
         report = self.keys.agree(grid, nodes, server_round)
         if report is not None:
@@ -225,14 +346,8 @@ class Session:
 
     def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
         masking = Masking(self._config, self.keys, self.model.layout)
-
-        def current() -> RecordDict:
-            content = RecordDict({"arrays": to_record(self.model.plain)})
-            put_model(content, self.model, self.header(server_round), self.mask)
-            return content
-
         try:
-            new = masking.make(grid, current, server_round)
+            new = masking.make(grid, lambda: self._shown(server_round), server_round)
         except PhaseError as error:
             if must:
                 raise
@@ -244,8 +359,21 @@ class Session:
         for report in masking.reports:
             self._emit(report)
         logger.info(
-            "mask of round %d: %r, overlap %.2f with the one before",
+            "mask of round %d: %d of %d parameters encrypted, digest %s, overlap %.2f with before",
             server_round,
-            self.mask,
+            self.mask.k,
+            self.mask.size,
+            self.mask.digest[:16],
             overlap,
         )
+
+
+def _check_public(public: Iterable[PublicParameters], parameters: CkksParameters) -> None:
+    for each in public:
+        missing = {parameters, MAP_PARAMETERS} - set(each.parameters)
+        if missing:
+            raise ConfigurationError(
+                f"expected the key {each.fingerprint} to cover {sorted(map(repr, missing))}, got "
+                f"{list(each.parameters)!r}; set fedsens.preset and fedsens.value-range as in "
+                "fedsens keygen, or make a new key"
+            )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -13,8 +15,11 @@ from fedsens.config import FedSensConfig
 from fedsens.errors import ProtocolError, StrategyError
 from fedsens.flower.client import REFUSED
 from fedsens.flower.compatibility import check_strategy
-from fedsens.flower.exchange import by_node, total
+from fedsens.flower.exchange import total
+from fedsens.flower.logs import FIGURES
 from fedsens.flower.records import HEADER, examples_of, to_record
+from fedsens.flower.resume import Checkpoints, History, config_of_start
+from fedsens.flower.rounds import EvaluateFn, Rounds, go_on
 from fedsens.flower.session import Session
 from fedsens.flower.updates import Updates, usable_metrics
 from fedsens.protocol.model import ProtectedModel
@@ -39,6 +44,10 @@ class SelectiveEncryption(Strategy):
     coordinates, because the server does not know them. With ratio 0 the result is the inner
     strategy's, bit for bit.
 
+    With ``checkpoint_dir`` in the configuration the state is saved after the training of every
+    round, and with ``resume`` a new process continues from the last complete round: same model,
+    key, mask, sampling and metrics.
+
     Attributes:
         reports: what every phase cost so far.
     """
@@ -49,6 +58,7 @@ class SelectiveEncryption(Strategy):
         config: FedSensConfig | None = None,
         *,
         weighted_mean: bool = False,
+        app_config: Mapping[str, Any] | None = None,
         on_report: Callable[[PhaseReport], None] | None = None,
     ) -> None:
         """Wrap a strategy.
@@ -58,13 +68,20 @@ class SelectiveEncryption(Strategy):
             config: the configuration, by default ``FedSensConfig()``.
             weighted_mean: vouches that a strategy fedsens does not know averages weighted by
                 examples.
-            on_report: called with the report of every phase as it ends.
+            app_config: what else the result depends on, such as the app's run config. A run whose
+                checkpoint was made with other values is not resumed.
+            on_report: called with the report of every phase as it ends; in a resumed run, with
+                those of the earlier rounds first.
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
         check_strategy(strategy, self.config.effective_ratio, weighted_mean)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
+        self._app_config = app_config or {}
+        self._checkpoints: Checkpoints | None = None
+        self._history = History()
+        self._deadline = math.inf
         self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._session: Session | None = None
 
@@ -87,7 +104,7 @@ class SelectiveEncryption(Strategy):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
         """Run the federation, as :meth:`flwr.serverapp.strategy.Strategy.start` does.
 
@@ -111,13 +128,73 @@ class SelectiveEncryption(Strategy):
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
             )
-        self._session = None  # of an earlier run
-        result = super().start(
-            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        self._session, self._checkpoints, self._history = None, None, History()
+        self.reports.clear()
+        self._deadline = timeout
+        rounds = Rounds(
+            grid,
+            num_rounds,
+            timeout,
+            ConfigRecord() if train_config is None else train_config,
+            ConfigRecord() if evaluate_config is None else evaluate_config,
+            None if evaluate_fn is None else self._noting(evaluate_fn),
         )
+        if self.config.checkpoint_dir is not None:
+            configs = config_of_start(train=train_config, evaluate=evaluate_config)
+            self._checkpoints = Checkpoints(
+                self.config, self.inner, {**self._app_config, **configs}
+            )
+        if self._checkpoints is not None and self.config.resume:
+            result = self._resume(self._checkpoints, rounds, initial_arrays)
+        else:
+            if self._checkpoints is not None:
+                self._checkpoints.claim()
+            result = super().start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                rounds.train_config,
+                rounds.evaluate_config,
+                rounds.evaluate_fn,
+            )
         if self._session is not None and self.model.mask.k:
             result.arrays = to_record(self.model.visible())
         return result
+
+    def _resume(
+        self, checkpoints: Checkpoints, rounds: Rounds, initial_arrays: ArrayRecord
+    ) -> Result:
+        checkpoint = checkpoints.latest()
+        run = self._new_session(initial_arrays)
+        run.restore(checkpoint)
+        self._session, done = run, checkpoint.progress.round
+        self.summary()
+        logger.info("resuming after round %d of %d", done, rounds.last)
+        for report in checkpoint.progress.reports:
+            self._keep(report)
+        if done <= rounds.last:
+            run.gather(done, rounds.grid)
+        self._history = checkpoints.restore(checkpoint)
+        arrays = go_on(self, rounds, to_record(run.model.plain), done)
+        result = self._history.result()
+        if run.model.round:  # as in Flower's result, nothing if no round had an answer
+            result.arrays = arrays
+        return result
+
+    def _new_session(self, initial: ArrayRecord) -> Session:
+        session = Session(self.config, self._weighted_by, self._emit, initial)
+        session.deadline = self._deadline
+        return session
+
+    def _noting(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate_fn(server_round, arrays)
+            if metrics is not None:
+                self._history.central[server_round] = metrics
+            return metrics
+
+        return evaluate
 
     def summary(self) -> None:
         """Log what is encrypted and how, then the inner strategy's summary."""
@@ -137,7 +214,7 @@ class SelectiveEncryption(Strategy):
     ) -> Iterable[Message]:
         """Agree on key and mask where needed, then let the inner strategy sample clients."""
         if self._session is None:
-            self._session = Session(self.config, self._weighted_by, self._emit, arrays)
+            self._session = self._new_session(arrays)
         self._run.prepare(server_round, grid)
         messages = self.inner.configure_train(server_round, arrays, config, grid)
         return self._run.dress(messages, server_round, grid)
@@ -147,7 +224,7 @@ class SelectiveEncryption(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the ciphertexts and let the inner strategy average the rest of the same replies."""
         run = self._run
-        answers = by_node(run.sent, replies)
+        answers = run.attribute("train", server_round, replies)
         up = total(reply.content for reply in answers.values() if reply.has_content())
         if run.mask.k:
             good, ciphertext, weight, seconds = self._add(server_round, answers)
@@ -162,6 +239,9 @@ class SelectiveEncryption(Strategy):
         report = run.report("train", server_round, clients, up, metrics, seconds)
         if metrics is not None:
             metrics.update(_as_metrics(report))
+            self._history.train[server_round] = metrics
+        if self._checkpoints is not None:
+            self._checkpoints.save(server_round, run, self._history, self.reports)
         return arrays, metrics
 
     def _add(
@@ -199,7 +279,7 @@ class SelectiveEncryption(Strategy):
     ) -> MetricRecord | None:
         """Let the inner strategy average the metrics."""
         run = self._run
-        answers = by_node(run.sent, replies)
+        answers = run.attribute("evaluate", server_round, replies)
         up = total(reply.content for reply in answers.values() if reply.has_content())
         errors = {node: reply for node, reply in answers.items() if reply.has_error()}
         for node, reply in errors.items():
@@ -213,11 +293,16 @@ class SelectiveEncryption(Strategy):
         metrics = self.inner.aggregate_evaluate(server_round, [*good, *errors.values()])
         if run.sent:
             run.report("evaluate", server_round, len(good), up, metrics, {})
+        if metrics is not None:
+            self._history.evaluate[server_round] = metrics
         return metrics
 
     def _emit(self, report: PhaseReport) -> None:
+        logger.info("%s", report, extra={FIGURES: report.model_dump()})
+        self._keep(report)
+
+    def _keep(self, report: PhaseReport) -> None:
         self.reports.append(report)
-        logger.info("%s", report)
         if self._on_report is not None:
             self._on_report(report)
 

@@ -73,7 +73,6 @@ class Updates:
             Whether it was kept.
         """
         if reply.has_error():
-            logger.warning("node %s is lost for this round: %s", node, reply.error.reason)
             return False
         try:
             self._updates.append(self._check(reply))
@@ -128,7 +127,8 @@ class Updates:
         ):
             if mine != theirs:
                 raise ProtocolError(
-                    f"expected an update under the {name} {mine[:16]}, got {theirs[:16]}"
+                    f"expected an update under the {name} {mine[:16]}, got {theirs[:16]}; the "
+                    "client must answer the model of this round"
                 )
         weight = examples_of(content, sent.weighted_by) / sent.reference
         if not math.isclose(header.weight, weight, rel_tol=1e-9):
@@ -192,7 +192,7 @@ def _has_form(reply: Message, usual: Form) -> bool:
         return True
     logger.warning(
         "left out the answer of node %s: expected records and metrics of the names and lengths "
-        "that most answers have, got others",
+        "that most answers have, got others; run the same app on every client",
         reply.metadata.src_node_id,
     )
     return False

@@ -16,6 +16,9 @@ VERSION = 1
 MOST = 2**53  # counts up to here are exact as floats
 PublicKey = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # X25519, hexadecimal, or none
 
+Fingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+Generation = Annotated[int, Field(ge=0, le=2**20)]
+
 
 class Header(BaseModel):
     """Base of all headers."""
@@ -64,6 +67,7 @@ class ModelHeader(Header):
         mask: digest of the mask that the answer must be split by.
         parameters: CKKS parameters of the masked part.
         fingerprint: of the agreed key; empty if nothing is encrypted.
+        generation: how often the key has been rotated.
         weight: sum of the weights n_i / N_ref in the aggregated ciphertext; 0 if there is none.
         reference: N_ref of this round; the answer's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.
@@ -76,6 +80,7 @@ class ModelHeader(Header):
     mask: str
     parameters: CkksParameters
     fingerprint: str = ""
+    generation: Generation = 0
     weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: str = "num-examples"
@@ -114,6 +119,8 @@ class KeyRequest(Header):
         roster: node to raw public key in hexadecimal, of those that get the key.
         create: whether ``share`` may create the key.
         sender: the sealing client's public key in hexadecimal (``accept``).
+        fingerprint: of the key that a resumed run needs (``hello``); empty for any.
+        generation: how often the key has been rotated.
     """
 
     step: Literal["hello", "share", "accept"]
@@ -121,6 +128,8 @@ class KeyRequest(Header):
     roster: dict[int, PublicKey] = {}
     create: bool = False
     sender: PublicKey = ""
+    fingerprint: Fingerprint = ""
+    generation: Generation = 0
 
 
 class KeyReply(Header):
@@ -179,3 +188,15 @@ class MaskRequest(Header):
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     scores: bool
+
+
+class RotateRequest(Header):
+    """Asks a holder of two keys to encrypt the model, which travels beside it, under the new one.
+
+    Attributes:
+        generation: of the new key.
+        fingerprint: of the new key.
+    """
+
+    generation: Generation
+    fingerprint: Fingerprint

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Phase = Literal["keys", "map", "mask", "train", "evaluate"]
+Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 
 class PhaseReport(BaseModel):
@@ -31,7 +31,7 @@ class PhaseReport(BaseModel):
         metrics: the inner strategy's aggregated metrics.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     phase: Phase
     round: int

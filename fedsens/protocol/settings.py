@@ -17,14 +17,18 @@ from fedsens.errors import ConfigurationError
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
+LOG_FORMAT = "FEDSENS_LOG_FORMAT"  # of the process, not of the client
 
 
 class ClientSettings(BaseModel):
     """A client's own settings; node config key and environment variable in brackets.
 
     Attributes:
-        key_file: provisioned secret key (``fedsens-key-file``, ``FEDSENS_KEY_FILE``). With it the
-            client takes no part in key agreement.
+        key_file: provisioned secret key, or a folder of several ``*.key`` that are used one after
+            the other by name as the server rotates keys (``fedsens-key-file``,
+            ``FEDSENS_KEY_FILE``). With it the client takes no part in key agreement.
+        passphrase_file: file with the passphrase of locked keys (``fedsens-passphrase-file``,
+            ``FEDSENS_PASSPHRASE_FILE``).
         identity_file: X25519 identity for key agreement (``fedsens-identity-file``,
             ``FEDSENS_IDENTITY_FILE``); by default one per run and node in the state folder.
         roster_file: JSON list of the only public keys that this client shares a key with
@@ -44,6 +48,7 @@ class ClientSettings(BaseModel):
     )
 
     key_file: Path | None = None
+    passphrase_file: Path | None = None
     identity_file: Path | None = None
     roster_file: Path | None = None
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".fedsens")
@@ -70,7 +75,9 @@ class ClientSettings(BaseModel):
         environment = os.environ if environment is None else environment
         found: dict[str, Any] = {}
         for name, value in environment.items():
-            if name.startswith(ENVIRONMENT):  # a misspelt one must not be ignored
+            if (
+                name.startswith(ENVIRONMENT) and name != LOG_FORMAT
+            ):  # a misspelt one must not be ignored
                 found[name.removeprefix(ENVIRONMENT).lower().replace("_", "-")] = value
         for key, value in node_config.items():
             if key.startswith(PREFIX):

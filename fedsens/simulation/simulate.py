@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from fedsens.crypto import SecretKey
 from fedsens.errors import SimulationError
 from fedsens.protocol.export import load_protected, save_model
+from fedsens.protocol.keyfile import load_key, read_passphrase
 from fedsens.protocol.model import ProtectedModel, digest_of
 from fedsens.protocol.report import PhaseReport
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
@@ -81,7 +83,8 @@ def _open(
         path = key_file or next(iter(sorted(nodes.glob("node-*/key"))), None)
         if path is None:
             raise SimulationError(f"expected a client's key below {nodes}, found none")
-        key = SecretKey.load(path)
+        place = os.environ.get("FEDSENS_PASSPHRASE_FILE")  # the clients read it there, too
+        key = load_key(path, partial(read_passphrase, Path(place)) if place else None)
     arrays = model.open(key)
     save_model(arrays, folder / "model.safetensors")
     if key is None:

@@ -366,7 +366,7 @@ class Federation:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self._ports[name])) == 0
 
-        self.wait_until(reachable, 60)
+        self.wait_until(reachable, 180)
 
     def _signal(self, names: Sequence[str], number: signal.Signals, patience: float = 10) -> None:
         for name in names:
@@ -377,6 +377,8 @@ class Federation:
             while self.pids(name) and time.monotonic() < deadline:
                 time.sleep(0.05)
             if name in self._started:
+                if number == signal.SIGKILL:  # its memory is gone before it can be waited for
+                    self._started[name].wait(patience)
                 self._started[name].poll()
 
 

@@ -78,7 +78,7 @@ def test_a_node_that_vanishes_mid_round_leaves_the_mean_of_the_others(recorder, 
     for server_round, nodes in ((1, ALL), (2, [1000, 1002]), (3, [1000, 1002])):
         gap = largest_difference(run.models[server_round], recorder.mean(server_round, nodes))
         assert gap <= bound(run, nodes)
-    assert f"node {LOST} is lost for this round: Node Unavailable" in caplog.text
+    assert f"node {LOST} is lost for train of round 2: Node Unavailable" in caplog.text
     assert [report.lost for report in run.reports("train")] == [0, 1, 0]
 
 

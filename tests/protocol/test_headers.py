@@ -14,6 +14,7 @@ from fedsens.protocol.headers import (
     MapRequest,
     MaskRequest,
     ModelHeader,
+    RotateRequest,
     UpdateHeader,
 )
 
@@ -37,6 +38,7 @@ EXAMPLES = [
     MapRequest(rule="vector", maps="encrypted", reference=3.0),
     MapReply(samples=4, seconds=0.1),
     MaskRequest(policy="layerwise", ratio=0.1, force=("last",), seed=3, scores=True),
+    RotateRequest(generation=2, fingerprint="ab" * 16),
 ]
 
 

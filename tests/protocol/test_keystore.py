@@ -68,7 +68,8 @@ def test_only_the_owner_can_read_what_is_stored(tmp_path):
     folder = tmp_path / "run-7" / "node-5"
     assert mode(folder) == 0o700
     files = {path.name: mode(path) for path in folder.iterdir()}
-    assert files == dict.fromkeys(["identity", "key", "model.json"], 0o600)
+    names = ["identity", "key", "key.parties.json", "model.json"]
+    assert files == dict.fromkeys(names, 0o600)
 
 
 def test_the_same_key_may_arrive_again_but_no_other(tmp_path):

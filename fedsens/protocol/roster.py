@@ -1,0 +1,82 @@
+"""Identities of clients, and rosters of those that may share a key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedsens.crypto.keys import read_private, write_private
+from fedsens.errors import KeyFileError, RosterError
+
+
+def load_identity(path: Path) -> X25519PrivateKey:
+    """Read an X25519 key pair, which is created where there is none.
+
+    Args:
+        path: its file, mode 0600.
+
+    Returns:
+        The key pair.
+
+    Raises:
+        KeyFileError: the file cannot be read or is damaged.
+    """
+    if not path.exists():
+        write_private(path, X25519PrivateKey.generate().private_bytes_raw())
+    try:
+        return X25519PrivateKey.from_private_bytes(read_private(path))
+    except ValueError:
+        raise KeyFileError(
+            f"expected an identity of 32 bytes in {path}; delete it to make a new one"
+        ) from None
+
+
+def read_roster(path: Path) -> list[bytes]:
+    """Read a roster.
+
+    Args:
+        path: a JSON list of X25519 public keys in hexadecimal.
+
+    Returns:
+        The raw public keys.
+
+    Raises:
+        RosterError: it is no such list.
+    """
+    try:
+        return [bytes.fromhex(item) for item in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        raise RosterError(
+            f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
+        ) from None
+
+
+def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
+    """Write a roster.
+
+    Args:
+        path: the file.
+        public_keys: X25519 public keys in hexadecimal.
+
+    Returns:
+        The raw public keys, each once.
+
+    Raises:
+        RosterError: one is no public key, or the file cannot be written.
+    """
+    chosen = sorted({each.strip().lower() for each in public_keys})
+    wrong = [each for each in chosen if not re.fullmatch("[0-9a-f]{64}", each)]
+    if wrong:
+        raise RosterError(
+            f"expected public keys of 64 hexadecimal digits, got {', '.join(wrong)}; use what "
+            "fedsens identity prints"
+        )
+    try:
+        path.write_text(json.dumps(chosen, indent=2) + "\n")
+    except OSError as error:
+        raise RosterError(f"expected to write {path}, got: {error.strerror}") from None
+    return [bytes.fromhex(each) for each in chosen]

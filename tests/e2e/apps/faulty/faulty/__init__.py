@@ -1,0 +1,1 @@
+"""A small Flower app whose clients fail when they are told to."""

@@ -1,0 +1,41 @@
+"""The server: FedAvg of whoever is there, with its log in the output folder."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedsens import FedSensConfig
+from fedsens.flower import SelectiveEncryption, log_through_flower
+from fedsens.protocol.export import save_protected
+from fedsens.protocol.report import ReportFile
+
+from .model import initial
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    options = context.run_config
+    folder = Path(str(options["output-dir"]))
+    log_through_flower()
+    logging.getLogger("fedsens").addHandler(logging.FileHandler(folder / "server.log"))
+    random.seed(0)
+    strategy = SelectiveEncryption(
+        FedAvg(),
+        FedSensConfig.from_run_config(options),
+        on_report=ReportFile(folder / "reports.jsonl").append,
+    )
+    strategy.start(
+        grid,
+        ArrayRecord({name: Array(array) for name, array in initial().items()}),
+        num_rounds=int(options["num-server-rounds"]),
+        timeout=float(options["round-timeout"]),
+    )
+    save_protected(strategy.model, folder / "protected.safetensors")

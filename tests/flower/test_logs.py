@@ -1,0 +1,172 @@
+"""What an operator reads, and what nobody may read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+import sys
+
+import numpy as np
+import pytest
+from flwr.app import Error
+
+from fedsens.errors import ConfigurationError
+from fedsens.flower import LocalGrid, log_through_flower
+from fedsens.flower.logs import REMEDIES, JsonLines, reason_of
+from fedsens.protocol.settings import ClientSettings
+
+from .federation import Run, is_request, make_app, state_dir, train
+
+
+@pytest.fixture
+def logger():
+    """The library's logger, put back as it was."""
+    chosen = logging.getLogger("fedsens")
+    before = chosen.parent, chosen.level, chosen.propagate, list(chosen.handlers)
+    yield chosen
+    chosen.parent, chosen.propagate = before[0], before[2]
+    chosen.setLevel(before[1])
+    chosen.handlers[:] = before[3]
+
+
+def failing(message, context):
+    if context.node_id == 1001 and message.content["config"]["server-round"] == 2:
+        raise ValueError("out of memory")
+    return train(message, context)
+
+
+def lines_of(caplog, name):
+    return [r.getMessage() for r in caplog.records if r.name == name]
+
+
+def test_every_phase_and_round_is_one_line_with_counts_bytes_and_seconds(caplog):
+    caplog.set_level(logging.INFO, "fedsens")
+    Run(rounds=2, ratio=0.5)
+    lines = [x for x in lines_of(caplog, "fedsens.flower.strategy") if x.startswith("round ")]
+    form = (
+        r"round \d (\w+): 3 clients, 0 lost, up [\d,]+ \+ [\d,]+ B, down [\d,]+ \+ [\d,]+ B .*\d s"
+    )
+    phases = [re.fullmatch(form, line)[1] if "mask:" not in line else "mask" for line in lines]
+    assert phases == ["keys", "map", "mask", "train", "evaluate", "train", "evaluate"]
+    ours = [x for x in lines_of(caplog, "fedsens.flower.client") if " train: " in x]
+    assert len(ours) == 6
+    assert re.fullmatch(r"round 1 train: 57 of 115 parameters encrypted, \d+ B; .* s", ours[0])
+
+
+def test_a_lost_client_is_named_with_a_remedy(caplog):
+    Run(app=make_app(failing), rounds=2, ratio=0.5)
+    text = "node 1001 is lost for train of round 2: ValueError in the app; the client's own log"
+    assert text in caplog.text
+
+
+def test_a_vanished_node_is_named_with_a_remedy(caplog):
+    def vanish(message):
+        if is_request(message) and message.content["config"]["server-round"] == 2:
+            grid.nodes.pop(1001, None)
+
+    grid = LocalGrid(make_app(), 3, tap=vanish)
+    Run(grid=grid, rounds=2, ratio=0)
+    text = "node 1001 is lost for train of round 2: Node Unavailable; see that its SuperNode runs"
+    assert text in caplog.text
+
+
+class Impatient(LocalGrid):
+    """Does not wait for the training of one node, as a deadline does."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        training = any(m.metadata.message_type == "train" for m in messages)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        return [r for r in replies if not training or r.metadata.src_node_id != 1002]
+
+
+def test_a_silent_node_is_named_with_a_remedy(caplog):
+    run = Run(grid=Impatient(make_app(), 3), rounds=1, ratio=0.5)
+    assert "node 1002 did not answer train of round 1 within 3600 s; see its log" in caplog.text
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(2, 1)]
+
+
+def test_messages_expire_at_the_deadline():
+    lives = []
+
+    def look(message):
+        if is_request(message) or is_request(message, "evaluate"):
+            lives.append(message.metadata.ttl)
+
+    run = Run(grid=LocalGrid(make_app(), 2, tap=look), rounds=1, ratio=0.5)
+    assert lives == [3600.0] * 4
+    assert run.strategy.model.round == 1
+
+
+@pytest.mark.parametrize("code", [*REMEDIES, 2, 6])
+def test_every_error_of_flower_has_a_remedy_and_a_refusal_its_own(code):
+    assert reason_of(Error(code, "why")).startswith("why; ") == (code not in {2, 6})
+
+
+def test_json_lines_hold_the_figures(logger, capsys):
+    log_through_flower("json")
+    log_through_flower("json")  # no line twice
+    run = Run(rounds=1, ratio=0.5)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[0] == "{"]
+    trained = [line for line in lines if line.get("phase") == "train"]
+    assert len(trained) == 1
+    report = run.reports("train")[0]
+    assert trained[0]["bytes_up_encrypted"] == report.bytes_up_encrypted
+    assert trained[0]["message"] == str(report)
+    assert trained[0]["level"] == "info"
+    assert {"time", "level", "logger", "message"} <= set(lines[0])
+
+
+def test_json_lines_hold_exceptions():
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.LogRecord("fedsens", 40, "", 1, "failed %d", (3,), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "failed 3"
+    assert "ValueError: two" in json.loads(line)["exception"]
+
+
+def test_the_environment_chooses_the_format(logger, monkeypatch):
+    monkeypatch.setenv("FEDSENS_LOG_FORMAT", "json")
+    log_through_flower()
+    assert isinstance(logger.handlers[-1].formatter, JsonLines)
+    assert not logger.propagate
+    log_through_flower("text")
+    assert logger.propagate
+    assert not [h for h in logger.handlers if isinstance(h.formatter, JsonLines)]
+    assert ClientSettings.from_node({}, {"FEDSENS_LOG_FORMAT": "json"}) == ClientSettings()
+    monkeypatch.setenv("FEDSENS_LOG_FORMAT", "xml")
+    with pytest.raises(ConfigurationError, match="text, json, got 'xml'"):
+        log_through_flower()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_secret_is_logged_at_any_level(logger, caplog, capsys, log_format):
+    log_through_flower(log_format)
+    caplog.set_level(logging.DEBUG)
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.DEBUG)
+    run = Run(app=make_app(failing), rounds=3, ratio=0.3, refresh_every=2)
+    written = capsys.readouterr()
+    text = caplog.text + written.err + written.out
+    assert "encrypted" in text
+    for secret in run.key._secrets.values():
+        middle = secret[len(secret) // 2 :][:30]
+        for form in (base64.b64encode(middle).decode()[:24], middle.hex(), repr(middle)[2:-1]):
+            assert form not in text
+    identities = list(state_dir().glob("run-1/node-*/identity"))
+    assert len(identities) == 3
+    for path in identities:
+        assert path.read_bytes().hex() not in text
+    model = run.strategy.model
+    for value in model.layout.flatten(model.open(run.key))[model.mask.selected]:
+        for digits in (
+            repr(float(value))[:8],
+            repr(float(np.float32(value)))[:8],
+            f"{value:.6e}"[:8],
+        ):
+            assert len(digits) < 10 or digits not in text
