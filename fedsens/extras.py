@@ -9,11 +9,12 @@ from types import ModuleType
 from fedsens.errors import ConfigurationError
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, extra: str = "data") -> ModuleType:
     """Import a module of an optional package.
 
     Args:
         module: its full name.
+        extra: what of fedsens brings it.
 
     Returns:
         The module.
@@ -26,7 +27,7 @@ def require(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"expected the package {module.partition('.')[0]}, got none; "
-            'install it with: pip install "fedsens[data]"'
+            f'install it with: pip install "fedsens[{extra}]"'
         ) from error
 
 

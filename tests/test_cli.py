@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsens import SecretKey
-from fedsens.cli import _overrides, app
+from fedsens.cli import app
+from fedsens.cli.run import overrides
 
 runner = CliRunner()
 ARGUMENT = {
@@ -94,7 +95,7 @@ def test_open_refuses_what_is_not_a_model(tmp_path):
 
 def test_overrides_are_toml_or_bare_words():
     given = ["data=mnist.npz", 'model="lenet5"', "alpha=0.3", "fedsens.force=first,last"]
-    assert _overrides(given) == {
+    assert overrides(given) == {
         "data": '"mnist.npz"',
         "model": '"lenet5"',
         "alpha": "0.3",

@@ -76,7 +76,7 @@ def map_command(
 
     _check_folders(out, figure, json_file)
     if figure is not None:
-        require("matplotlib")
+        require("matplotlib", "simulation")
     console = Console()
     stop = None if stop_at is None else StoppingRule(stop_at)
     job = MapJob(

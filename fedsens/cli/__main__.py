@@ -1,0 +1,5 @@
+"""``python -m fedsens.cli``."""
+
+from fedsens.cli.commands import app
+
+app()

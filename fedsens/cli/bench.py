@@ -1,0 +1,62 @@
+"""``fedsens bench``: what things cost on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from fedsens.cli.common import JsonFile, console, named_errors, write_json
+
+bench = typer.Typer(help="Measure costs on this machine, as ratios.", no_args_is_help=True)
+
+
+@bench.command("codec")
+def bench_codec(
+    values: Annotated[int, typer.Option(min=4096, help="Values per client.")] = 2**20,
+    repeats: Annotated[int, typer.Option(min=1, help="The median of so many runs.")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The codec beside TenSEAL's CKKSVector with other projects' parameters."""
+    from fedsens.bench.codec import bench_codec as run
+    from fedsens.bench.screen import codec_table
+
+    with named_errors():
+        rows = run(values=values, repeats=repeats)
+    console.print(codec_table(rows))
+    write_json(json_file, [asdict(row) for row in rows])
+
+
+@bench.command("map")
+def bench_map(
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--case",
+            help="lenet28, lenet-100, resnet18-10, resnet18-100 or transformer; repeat it for "
+            "several. Default: all, about ten minutes.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per map, instead of each case's own number.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The sensitivity map beside torch.func, BackPACK, Opacus, the literal loop and training.
+
+    BackPACK and Opacus come with pip install 'fedsens[bench]'; without them their rows are absent.
+    """
+    from fedsens.bench.map import bench_case, environment
+    from fedsens.bench.map_cases import chosen_cases
+    from fedsens.bench.map_screen import case_view
+
+    reports = []
+    with named_errors():
+        for case in chosen_cases(cases or []):
+            with console.status(f"measuring {case.title}"):
+                reports.append(bench_case(case, samples, repeats))
+            console.print(case_view(reports[-1]))
+    content = {"environment": environment(), "cases": [asdict(report) for report in reports]}
+    write_json(json_file, content)

@@ -1,0 +1,29 @@
+"""All commands, in the order of ``fedsens --help``."""
+
+from __future__ import annotations
+
+import typer
+
+from fedsens.cli.bench import bench
+from fedsens.cli.common import named_errors
+from fedsens.cli.keys import identity, keygen, roster
+from fedsens.cli.models import inspect, open_model
+from fedsens.cli.run import simulate, submit
+from fedsens.mapping.command import map_command
+
+app = typer.Typer(
+    help="Selective homomorphic encryption for federated learning with Flower.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,  # locals could be keys
+    add_completion=False,
+)
+app.command()(simulate)
+app.command()(submit)
+app.command()(keygen)
+app.command("open")(open_model)
+app.command()(inspect)
+app.command()(identity)
+app.command()(roster)
+app.add_typer(bench, name="bench")
+app.command("map")(named_errors()(map_command))

@@ -1,0 +1,58 @@
+"""``fedsens open`` and ``fedsens inspect``: what is in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsens.cli.common import (
+    JsonFile,
+    PassphraseFile,
+    console,
+    named_errors,
+    passphrase_of,
+    write_json,
+)
+
+
+def open_model(
+    model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
+    key: Annotated[Path, typer.Option(help="The clients' key file.")],
+    out: Annotated[Path, typer.Option(help="Where to write the opened state dict.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Open a protected model into an ordinary safetensors state dict."""
+    from fedsens.protocol.describe import load_model
+    from fedsens.protocol.export import save_model
+    from fedsens.protocol.keyfile import load_key
+    from fedsens.protocol.model import digest_of
+
+    with named_errors():
+        protected = load_model(model)
+        arrays = protected.open(load_key(key, lambda: passphrase_of(passphrase_file)))
+        save_model(arrays, out)
+    console.print(
+        f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
+        f"{protected.mask.k:,} of them decrypted; sha256 {digest_of(arrays)}",
+        soft_wrap=True,
+    )
+
+
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="Key, public parameters, model, checkpoint, roster or summary.")
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Say what a file of fedsens is: parameters, security level and digests, never a secret."""
+    from fedsens.protocol.describe import describe
+
+    with named_errors():
+        facts = describe(file)
+    for name, value in facts.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        console.print(f"{name.replace('_', ' ')}: {shown}", soft_wrap=True, markup=False)
+    write_json(json_file, facts)

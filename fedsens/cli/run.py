@@ -1,0 +1,144 @@
+"""``fedsens simulate`` and ``fedsens submit``: run the app here, or on a deployed SuperLink."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsens.cli.common import JsonFile, console, named_errors, write_json
+from fedsens.errors import ConfigurationError
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-c",
+        metavar="KEY=VALUE",
+        help="Override a run-config key: -c data=mnist.npz -c fedsens.refresh-every=2",
+    ),
+]
+
+
+def simulate(
+    app_folder: Annotated[Path, typer.Argument(help="Folder of the Flower app.")] = Path(),
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="Share to encrypt.")] = 0.1,
+    policy: Annotated[str, typer.Option(help="Mask policy.")] = "sensitivity",
+    settings: Settings = None,
+    baseline: Annotated[bool, typer.Option(help="Run at ratio 0 too, to compare.")] = True,
+    cpus_per_client: Annotated[float, typer.Option(min=0.1, help="CPUs that Ray reserves.")] = 1.0,
+    gpus_per_client: Annotated[float, typer.Option(min=0, help="GPUs likewise.")] = 0.0,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Key for all clients (fedsens keygen), not agreement.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """Run the Flower simulation of the app in this folder, and sum it up.
+
+    Starts an isolated SuperLink, runs the app under selective encryption and again at ratio 0,
+    checks both final statuses, opens the protected model with a client's key and verifies it
+    against the clients' own records. Everything lands in runs/latest.
+    """
+    from fedsens.simulation.runner import RunOptions
+    from fedsens.simulation.screen import SimulationScreen
+    from fedsens.simulation.simulate import simulate as run
+
+    with named_errors():
+        options = RunOptions(
+            app=_app(app_folder),
+            clients=clients,
+            cpus_per_client=cpus_per_client,
+            gpus_per_client=gpus_per_client,
+            config={
+                "num-server-rounds": str(rounds),
+                "fedsens.ratio": repr(ratio),
+                "fedsens.policy": json.dumps(policy),
+                **overrides(settings or []),
+            },
+        )
+        with SimulationScreen(console, rounds, ratio, baseline) as screen:
+            summary = run(options, runs, baseline=baseline, progress=screen.show, key_file=key_file)
+        from fedsens.simulation.figure import draw
+
+        draw(summary, summary.folder / "curves.png")
+        screen.conclude(summary)
+        write_json(json_file, json.loads(summary.model_dump_json()))
+
+
+def submit(
+    app_folder: Annotated[Path, typer.Argument(help="Folder of the Flower app.")] = Path(),
+    superlink: Annotated[
+        str, typer.Argument(help="Name of the SuperLink in Flower's configuration.")
+    ] = "local",
+    settings: Settings = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder on the server for reports and the protected model."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Run the app on a deployed SuperLink and wait for the final status.
+
+    Unlike *flwr run*, exits with 1 if the run fails. Where the server's output folder is visible
+    from here, shows each phase and sums the run up. Ctrl-C leaves the run going.
+    """
+    from fedsens.deployment.submit import follow
+    from fedsens.deployment.submit import submit as run
+    from fedsens.protocol.export import load_protected
+    from fedsens.simulation.screen import tables
+    from fedsens.simulation.summary import summarize
+
+    with named_errors():
+        config = overrides(settings or [])
+        if output_dir is not None:
+            config["output-dir"] = json.dumps(str(output_dir))
+        run_id = run(_app(app_folder), superlink, config)
+        stop = f"flwr stop {run_id} {superlink}"
+        console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
+        folder = output_dir or Path(os.devnull)
+
+        def show(news: object) -> None:
+            console.print(str(news), soft_wrap=True, highlight=False)
+
+        outcome = follow(superlink, run_id, folder, show, show)
+        if not (folder / "protected.safetensors").exists():
+            where = f"in {output_dir} of the server" if output_dir else "not kept: no --output-dir"
+            console.print(f"reports and protected model: {where}")
+            return
+        summary = summarize(outcome, load_protected(folder / "protected.safetensors"))
+        console.print(*tables(summary))
+        console.print(f"protected model: {folder}/protected.safetensors")
+        write_json(json_file, json.loads(summary.model_dump_json()))
+
+
+def _app(folder: Path) -> Path:
+    if not (folder / "pyproject.toml").is_file():
+        raise ConfigurationError(
+            f"expected a Flower app with a pyproject.toml in {folder.resolve()}, found none; "
+            "run fedsens simulate in the app's folder or name it"
+        )
+    return folder
+
+
+def overrides(settings: list[str]) -> dict[str, str]:
+    """Run-config overrides as TOML, from KEY=VALUE; a bare word is a string."""
+    wrong = [setting for setting in settings if "=" not in setting]
+    if wrong:
+        raise ConfigurationError(f"expected KEY=VALUE after --set, got {', '.join(wrong)}")
+    pairs = (setting.split("=", 1) for setting in settings)
+    return {key.strip(): _toml(value.strip()) for key, value in pairs}
+
+
+def _toml(value: str) -> str:
+    try:
+        tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return json.dumps(value)  # a bare word: the shell has taken its quotes
+    return value
