@@ -37,8 +37,9 @@ check: .venv/installed ## Lint and type-check
 docs-faults: .venv/installed ## Write the table of faults from the tests
 	$(BIN)/python -m tests.e2e.fault_table
 
-bench: .venv/installed ## Measure the codec and the maps as ratios
+bench: .venv/installed ## Measure the codec, a round and the maps as ratios
 	$(BIN)/fedsens bench codec
+	$(BIN)/fedsens bench round
 	$(BIN)/fedsens bench map
 
 lock: .venv/installed ## Write constraints.txt from what is installed

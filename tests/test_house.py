@@ -35,7 +35,7 @@ LEVELS = {
 }
 ALLOWED = {
     "tenseal": {"crypto"},
-    "flwr": {"flower", "simulation", "cli"},
+    "flwr": {"flower", "bench", "simulation", "cli"},
     "cryptography": {"protocol"},
     "typer": {"cli", "mapping"},
 }

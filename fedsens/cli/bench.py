@@ -60,3 +60,27 @@ def bench_map(
             console.print(case_view(reports[-1]))
     content = {"environment": environment(), "cases": [asdict(report) for report in reports]}
     write_json(json_file, content)
+
+
+@bench.command("round")
+def bench_round(
+    model: Annotated[str, typer.Option(help="lenet or resnet18.")] = "resnet18",
+    images: Annotated[int, typer.Option(min=1, help="Images per client, one epoch.")] = 500,
+    clients: Annotated[int, typer.Option(min=2, help="Clients.")] = 4,
+    ratios: Annotated[
+        list[float] | None,
+        typer.Option("--ratio", min=0, max=1, help="Repeatable; default 0, 0.1, 0.3, 0.5, 1."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 3,
+    preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
+    json_file: JsonFile = None,
+) -> None:
+    """One federated round under selective encryption beside plain Flower FedAvg."""
+    from fedsens.bench.round import RATIOS
+    from fedsens.bench.round import bench_round as run
+    from fedsens.bench.round_screen import round_table
+
+    with named_errors(), console.status("measuring rounds"):
+        report = run(model, images, clients, ratios or RATIOS, repeats, preset)
+    console.print(round_table(report))
+    write_json(json_file, report.content())

@@ -1,6 +1,6 @@
 """The Flower halves of fedsens: a mod for clients, a strategy for the server.
 
-This package is the only importer of flwr.
+Beside it only what runs whole federations (bench, simulation) imports flwr.
 """
 
 from __future__ import annotations

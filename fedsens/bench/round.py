@@ -1,0 +1,184 @@
+"""What a federated round costs: selective encryption beside plain Flower FedAvg.
+
+Real strategy, mod and codec run in this process on a :class:`~fedsens.flower.LocalGrid`, which
+takes every message apart and rebuilds it as Flower's transport does. Training is the same work at
+every ratio, so it is measured once, and clients answer with a model that has moved a little.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import nn
+
+from fedsens.bench.map_models import lenet, resnet18
+from fedsens.bench.round_rows import RoundReport, RoundRow
+from fedsens.config import FedSensConfig
+from fedsens.errors import ConfigurationError
+from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
+from fedsens.flower.records import size_of
+
+PLAIN = "Flower FedAvg"
+RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
+# name: (classes to model, shape of an image)
+MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
+    "lenet": (lambda classes: lenet(1, 2, classes), (1, 28, 28)),
+    "resnet18": (resnet18, (3, 32, 32)),
+}
+CLASSES, BATCH, EXAMPLES = 10, 32, 500
+WARM_UP = 2  # rounds: the model of the first is not encrypted yet
+
+
+def bench_round(
+    model: str = "resnet18",
+    images: int = 500,
+    clients: int = 4,
+    ratios: Sequence[float] = RATIOS,
+    repeats: int = 3,
+    preset: str = "compact",
+) -> RoundReport:
+    """Measure one round at several ratios, in this process, by its CPU time.
+
+    Args:
+        model: ``"lenet"`` or ``"resnet18"``.
+        images: how many a client trains on for one epoch, in batches of 32.
+        clients: how many take part.
+        ratios: shares of the parameters to encrypt.
+        repeats: rounds measured; the median counts.
+        preset: of the codec.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ConfigurationError: no such model.
+    """
+    if model not in MODELS:
+        raise ConfigurationError(f"expected a model out of {', '.join(MODELS)}, got {model!r}")
+    build, shape = MODELS[model]
+    with torch.random.fork_rng(devices=[]), _one_thread(), _quiet_flower():
+        torch.manual_seed(0)
+        net = build(CLASSES)
+        training = _training_seconds(net, torch.randn(images, *shape))
+        state = net.state_dict()
+        rows = [_measure(PLAIN, None, state, clients, repeats, preset)]
+        rows += [_measure(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
+    parameters = sum(value.numel() for value in state.values())
+    return RoundReport(model, parameters, clients, images, training, tuple(rows))
+
+
+class _Stopwatch(FedAvg):
+    """FedAvg that notes when each round begins; nothing is evaluated, which costs more of the same.
+
+    Attributes:
+        begun: CPU time of the process at the beginning of each round.
+    """
+
+    def __init__(self, clients: int) -> None:
+        with _quiet_flower(logging.ERROR):  # it warns that nothing is evaluated
+            super().__init__(fraction_evaluate=0.0, min_available_nodes=clients)
+        self.begun: list[float] = []
+
+    def configure_train(self, *given: Any) -> Any:
+        """Note the time, then go on as FedAvg does."""
+        self.begun.append(time.process_time())
+        return super().configure_train(*given)
+
+
+def _measure(
+    name: str,
+    ratio: float | None,
+    state: dict[str, torch.Tensor],
+    clients: int,
+    repeats: int,
+    preset: str,
+) -> RoundRow:
+    """Bytes of one client and CPU seconds of server and clients, of one round."""
+    up: list[tuple[int, int]] = []  # plaintext and ciphertext bytes of each message
+    down: list[tuple[int, int]] = []
+
+    def tap(message: Message) -> None:
+        if message.metadata.message_type == "train":
+            (up if message.metadata.reply_to_message_id else down).append(size_of(message.content))
+
+    inner = _Stopwatch(clients)
+    strategy: Strategy = inner
+    if ratio is not None:
+        policy = "random" if ratio < 1 else "all"
+        config = FedSensConfig.create(ratio=ratio, policy=policy, preset=preset)
+        strategy = SelectiveEncryption(inner, config)
+    with TemporaryDirectory(prefix="fedsens-bench-") as folder:
+        node = {"fedsens-state-dir": folder}
+        grid: Grid = LocalGrid(_app(ratio is not None), clients, node_config=node, tap=tap)
+        strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
+        inner.begun.append(time.process_time())
+    rounds = [later - begun for begun, later in zip(inner.begun, inner.begun[1:], strict=False)]
+    seconds = median(rounds[WARM_UP:])
+    return RoundRow(name, ratio, *_each(up, clients), *_each(down, clients), seconds)
+
+
+def _each(sizes: Sequence[tuple[int, int]], clients: int) -> tuple[int, int]:
+    """Mean plaintext and ciphertext bytes of the last round's messages."""
+    plain, encrypted = (sum(part) // clients for part in zip(*sizes[-clients:], strict=True))
+    return plain, encrypted
+
+
+def _app(protected: bool) -> ClientApp:
+    app = ClientApp(mods=[SelectiveEncryptionMod()] if protected else [])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = message.content.array_records["arrays"].to_torch_state_dict()
+        moved = {n: v + 1e-4 if v.is_floating_point() else v for n, v in arrays.items()}
+        metrics = MetricRecord({"num-examples": EXAMPLES})
+        content = RecordDict({"arrays": ArrayRecord(moved), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    if protected:
+        install(app, None, lambda context: EXAMPLES)
+    return app
+
+
+def _training_seconds(model: nn.Module, x: torch.Tensor) -> float:
+    """CPU seconds of one epoch of SGD."""
+    y = torch.randint(CLASSES, (len(x),))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    start = time.process_time()
+    for xs, ys in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True):
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(model(xs), ys))
+        optimizer.step()
+    return time.process_time() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _quiet_flower(wanted: int = logging.WARNING) -> Iterator[None]:
+    """Flower logs every round, which is no news here."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(wanted)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
