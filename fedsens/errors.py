@@ -23,7 +23,7 @@
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
     ├── DeploymentError           a run on a deployed SuperLink did not start or complete
-    └── BenchmarkError            methods that should compute the same number disagree
+    └── BenchmarkError            what was measured is not what should have been
 
 Messages say what was expected, what came instead and what to do. They never hold a
 parameter value, a key or a sensitivity.
@@ -115,4 +115,4 @@ class DeploymentError(FedSensError):
 
 
 class BenchmarkError(FedSensError):
-    """Methods that should compute the same number disagree."""
+    """Methods that should agree do not, or a client was lost: the figures would mislead."""

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from torch import nn
 from fedsens.bench.map_models import lenet, resnet18
 from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.config import FedSensConfig
-from fedsens.errors import ConfigurationError
+from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
 from fedsens.flower.records import size_of
 
@@ -50,6 +51,8 @@ def bench_round(
 ) -> RoundReport:
     """Measure one round at several ratios, in this process, by its CPU time.
 
+    A client that is lost ends it with a BenchmarkError: the round would not be what it should be.
+
     Args:
         model: ``"lenet"`` or ``"resnet18"``.
         images: how many a client trains on for one epoch, in batches of 32.
@@ -70,8 +73,8 @@ def bench_round(
     with torch.random.fork_rng(devices=[]), _one_thread(), _quiet_flower():
         torch.manual_seed(0)
         net = build(CLASSES)
-        training = _training_seconds(net, torch.randn(images, *shape))
         state = net.state_dict()
+        training = _training_seconds(deepcopy(net), torch.randn(images, *shape))
         rows = [_measure(PLAIN, None, state, clients, repeats, preset)]
         rows += [_measure(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
     parameters = sum(value.numel() for value in state.values())
@@ -109,20 +112,24 @@ def _measure(
     down: list[tuple[int, int]] = []
 
     def tap(message: Message) -> None:
-        if message.metadata.message_type == "train":
+        if message.metadata.message_type == "train" and message.has_content():
             (up if message.metadata.reply_to_message_id else down).append(size_of(message.content))
 
     inner = _Stopwatch(clients)
     strategy: Strategy = inner
     if ratio is not None:
-        policy = "random" if ratio < 1 else "all"
-        config = FedSensConfig.create(ratio=ratio, policy=policy, preset=preset)
+        config = FedSensConfig.create(ratio=ratio, policy="magnitude", preset=preset)
         strategy = SelectiveEncryption(inner, config)
     with TemporaryDirectory(prefix="fedsens-bench-") as folder:
         node = {"fedsens-state-dir": folder}
         grid: Grid = LocalGrid(_app(ratio is not None), clients, node_config=node, tap=tap)
         strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
         inner.begun.append(time.process_time())
+    expected = clients * (WARM_UP + repeats)
+    if len(up) != expected:
+        raise BenchmarkError(
+            f"expected {expected} answers of clients at {name}, got {len(up)}; see the warnings"
+        )
     rounds = [later - begun for begun, later in zip(inner.begun, inner.begun[1:], strict=False)]
     seconds = median(rounds[WARM_UP:])
     return RoundRow(name, ratio, *_each(up, clients), *_each(down, clients), seconds)

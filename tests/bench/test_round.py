@@ -5,12 +5,13 @@ import logging
 
 import pytest
 import torch
+from flwr.clientapp import ClientApp
 from typer.testing import CliRunner
 
 from fedsens.bench import round as bench
 from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.cli import app
-from fedsens.errors import ConfigurationError
+from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import SelectiveEncryption
 
 BLOCK = 4096
@@ -78,6 +79,21 @@ def test_torchs_state_and_flowers_log_level_stay(report):
     bench.bench_round("lenet", images=4, clients=2, ratios=(), repeats=1)
     assert torch.equal(state, torch.get_rng_state())
     assert (torch.get_num_threads(), logging.getLogger("flwr").level) == (threads, level)
+
+
+def test_a_lost_client_spoils_the_measurement(monkeypatch):
+    def failing(protected):
+        client = ClientApp(mods=[])
+
+        @client.train()
+        def train(message, context):
+            raise RuntimeError("no training today")
+
+        return client
+
+    monkeypatch.setattr(bench, "_app", failing)
+    with pytest.raises(BenchmarkError, match="expected 6 answers of clients at Flower FedAvg, got"):
+        bench.bench_round("lenet", images=4, clients=2, ratios=(), repeats=1)
 
 
 def test_an_unknown_model_is_refused():
