@@ -16,6 +16,7 @@ from fedsens.cli.run import overrides
 runner = CliRunner()
 ARGUMENT = {
     "simulate": "Folder of the Flower app.",
+    "plan": "calibration",
     "keygen": "The new key file",
     "open": "Protected model",
     "inspect": "checkpoint",

@@ -31,6 +31,7 @@ LEVELS = {
     "audit": 6,
     "mapping": 6,
     "deployment": 7,
+    "planning": 7,
     "cli": 8,
 }
 ALLOWED = {

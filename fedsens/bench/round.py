@@ -70,13 +70,13 @@ def bench_round(
     if model not in MODELS:
         raise ConfigurationError(f"expected a model out of {', '.join(MODELS)}, got {model!r}")
     build, shape = MODELS[model]
-    with torch.random.fork_rng(devices=[]), _one_thread(), _quiet_flower():
+    with measuring_rounds():
         torch.manual_seed(0)
         net = build(CLASSES)
         state = net.state_dict()
         training = _training_seconds(deepcopy(net), torch.randn(images, *shape))
-        rows = [_measure(PLAIN, None, state, clients, repeats, preset)]
-        rows += [_measure(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
+        rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
+        rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
     parameters = sum(value.numel() for value in state.values())
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
 
@@ -99,7 +99,7 @@ class _Stopwatch(FedAvg):
         return super().configure_train(*given)
 
 
-def _measure(
+def measure_round(
     name: str,
     ratio: float | None,
     state: dict[str, torch.Tensor],
@@ -107,7 +107,22 @@ def _measure(
     repeats: int,
     preset: str,
 ) -> RoundRow:
-    """Bytes of one client and CPU seconds of server and clients, of one round."""
+    """Bytes of one client and CPU seconds of server and clients, of one round without training.
+
+    Args:
+        name: what to call it.
+        ratio: share of the parameters to encrypt; None for plain Flower.
+        state: the initial model.
+        clients: how many take part.
+        repeats: rounds measured; the median counts.
+        preset: of the codec.
+
+    Returns:
+        The figures.
+
+    Raises:
+        BenchmarkError: a client was lost, so that a round is not what it should be.
+    """
     up: list[tuple[int, int]] = []  # plaintext and ciphertext bytes of each message
     down: list[tuple[int, int]] = []
 
@@ -170,13 +185,15 @@ def _training_seconds(model: nn.Module, x: torch.Tensor) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def measuring_rounds() -> Iterator[None]:
+    """One thread, a quiet Flower, and torch's random state as before afterwards."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]), _quiet_flower():
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @contextmanager

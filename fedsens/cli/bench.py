@@ -75,12 +75,25 @@ def bench_round(
     preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
     json_file: JsonFile = None,
 ) -> None:
-    """One federated round under selective encryption beside plain Flower FedAvg."""
+    """One federated round under selective encryption beside plain Flower FedAvg.
+
+    The last columns compare what fedsens plan predicts with what was measured.
+    """
     from fedsens.bench.round import RATIOS
     from fedsens.bench.round import bench_round as run
     from fedsens.bench.round_screen import round_table
+    from fedsens.crypto import CkksParameters
+    from fedsens.planning.calibrate import calibrate
+    from fedsens.planning.plan import Federation, make_plan
 
     with named_errors(), console.status("measuring rounds"):
         report = run(model, images, clients, ratios or RATIOS, repeats, preset)
-    console.print(round_table(report))
-    write_json(json_file, report.content())
+        codec, speed = CkksParameters.preset(preset), calibrate(preset, repeats)
+    federation = Federation(report.parameters, clients, 1, codec, speed, link=1e8)
+    plans = {
+        row.name: make_plan(federation, row.ratio) for row in report.rows if row.ratio is not None
+    }
+    planned = {n: (each.bytes_up + each.bytes_down, each.cpu_seconds) for n, each in plans.items()}
+    console.print(round_table(report, planned))
+    content = {"planned": {name: asdict(each) for name, each in plans.items()}}
+    write_json(json_file, report.content() | content)

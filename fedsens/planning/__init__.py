@@ -1,0 +1,1 @@
+"""What a federation will cost, before anything runs."""

@@ -1,0 +1,153 @@
+"""Bytes, seconds, error and security of a round, from its size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedsens.crypto import CkksParameters
+from fedsens.errors import ConfigurationError
+from fedsens.mask import mask_count
+
+FLOAT = 4  # bytes of a plaintext parameter
+HEADER = 1000  # bytes of headers and metrics of a message, about
+
+
+@dataclass(frozen=True)
+class Speed:
+    """CPU seconds of server and one client in a round, without training.
+
+    Attributes:
+        client: whatever the model's size.
+        keys: on top where something is encrypted, whatever the size.
+        plain: for a parameter that is sent and averaged in plaintext.
+        encrypted: for one that is encrypted, added and decrypted.
+        split: on top, for every parameter of a model of which half is encrypted. At a share r it is
+            4 r (1 - r) times that: picking single values costs most where the choice is a coin's.
+    """
+
+    client: float
+    keys: float
+    plain: float
+    encrypted: float
+    split: float
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What is planned.
+
+    Attributes:
+        parameters: P, entries of the model's state.
+        clients: that take part in a round.
+        rounds: of the run.
+        codec: CKKS parameters.
+        speed: of this machine.
+        link: bits per second of a client's link, each way.
+    """
+
+    parameters: int
+    clients: int
+    rounds: int
+    codec: CkksParameters
+    speed: Speed
+    link: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs at one ratio. Bytes are one client's in one round.
+
+    Attributes:
+        ratio: share of the parameters that is encrypted.
+        encrypted: k, how many these are.
+        bytes_up: from the client, ciphertexts included.
+        bytes_down: to the client, with the mask.
+        plain_bytes: each way without encryption.
+        cpu_seconds: of server and all clients in one round, without training and evaluation.
+        link_seconds: to send both over the client's link.
+        run_bytes: of all clients and rounds, both ways.
+        error_bound: on every coordinate of the decrypted weighted mean.
+        security_bits: by the HE standard; None where nothing is encrypted.
+    """
+
+    ratio: float
+    encrypted: int
+    bytes_up: int
+    bytes_down: int
+    plain_bytes: int
+    cpu_seconds: float
+    link_seconds: float
+    run_bytes: int
+    error_bound: float
+    security_bits: int | None
+
+
+def make_plan(federation: Federation, ratio: float) -> Plan:
+    """Plan a federation at a ratio.
+
+    Args:
+        federation: what is planned.
+        ratio: share of the parameters to encrypt.
+
+    Returns:
+        The plan.
+    """
+    return _plan(federation, ratio, mask_count(ratio, federation.parameters))
+
+
+def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
+    """The plan with the largest ratio that fits a budget.
+
+    Costs grow with the number of ciphertexts, so the last of them is full: a ratio in between
+    would cost as much.
+
+    Args:
+        federation: what is planned.
+        fits: whether a plan is within the budget; what is cheaper must fit too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigurationError: not even ratio 0 fits.
+    """
+    size, block = federation.parameters, federation.codec.degree
+    low, high = -1, -(-size // block)  # blocks that fit, and that are possible
+    while low < high:
+        middle = (low + high + 1) // 2
+        count = min(size, middle * block)
+        if fits(_plan(federation, count / size, count)):
+            low = middle
+        else:
+            high = middle - 1
+    if low < 0:
+        raise ConfigurationError(
+            "expected a budget in which plaintext fits, got less; raise it, or take a smaller model"
+        )
+    count = min(size, low * block)
+    return _plan(federation, count / size, count)
+
+
+def _plan(federation: Federation, ratio: float, count: int) -> Plan:
+    size, codec, clients = federation.parameters, federation.codec, federation.clients
+    padded = -(-count // codec.degree) * codec.degree
+    visible = FLOAT * (size - count) + HEADER
+    up = visible + padded * codec.bytes_per_parameter
+    down = visible + size / 8 + padded * codec.bytes_per_parameter_down
+    speed = federation.speed
+    seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
+    seconds += speed.keys if count else 0.0
+    seconds += speed.split * 4 * count * (size - count) / size
+    return Plan(
+        ratio=ratio,
+        encrypted=count,
+        bytes_up=round(up),
+        bytes_down=round(down),
+        plain_bytes=FLOAT * size + HEADER,
+        cpu_seconds=clients * seconds,
+        link_seconds=8 * (up + down) / federation.link,
+        run_bytes=round((up + down) * clients * federation.rounds),
+        error_bound=codec.error_bound(clients) if count else 0.0,
+        security_bits=codec.security_bits if count else None,
+    )

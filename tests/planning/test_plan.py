@@ -1,0 +1,133 @@
+"""Plans: bytes as measured, budgets kept and used up, and what the command says."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from fedsens.bench.round import bench_round
+from fedsens.cli import app
+from fedsens.crypto import CkksParameters
+from fedsens.errors import ConfigurationError
+from fedsens.planning.calibrate import calibrate
+from fedsens.planning.plan import Federation, Speed, largest_plan, make_plan
+from fedsens.planning.size import parameters_of
+
+SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
+COMPACT = CkksParameters.preset("compact")
+
+
+def federation(parameters=100_000, clients=10, rounds=5, link=1e8):
+    return Federation(parameters, clients, rounds, COMPACT, SPEED, link)
+
+
+def test_bytes_are_those_of_real_rounds():
+    ratios = (0.0, 0.1, 0.5, 1.0)
+    report = bench_round("lenet", images=4, clients=2, ratios=ratios, repeats=1)
+    for row, ratio in zip(report.rows[1:], ratios, strict=True):
+        plan = make_plan(federation(report.parameters), ratio)
+        # one block of a few more may hold a fifth byte per residue
+        assert plan.bytes_up == pytest.approx(row.bytes_up, rel=0.06)
+        assert plan.bytes_down == pytest.approx(row.bytes_down, rel=0.06)
+
+
+def test_the_run_is_all_clients_and_rounds():
+    plan = make_plan(federation(clients=7, rounds=3), 0.2)
+    assert plan.run_bytes == pytest.approx(21 * (plan.bytes_up + plan.bytes_down), rel=1e-6)
+    assert plan.link_seconds == pytest.approx(8e-8 * (plan.bytes_up + plan.bytes_down), rel=1e-6)
+
+
+def test_cpu_time_adds_up_from_plain_encrypted_and_split_parameters():
+    plain, half, whole = (make_plan(federation(), r).cpu_seconds for r in (0.0, 0.5, 1.0))
+    assert plain == pytest.approx(10 * (1e-3 + 1e-3))
+    assert whole == pytest.approx(10 * (1e-3 + 2e-3 + 4e-2))
+    assert half == pytest.approx(10 * (3e-3 + (1e-3 + 4e-2) / 2 + 1e-2))
+
+
+def test_error_and_security_are_the_codecs():
+    plan = make_plan(federation(clients=7), 0.2)
+    assert plan.error_bound == COMPACT.error_bound(7)
+    assert plan.security_bits == COMPACT.security_bits
+    none = make_plan(federation(), 0.0)
+    assert (none.error_bound, none.security_bits, none.encrypted) == (0.0, None, 0)
+
+
+@given(size=st.integers(1, 300_000), budget=st.floats(0, 4e6))
+def test_the_largest_plan_fits_and_one_more_block_would_not(size, budget):
+    def fits(plan):
+        return plan.bytes_up + plan.bytes_down <= budget
+
+    try:
+        plan = largest_plan(federation(size), fits)
+    except ConfigurationError:
+        assert not fits(make_plan(federation(size), 0.0))
+        return
+    assert fits(plan)
+    more = plan.encrypted + COMPACT.degree
+    if plan.encrypted < size:
+        assert plan.encrypted % COMPACT.degree == 0
+        assert not fits(make_plan(federation(size), min(size, more) / size))
+
+
+def test_calibration_measures_this_machine():
+    speed = calibrate(repeats=1)
+    assert 0 < speed.plain < speed.encrypted < 1e-3
+    assert 0 < speed.client < 1
+    assert min(speed.split, speed.keys) >= 0
+
+
+def test_the_size_of_a_file_of_weights(tmp_path):
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros((), np.int64)}, tmp_path / "w")
+    assert parameters_of(tmp_path / "w") == 13
+    (tmp_path / "other").write_text("no weights")
+    for path in (tmp_path / "other", tmp_path / "missing"):
+        with pytest.raises(ConfigurationError, match="expected a safetensors file of weights"):
+            parameters_of(path)
+
+
+def plan_command(*options):
+    return CliRunner().invoke(app, ["plan", *map(str, options)], env={"COLUMNS": "100"})
+
+
+def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
+    path = tmp_path / "plan.json"
+    result = plan_command(
+        "--parameters", 50_000, "--ratio", 0.2, "--max-mb", 0.5, "--clients", 3, "--json", path
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    asked, largest = content["plans"]
+    assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
+    assert asked["encrypted"] == 10_000
+    assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
+    assert "10,000" in result.output
+    assert "256-bit" in result.output
+
+
+def test_a_factory_and_a_file_give_their_size(tmp_path):
+    save_file({"a": np.zeros((300, 40), np.float32)}, tmp_path / "w.safetensors")
+    named = plan_command(
+        "--model", "torch.nn:Linear", "--arg", "in_features=3", "--arg", "out_features=5"
+    )
+    assert "20 parameters" in named.output
+    assert "12,000 parameters" in plan_command("--state-dict", tmp_path / "w.safetensors").output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected one of --model, --state-dict and --parameters, got 0"),
+        (["--parameters", 5, "--model", "a:b"], "got 2 of them"),
+        (["--parameters", 50_000, "--max-mb", 0.1], "expected a budget in which plaintext fits"),
+        (["--parameters", 5, "--preset", "huge"], "expected"),
+    ],
+)
+def test_errors_are_one_sentence(options, message):
+    result = plan_command(*options)
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
