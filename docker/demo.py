@@ -162,7 +162,7 @@ class Demo:
 
     def in_image(self, *command: str) -> str:
         """Run a command in a new container that sees the demonstration's folder, and no network."""
-        mount = ("-v", f"{self.folder}:/work", "-w", "/work", "--network", "none")
+        mount = ("-v", f"{self.folder}:/mnt", "-w", "/mnt", "--network", "none")
         who = ("--user", f"{self.user}:0")
         image = self.environment["FEDERATION_IMAGE"]
         return self.docker("run", "--rm", *mount, *who, image, *command)
