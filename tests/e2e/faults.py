@@ -43,7 +43,7 @@ class Story:
         return [r.round for r in self.run.reports() if r.phase == "train"]
 
 
-def provision(folder: Path) -> tuple[SecretKey, dict[str, str]]:
+def provision(folder: Path) -> tuple[SecretKey, dict[str, str | float]]:
     """A key in a file, and the node config that names it."""
     key = generate_key(CkksParameters.preset("compact"))
     key.save(folder / "federation.key")
@@ -62,7 +62,7 @@ def finish(federation: Federation, run: Run, timeout: float = 900) -> None:
     federation.wait_until(exported.exists, timeout)
 
 
-def evaluated(federation: Federation, run: Run, number: int, timeout: float = 300) -> None:
+def evaluated(federation: Federation, run: Run, number: int, timeout: float = 600) -> None:
     """Wait for the end of a round, so that the training of the next one is under way."""
 
     def ended() -> bool:

@@ -20,24 +20,28 @@ ROUNDS = 10
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     key, own = provision(folder)
+    own["train-seconds"] = 4.0
     config = options(ROUNDS, fedsens_checkpoint_dir=json.dumps(str(folder / "checkpoints")))
     with Federation(folder / "federation", node_config=own) as federation:
         run = federation.submit(config, APP)
         marks, texts = {}, {}
 
-        def after(number, what):
-            """Wait until a round is over and the next one under way."""
+        def after(number, what, client=0):
+            """Wait until a round is over and a client trains in the next one.
+
+            Not while it sends its update: Flower waits three minutes for the rest of it.
+            """
             evaluated(federation, run, number)
-            time.sleep(2)
+            begins = f"training begins in round {number + 1}"
+            federation.wait_until(lambda: begins in federation.log(f"clientapp-{client}"), 120)
             marks[what] = run.completed_rounds()
 
         after(1, "app")
-        federation.wait_until(lambda: len(federation.pids("clientapp-0")) > 1, 60)
         texts["apps killed"] = str(federation.kill_app("clientapp-0"))
-        after(2, "clientapp")
+        after(2, "clientapp", 1)
         federation.kill("clientapp-1")
         federation.start("clientapp-1")
-        after(3, "supernode")
+        after(3, "supernode", 2)
         federation.kill("supernode-2", "clientapp-2")
         after(5, "return")
         federation.start("supernode-2", "clientapp-2")

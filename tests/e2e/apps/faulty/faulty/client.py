@@ -1,11 +1,13 @@
 """The client: trains well, except in the rounds that its node config names.
 
 ``faults = "raise@2 sleep@4"``: it raises in round 2 and sleeps past every deadline in round 4.
+``train-seconds = 4.0``: it trains so long, and its log says when it begins.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 
@@ -42,6 +44,9 @@ log_through_flower()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     fault = fault_of(message, context)
+    server_round = message.content["config"]["server-round"]
+    logging.getLogger("fedsens.faulty").info("training begins in round %s", server_round)
+    time.sleep(float(context.node_config.get("train-seconds", 0.0)))
     if fault == "raise":
         raise ValueError("this client raises")
     if fault == "die":
