@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
+from fedsens.bench.map_measure import measuring
 from fedsens.bench.map_models import lenet, resnet18
 from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.config import FedSensConfig
@@ -187,13 +188,8 @@ def _training_seconds(model: nn.Module, x: torch.Tensor) -> float:
 @contextmanager
 def measuring_rounds() -> Iterator[None]:
     """One thread, a quiet Flower, and torch's random state as before afterwards."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), _quiet_flower():
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]), measuring(), _quiet_flower():
+        yield
 
 
 @contextmanager

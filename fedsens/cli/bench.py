@@ -35,7 +35,7 @@ def bench_map(
         typer.Option(
             "--case",
             help="lenet28, lenet-100, resnet18-10, resnet18-100 or transformer; repeat it for "
-            "several. Default: all, about ten minutes.",
+            "several. Default: all, about twenty minutes.",
         ),
     ] = None,
     samples: Annotated[

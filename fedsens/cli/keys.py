@@ -73,4 +73,7 @@ def roster(
     with named_errors():
         must_be_new(path)
         keys = write_roster(path, public_keys)
-    console.print(f"wrote {path}: {len(keys)} clients, fingerprint {roster_fingerprint(keys)}")
+    console.print(
+        f"wrote {path}: {len(keys)} clients, fingerprint {roster_fingerprint(keys)}",
+        soft_wrap=True,
+    )

@@ -25,10 +25,10 @@ def open_model(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
+    from fedsens.files import digest_of
     from fedsens.protocol.describe import load_model
     from fedsens.protocol.export import save_model
     from fedsens.protocol.keyfile import load_key
-    from fedsens.protocol.model import digest_of
 
     with named_errors():
         protected = load_model(model)

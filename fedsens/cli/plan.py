@@ -15,8 +15,6 @@ from fedsens.errors import ConfigurationError
 if TYPE_CHECKING:
     from fedsens.planning.plan import Plan
 
-RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
-
 
 def plan(
     model: Annotated[
@@ -54,6 +52,7 @@ def plan(
     Bytes follow from the size alone; CPU seconds from a calibration of some seconds on this
     machine. With --max-mb or --max-seconds the largest ratio within the budget comes last.
     """
+    from fedsens.bench.round import RATIOS
     from fedsens.crypto import CkksParameters
     from fedsens.planning.calibrate import calibrate
     from fedsens.planning.plan import Federation, largest_plan, make_plan

@@ -18,6 +18,7 @@ from fedsens.errors import (
     RoundError,
     ValueRangeError,
 )
+from fedsens.files import Arrays, digest_of
 from fedsens.flower.records import (
     CIPHERTEXT,
     PREFIX,
@@ -34,7 +35,7 @@ from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.keystore import KeyStore
-from fedsens.protocol.model import Arrays, digest_of, not_finite, split, tied_apart
+from fedsens.protocol.model import not_finite, split, tied_apart
 from fedsens.protocol.settings import ClientSettings
 
 logger = logging.getLogger(__name__)

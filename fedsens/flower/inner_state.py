@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsens.errors import StrategyError
-from fedsens.protocol.model import Arrays
+from fedsens.files import Arrays
 
 FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, type)
 PLAIN = (str, int, float, bool, type(None))

@@ -12,10 +12,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsens.errors import ProtocolError
+from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.headers import Header, ModelHeader
-from fedsens.protocol.model import Arrays, ProtectedModel
+from fedsens.protocol.model import ProtectedModel
 
 PREFIX: Final = "fedsens."
 HEADER: Final = "fedsens.header"

@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 
 from fedsens.crypto import Aggregator
 from fedsens.errors import FedSensError, LayoutError, ProtocolError, RoundError, ValueRangeError
+from fedsens.files import Arrays
 from fedsens.flower.records import (
     CIPHERTEXT,
     PREFIX,
@@ -25,7 +26,7 @@ from fedsens.flower.records import (
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
-from fedsens.protocol.model import Arrays, check_plain, not_finite
+from fedsens.protocol.model import check_plain, not_finite
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,16 +25,9 @@ def parameters_of(path: Path) -> int:
     try:
         with safe_open(path, framework="numpy") as file:
             slices = (file.get_slice(name) for name in file.keys())  # noqa: SIM118 - not iterable
-            return sum(_product(one.get_shape()) for one in slices)
+            return sum(prod(one.get_shape()) for one in slices)
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(
             f"expected a safetensors file of weights in {path}, got {type(error).__name__}; "
             "give --model MODULE:FUNCTION or --parameters instead"
         ) from None
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.wire import parse_batch
 from fedsens.errors import CheckpointError, FedSensError
-from fedsens.files import read_checked, write_checked
+from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.export import ModelFileHeader, header_of, model_from, tensors_of
-from fedsens.protocol.model import Arrays, ProtectedModel
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
 
 logger = logging.getLogger(__name__)

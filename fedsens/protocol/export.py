@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ProtocolError
-from fedsens.files import read_checked, write_checked, write_tensors
+from fedsens.files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.model import Arrays, ProtectedModel
+from fedsens.protocol.model import ProtectedModel
 
 FILE_TYPE = "fedsens protected model"
 PLAIN = "plain."

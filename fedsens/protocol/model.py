@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import CkksParameters, Decryptor, SecretKey
 from fedsens.errors import LayoutError, MaskError, ProtocolError
-from fedsens.files import Arrays as Arrays
-from fedsens.files import digest_of as digest_of
+from fedsens.files import Arrays
 from fedsens.layout import Entry, ParameterLayout
 from fedsens.mask import EncryptionMask
 

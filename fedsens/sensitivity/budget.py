@@ -12,6 +12,11 @@ FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
 LARGEST_CHUNK = {"cpu": 128, "cuda": 512}
 
 
+def _limit(limits: dict[str, int], task: Task) -> int:
+    """What holds on the task's device; other kinds are taken for a CPU."""
+    return limits.get(task.device.type, limits["cpu"])
+
+
 def map_bytes(task: Task) -> int:
     """Memory that a map takes whatever the chunk.
 
@@ -40,15 +45,15 @@ def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | N
         A number of samples; 0 if not even one fits.
     """
     item = wide(seen.dtype).itemsize
-    kind = task.device.type
-    budget = CAPTURE_BUDGET.get(kind, CAPTURE_BUDGET["cpu"])
-    room = budget if memory_budget is None else memory_budget - map_bytes(task)
+    room = (
+        _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget - map_bytes(task)
+    )
+    least = 1 if memory_budget is None else 0
     one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
     sample = one_row + item * 2 * (rows - 1) * seen.each_row
     fits = room // max(sample, 1)
-    useful = max(1, PASS_BUDGET.get(kind, PASS_BUDGET["cpu"]) // max(one_row, 1))
-    least = 1 if memory_budget is None else 0
-    return max(least, min(fits, useful, LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))
+    useful = max(1, _limit(PASS_BUDGET, task) // max(one_row, 1))
+    return max(least, min(fits, useful, _limit(LARGEST_CHUNK, task)))
 
 
 def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
@@ -66,9 +71,7 @@ def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
         A number of samples, at least 1.
     """
     item = wide(seen.dtype).itemsize
-    kind = task.device.type
-    budget = FUNC_BUDGET.get(kind, FUNC_BUDGET["cpu"])
     sums = 2 * item * task.size
     sample = 3 * item * task.size + 3 * seen.bytes
-    room = budget if memory_budget is None else memory_budget - sums
-    return max(1, min(room // max(sample, 1), LARGEST_CHUNK.get(kind, LARGEST_CHUNK["cpu"])))
+    room = _limit(FUNC_BUDGET, task) if memory_budget is None else memory_budget - sums
+    return max(1, min(room // max(sample, 1), _limit(LARGEST_CHUNK, task)))

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from fedsens.errors import SimulationError
+from fedsens.files import digest_of
 from fedsens.protocol.export import load_protected, save_model
 from fedsens.protocol.keyfile import load_key, read_passphrase
-from fedsens.protocol.model import ProtectedModel, digest_of
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
 from fedsens.simulation.summary import SimulationSummary, summarize

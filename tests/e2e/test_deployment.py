@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedsens import CkksParameters, SecretKey, generate_key
+from fedsens.files import digest_of
 from fedsens.protocol.export import load_protected
-from fedsens.protocol.model import digest_of
 
 from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 

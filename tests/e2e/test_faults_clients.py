@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsens.protocol.model import digest_of
+from fedsens.files import digest_of
 
 from .faults import APP, DEADLINE, Story, finish, options, provision
 from .federation_processes import COMPLETED, Federation

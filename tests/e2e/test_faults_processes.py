@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fedsens.protocol.model import digest_of
+from fedsens.files import digest_of
 
 from .faults import APP, Story, evaluated, finish, options, provision
 from .federation_processes import COMPLETED, Federation

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsens.errors import CheckpointError
+from fedsens.files import digest_of
 from fedsens.protocol.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -18,7 +19,6 @@ from fedsens.protocol.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from fedsens.protocol.model import digest_of
 from fedsens.protocol.report import PhaseReport
 
 from .samples import KEY, mask_of, model, protect

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedsens.errors import FedSensError, ProtocolError
+from fedsens.files import digest_of
 from fedsens.protocol.export import MASK, load_protected, save_model, save_protected
-from fedsens.protocol.model import digest_of
 
 from .samples import KEY, mask_of, model, protect
 

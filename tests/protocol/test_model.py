@@ -4,11 +4,11 @@ from hypothesis import given
 
 from fedsens import CkksParameters, generate_key
 from fedsens.errors import FedSensError, KeyMismatchError, LayoutError, MaskError, ProtocolError
+from fedsens.files import digest_of
 from fedsens.layout import ParameterLayout
 from fedsens.protocol.model import (
     ProtectedModel,
     check_plain,
-    digest_of,
     join,
     split,
     tied_apart,

@@ -77,8 +77,10 @@ def place(task: Task, x: Inputs, alone: Sequence[Tensor]) -> Placing | None:
         Where they are; None if their logits in a batch are others.
     """
     found = _place(task, x, alone, NONE)
-    for at in [] if found is None else found.nowhere:
-        if found is not None and at in found.nowhere:
+    if found is None:
+        return None
+    for at in found.nowhere:
+        if at in found.nowhere:  # not helped by what was tried before
             found = _repeated(task, x, alone, found, at)
     return found
 
@@ -127,13 +129,14 @@ def _place(
     placing = Placing(recorder, rows, pulled)
     for at, use in enumerate(uses):
         seen = {k: d for k, found in pulled.items() if (d := found[at]) is not None}
-        axis = _axis(use, seen, samples)
+        reached = any(bool(d.any()) for d in seen.values())
+        axis = _axis(use, seen, samples) if reached else None
         placing.axes.append(axis)
-        if axis is None and seen and any(bool(d.any()) for d in seen.values()):
+        if reached and axis is None:
             placing.problems[at] = f"{use.rule.name} mixes the samples"
             if use.takes_others:
                 placing.nowhere.append(at)
-        elif axis is None and seen:
+        elif seen and not reached:
             placing.problems[at] = f"{use.rule.name} has no gradient on the first samples"
     return placing
 
@@ -147,9 +150,7 @@ def _row(z: Tensor, k: int) -> Tensor:
 
 
 def _axis(use: Use, seen: Mapping[int, Tensor], samples: int) -> SampleAxis | None:
-    """Where the samples are; None if the logits do not depend on it or no axis has them."""
-    if not any(bool(d.any()) for d in seen.values()):
-        return None
+    """Where the samples are; None if no axis has them."""
     for axis in candidates(tuple(use.shape), samples):
         if all(axis.holds(d, samples, k) for k, d in seen.items()):
             return axis
