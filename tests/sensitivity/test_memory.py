@@ -1,5 +1,11 @@
-"""Peak memory stays within the budget, and a larger budget is used."""
+"""Peak memory stays within the budget, and a larger budget is used.
 
+Measured in a process of its own, whose allocator gives every large block back when it is freed:
+what thousands of other tests left in the heap of this process is not the map's memory.
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
@@ -23,21 +29,37 @@ def encoder():
     return nn.Sequential(layers, nn.Flatten(), nn.Linear(256 * 32, 10)), (32, 256)
 
 
-@pytest.mark.parametrize("options", [{}, {"rule": "true_label"}, {"halves": True}, {"norm": "l1"}])
-@pytest.mark.parametrize("build", [convolutions, encoder])
-def test_peak_memory_is_within_the_budget(build, options):
+def peak_and_meta(build, options, budget):
+    """Peak memory (bytes) of one map after a small one, and what the map says of itself."""
     torch.manual_seed(0)
     model, shape = build()
     batch = torch.randn(96, *shape), torch.randint(10, (96,))
     few = [part[:2] for part in batch]
     sensitivity_map(model, [tuple(few)], **options)  # what is loaded once
+    make = partial(sensitivity_map, model, [batch], memory_budget=budget, **options)
+    make()  # kernels are compiled for the shapes of a chunk
+    run = timed_with_peak(make)
+    return run.peak, dict(run.result.meta)
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            yield pool
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "true_label"}, {"halves": True}, {"norm": "l1"}])
+@pytest.mark.parametrize("build", [convolutions, encoder])
+def test_peak_memory_is_within_the_budget(elsewhere, build, options):
     chunks = []
     for budget in (100 * MIB, 200 * MIB):
-        make = partial(sensitivity_map, model, [batch], memory_budget=budget, **options)
-        run = timed_with_peak(make)
-        if run.peak is None:
+        peak, meta = elsewhere.submit(peak_and_meta, build, options, budget).result()
+        if peak is None:
             pytest.skip("no peak memory of a process on this system")
-        assert run.peak <= budget
-        assert set(run.result.meta["engines"].values()) == {"capture"}
-        chunks.append(run.result.meta["chunk"])
+        assert peak <= budget
+        assert set(meta["engines"].values()) == {"capture"}
+        chunks.append(meta["chunk"])
     assert 1 <= chunks[0] < chunks[1]
