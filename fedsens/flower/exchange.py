@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError
+from fedsens.flower.arrivals import arriving
 from fedsens.flower.logs import reason_of
 from fedsens.flower.records import size_of
 from fedsens.protocol.report import Phase, PhaseReport
@@ -37,7 +38,13 @@ class Answers:
     seconds: float = 0.0
 
 
-def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: float) -> Answers:
+def ask(
+    grid: Grid,
+    questions: dict[int, RecordDict],
+    action: str,
+    timeout: float,
+    take: Callable[[int, RecordDict], None] | None = None,
+) -> Answers:
     """Send a query to nodes and wait for the answers.
 
     Args:
@@ -46,6 +53,7 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
         action: the query's action name.
         timeout: deadline in seconds; also the messages' time to live, so that a late node does
             not work through a backlog.
+        take: what to do with each node's answer as it arrives, instead of keeping its content.
 
     Returns:
         The answers without errors. Errors are logged with the node's name.
@@ -55,18 +63,20 @@ def ask(grid: Grid, questions: dict[int, RecordDict], action: str, timeout: floa
         Message(content, dst_node_id=node, message_type=f"query.{action}", ttl=timeout)
         for node, content in questions.items()
     ]
-    down = total(message.content for message in messages)
-    replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
-    answers = Answers(len(messages), down=down)
-    attributed = by_node(messages, replies)
-    name_the_silent(messages, attributed, action)
-    for node, reply in attributed.items():
+    answers = Answers(len(messages), down=total(message.content for message in messages))
+    sent = [message.metadata for message in messages]
+    for node, reply in attribute(sent, arriving(grid, messages, timeout), action):
         if reply.has_error():
             reason = reason_of(reply.error)
             logger.warning("node %s did not answer %s: %s", node, action, reason)
-        else:
+            continue
+        answers.up = plus(answers.up, size_of(reply.content))
+        if take is None:
             answers.content[node] = reply.content
-    answers.up = total(answers.content.values())
+        else:
+            take(node, reply.content)
+    known = answers.content
+    answers.content = {m.dst_node_id: known[m.dst_node_id] for m in sent if m.dst_node_id in known}
     answers.seconds = time.monotonic() - started
     return answers
 
@@ -100,47 +110,39 @@ def report_of(
     )
 
 
-def by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int, Message]:
-    """Attribute replies to nodes by the message they reply to.
+def attribute(
+    sent: Iterable[Metadata], replies: Iterable[Message], what: str
+) -> Iterator[tuple[int, Message]]:
+    """Attribute replies to nodes by the message they reply to, as they arrive.
 
     The source of an error reply can be the SuperLink instead of the node. Replies to messages
-    that were not sent, and second replies to one message, are dropped.
+    that were not sent, and second replies to one message, are dropped. In the end there is a
+    warning of every node that was asked and did not answer in time.
 
     Args:
-        messages: what was sent.
-        replies: what came back.
+        sent: metadata of what was sent.
+        replies: what comes back.
+        what: what the nodes were asked for, for the warning.
 
-    Returns:
-        Node to its reply, in the order of the messages, so that floating-point sums do not depend
-        on who answers first.
+    Yields:
+        A node and its reply.
     """
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    order, attributed = list(sent.values()), dict[int, Message]()
+    silent: dict[str, Metadata] | None = None
     for reply in replies:
-        node = sent.pop(reply.metadata.reply_to_message_id, None)
-        if node is None:
+        # Messages get their numbers when they are sent, which is when the first reply is wanted.
+        silent = {each.message_id: each for each in sent} if silent is None else silent
+        asked = silent.pop(reply.metadata.reply_to_message_id, None)
+        if asked is None:
             logger.warning("dropped a reply that answers nothing, or answers twice")
         else:
-            attributed[node] = reply
-    return {node: attributed[node] for node in order if node in attributed}
-
-
-def name_the_silent(messages: Iterable[Message], answered: Container[int], what: str) -> None:
-    """Warn of every node that was asked and did not answer in time.
-
-    Args:
-        messages: what was sent.
-        answered: the nodes that answered.
-        what: what they were asked for.
-    """
-    for message in messages:
-        if message.metadata.dst_node_id not in answered:
-            logger.warning(
-                "node %s did not answer %s within %g s; see its log, or raise the deadline",
-                message.metadata.dst_node_id,
-                what,
-                message.metadata.ttl,
-            )
+            yield asked.dst_node_id, reply
+    for each in sent if silent is None else silent.values():
+        logger.warning(
+            "node %s did not answer %s within %g s; see its log, or raise the deadline",
+            each.dst_node_id,
+            what,
+            each.ttl,
+        )
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
@@ -170,5 +172,12 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
 
 def total(contents: Iterable[RecordDict]) -> tuple[int, int]:
     """Sum of the plaintext and ciphertext bytes of several contents."""
-    sizes = [size_of(content) for content in contents]
-    return sum(plain for plain, _ in sizes), sum(encrypted for _, encrypted in sizes)
+    size = (0, 0)
+    for content in contents:
+        size = plus(size, size_of(content))
+    return size
+
+
+def plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Sum of two pairs of plaintext and ciphertext bytes."""
+    return one[0] + other[0], one[1] + other[1]

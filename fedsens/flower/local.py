@@ -57,7 +57,7 @@ class LocalGrid(Grid):
         self._run_id = run_id
         self._run_config = run_config or {}
         self._node_config = node_config or {}
-        self._replies: dict[str, Message] = {}
+        self._sent: dict[str, Message] = {}
         self.nodes: dict[int, Context] = {}
         for partition in range(clients):
             self.connect(1000 + partition, {"partition-id": partition, "num-partitions": clients})
@@ -106,17 +106,17 @@ class LocalGrid(Grid):
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver messages and run the clients."""
+        """Keep messages for :meth:`pull_messages`, which runs the clients."""
         sent = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
             sent.append(message.metadata.message_id)
-            self._replies[message.metadata.message_id] = self._deliver(message)
+            self._sent[message.metadata.message_id] = message
         return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand over the replies to these messages."""
-        return [self._replies.pop(each) for each in message_ids if each in self._replies]
+        """Deliver these messages, run the clients and hand over the replies."""
+        return [self._deliver(self._sent.pop(each)) for each in message_ids if each in self._sent]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

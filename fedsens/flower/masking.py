@@ -11,25 +11,23 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
-from fedsens.crypto import MAP_PARAMETERS, Aggregator
-from fedsens.errors import FedSensError, MaskError, PhaseError, ProtocolError
+from fedsens.errors import FedSensError, PhaseError, ProtocolError
 from fedsens.flower.agreement import ATTEMPTS, KeyAgreement
-from fedsens.flower.exchange import Answers, ask, report_of
+from fedsens.flower.exchange import ask, report_of
+from fedsens.flower.maps import EncryptedMapSum, PlainMapSum
 from fedsens.flower.records import (
     MAP,
     MASK,
     MASK_ACTION,
-    PLAIN_MAP,
     REQUEST,
     SENSITIVITY_ACTION,
     bytes_to_record,
     put_header,
     record_to_bytes,
-    take_header,
 )
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask
-from fedsens.protocol.headers import MapReply, MapRequest, MaskRequest
+from fedsens.protocol.headers import MapRequest, MaskRequest
 from fedsens.protocol.report import PhaseReport
 
 logger = logging.getLogger(__name__)
@@ -94,11 +92,19 @@ class Masking:
         reference = float(sum(self._keys.examples[node] for node in nodes)) or 1.0
         request = MapRequest(rule=config.rule, maps=config.maps, reference=reference)
         put_header(content, request, REQUEST)
-        answers = ask(grid, dict.fromkeys(nodes, content), SENSITIVITY_ACTION, config.map_timeout)
-        started = time.process_time()
-        total = self._plain_sum if config.maps == "plain" else self._encrypted_sum
-        result, used = total(answers)
-        seconds = time.process_time() - started
+        questions, seconds = dict.fromkeys(nodes, content), 0.0
+        size = self._layout.size
+        plain = config.maps == "plain"
+        maps = PlainMapSum(size) if plain else EncryptedMapSum(size, self._keys.fingerprint)
+
+        def take(node: int, content: RecordDict) -> None:
+            nonlocal seconds
+            started = time.process_time()
+            maps.take(node, content)
+            seconds += time.process_time() - started
+
+        answers = ask(grid, questions, SENSITIVITY_ACTION, config.map_timeout, take)
+        result, used = maps.result(), maps.used
         self.reports.append(report_of("map", server_round, answers, used, seconds))
         if used < config.map_min_clients:
             raise PhaseError(
@@ -114,35 +120,6 @@ class Masking:
         if count >= len(nodes):
             return nodes
         return sorted(np.random.default_rng(config.seed).choice(nodes, count, False).tolist())
-
-    def _encrypted_sum(self, answers: Answers) -> tuple[bytes, int]:
-        aggregator = Aggregator(MAP_PARAMETERS, self._layout.size, self._keys.fingerprint)
-        used = 0
-        for node, content in answers.content.items():
-            try:
-                take_header(content, MapReply)
-                aggregator.add(record_to_bytes(content, MAP), fresh=True)
-                used += 1
-            except FedSensError as error:
-                logger.warning("left out the map of node %s: %s", node, error)
-        return (aggregator.result() if used else b""), used
-
-    def _plain_sum(self, answers: Answers) -> tuple[np.ndarray, int]:
-        total, used = np.zeros(self._layout.size), 0
-        for node, content in answers.content.items():
-            try:
-                take_header(content, MapReply)
-                data = record_to_bytes(content, PLAIN_MAP)
-                if len(data) != total.nbytes:
-                    raise MaskError(f"expected {total.nbytes} bytes, got {len(data)}")
-                scores = np.frombuffer(data, "<f8")
-                if not (np.isfinite(scores).all() and (scores >= 0).all()):
-                    raise MaskError("expected finite scores of at least 0, got others")
-                total += scores
-                used += 1
-            except FedSensError as error:
-                logger.warning("left out the map of node %s: %s", node, error)
-        return total, used
 
     def _ask_holder(
         self, grid: Grid, model: Model, scores: bytes | None, server_round: int

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
@@ -16,8 +17,7 @@ from fedsens.crypto import MAP_PARAMETERS, CkksParameters
 from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
 from fedsens.flower.agreement import KeyAgreement
 from fedsens.flower.exchange import (
-    by_node,
-    name_the_silent,
+    attribute,
     report_of,
     total,
     wait_for_nodes,
@@ -36,6 +36,8 @@ from fedsens.protocol.report import Phase, PhaseReport
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Session:
     """The state of a run: keys, the split global model, the mask, and what was last sent.
@@ -44,7 +46,7 @@ class Session:
         keys: who holds the key.
         model: the global model, split by the mask of the round that made it.
         mask: what the next answers must be split by.
-        sent: the messages of the current phase.
+        sent: metadata of the messages of the current phase.
         reference: N_ref, the examples of the clients that the current model was sent to.
         deadline: seconds for each phase; late answers expire.
     """
@@ -71,7 +73,8 @@ class Session:
         self._public = load_publics(config.public_parameters)
         _check_public(self._public, config.parameters)
         self.keys = self._new_keys()
-        self.sent: list[Message] = []
+        self.sent: list[Metadata] = []
+        self._down = (0, 0)
         self._weighted_by = weighted_by
         self._emit = emit
         self.reference = 1.0
@@ -195,48 +198,59 @@ class Session:
         Returns:
             The messages to nodes that hold the key.
         """
-        self.sent = list(messages)
+        messages = list(messages)
         if self._config.effective_ratio > 0:
-            self._agree(grid, [m.metadata.dst_node_id for m in self.sent], server_round)
+            self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
             known = self.keys.examples
-            for message in self.sent:
+            for message in messages:
                 if message.metadata.dst_node_id not in known:
                     logger.warning(
                         "node %s holds no key; left out, until it has the key file of the others "
                         "or takes part in key agreement",
                         message.metadata.dst_node_id,
                     )
-            self.sent = [m for m in self.sent if m.metadata.dst_node_id in known]
+            messages = [m for m in messages if m.metadata.dst_node_id in known]
             # The weights n_i / N_ref of whoever answers add up to at most 1.
-            self.reference = float(sum(known[m.metadata.dst_node_id] for m in self.sent)) or 1.0
+            self.reference = float(sum(known[m.metadata.dst_node_id] for m in messages)) or 1.0
         header = self.header(server_round)
-        for content in {id(m.content): m.content for m in self.sent}.values():
+        for content in {id(m.content): m.content for m in messages}.values():
             put_model(content, self.model, header, self.mask)
-        for message in self.sent:  # else a slow node would work through a backlog
+        for message in messages:  # else a slow node would work through a backlog
             message.metadata.ttl = min(message.metadata.ttl, self.deadline)
+        self.sent = [message.metadata for message in messages]
+        self._down = total(message.content for message in messages)
         self._started = time.monotonic()
-        return self.sent
+        return messages
 
     def attribute(
         self, phase: Phase, server_round: int, replies: Iterable[Message]
-    ) -> dict[int, Message]:
-        """Attribute replies to nodes, and warn of every node that is lost.
+    ) -> Iterator[tuple[int, Message]]:
+        """Attribute replies to nodes as they arrive, and warn of every node that is lost.
 
         Args:
             phase: "train" or "evaluate".
             server_round: the round.
-            replies: what came back.
+            replies: what comes back.
 
-        Returns:
-            Node to its reply, errors included.
+        Yields:
+            A node and its reply, errors included.
         """
-        answers = by_node(self.sent, replies)
         what = f"{phase} of round {server_round}"
-        name_the_silent(self.sent, answers, what)
-        for node, reply in answers.items():
+        for node, reply in attribute(self.sent, replies, what):
             if reply.has_error():
                 logger.warning("node %s is lost for %s: %s", node, what, reason_of(reply.error))
-        return answers
+            yield node, reply
+
+    def in_order(self, answers: Mapping[int, T]) -> list[T]:
+        """Answers in the order of the messages, so that sums do not depend on who is first.
+
+        Args:
+            answers: node to answer.
+
+        Returns:
+            The answers.
+        """
+        return [answers[each.dst_node_id] for each in self.sent if each.dst_node_id in answers]
 
     def header(self, server_round: int) -> ModelHeader:
         """The header of the current model.
@@ -283,7 +297,6 @@ class Session:
         Returns:
             The report, which has been emitted.
         """
-        down = total(message.content for message in self.sent)
         values = metrics.items() if metrics is not None else ()
         report = PhaseReport(
             phase=phase,
@@ -292,8 +305,8 @@ class Session:
             lost=len(self.sent) - clients,
             bytes_up_plain=up[0],
             bytes_up_encrypted=up[1],
-            bytes_down_plain=down[0],
-            bytes_down_encrypted=down[1],
+            bytes_down_plain=self._down[0],
+            bytes_down_encrypted=self._down[1],
             seconds=time.monotonic() - self._started,
             metrics={k: v for k, v in values if isinstance(v, int | float)},
             **seconds,

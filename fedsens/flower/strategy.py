@@ -13,11 +13,12 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import FedSensConfig
 from fedsens.errors import ProtocolError, StrategyError
+from fedsens.flower.arrivals import StreamingGrid
 from fedsens.flower.client import REFUSED
 from fedsens.flower.compatibility import check_strategy
-from fedsens.flower.exchange import total
+from fedsens.flower.exchange import plus, total
 from fedsens.flower.logs import FIGURES
-from fedsens.flower.records import HEADER, examples_of, to_record
+from fedsens.flower.records import HEADER, examples_of, size_of, to_record
 from fedsens.flower.resume import Checkpoints, History, config_of_start
 from fedsens.flower.rounds import EvaluateFn, Rounds, go_on
 from fedsens.flower.session import Session
@@ -131,6 +132,7 @@ class SelectiveEncryption(Strategy):
         self._session, self._checkpoints, self._history = None, None, History()
         self.reports.clear()
         self._deadline = timeout
+        grid = StreamingGrid(grid)
         rounds = Rounds(
             grid,
             num_rounds,
@@ -224,12 +226,22 @@ class SelectiveEncryption(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the ciphertexts and let the inner strategy average the rest of the same replies."""
         run = self._run
-        answers = run.attribute("train", server_round, replies)
-        up = total(reply.content for reply in answers.values() if reply.has_content())
+        up, answers = (0, 0), dict[int, Message]()
+        updates = Updates(
+            run.header(server_round), run.model.layout, run.mask, run.keys.fingerprint
+        )
+        for node, reply in run.attribute("train", server_round, replies):
+            up = plus(up, size_of(reply.content)) if reply.has_content() else up
+            if not run.mask.k:
+                answers[node] = reply
+            elif not updates.take(node, reply):
+                run.keys.forget(node)
+        ciphertext, weight, seconds = None, 0.0, dict[str, float]()
         if run.mask.k:
-            good, ciphertext, weight, seconds = self._add(server_round, answers)
-        else:
-            good, ciphertext, weight, seconds = list(answers.values()), None, 0.0, {}
+            answers, ciphertext, weight = updates.result()
+            seconds = updates.seconds()
+            self._learn(server_round, answers, weight)
+        good = run.in_order(answers)
         arrays, metrics = self.inner.aggregate_train(server_round, good)
         if arrays is not None and not run.mask.k:
             run.replace_plain(arrays, server_round)
@@ -244,20 +256,10 @@ class SelectiveEncryption(Strategy):
             self._checkpoints.save(server_round, run, self._history, self.reports)
         return arrays, metrics
 
-    def _add(
-        self, server_round: int, answers: dict[int, Message]
-    ) -> tuple[list[Message], bytes | None, float, dict[str, float]]:
-        run = self._run
-        header = run.header(server_round)
-        updates = Updates(header, run.model.layout, run.mask, run.keys.fingerprint)
+    def _learn(self, server_round: int, answers: dict[int, Message], weight: float) -> None:
         for node, reply in answers.items():
-            if not updates.take(node, reply):
-                run.keys.forget(node)
-        good, ciphertext, weight = updates.add()
-        for reply in good:
-            examples = examples_of(reply.content, self._weighted_by)
-            run.keys.learn(reply.metadata.src_node_id, examples)
-        if good and weight < SMALL_WEIGHT:
+            self._run.keys.learn(node, examples_of(reply.content, self._weighted_by))
+        if answers and weight < SMALL_WEIGHT:
             logger.warning(
                 "the answers carry %.2g of the examples announced for round %d, so the masked part "
                 "is %.0f times less precise than stated",
@@ -265,7 +267,6 @@ class SelectiveEncryption(Strategy):
                 server_round,
                 1 / weight,
             )
-        return good, ciphertext, weight, updates.seconds()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -279,13 +280,14 @@ class SelectiveEncryption(Strategy):
     ) -> MetricRecord | None:
         """Let the inner strategy average the metrics."""
         run = self._run
-        answers = run.attribute("evaluate", server_round, replies)
-        up = total(reply.content for reply in answers.values() if reply.has_content())
+        answers = dict(run.attribute("evaluate", server_round, replies))
+        contents = [reply.content for reply in answers.values() if reply.has_content()]
         errors = {node: reply for node, reply in answers.items() if reply.has_error()}
         for node, reply in errors.items():
             if reply.error.code == REFUSED:
                 run.keys.forget(node)
-        good = [reply for reply in answers.values() if not reply.has_error()]
+        up = total(contents)
+        good = [reply for reply in run.in_order(answers) if not reply.has_error()]
         for reply in good:
             reply.content.pop(HEADER, None)
         if run.mask.k:

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 
@@ -35,15 +35,26 @@ Form = frozenset[tuple[str, str, int]]
 
 @dataclass(frozen=True)
 class Update:
-    """A checked answer: the message without fedsens's records, its header, its ciphertext."""
+    """A checked and added answer: the message without fedsens's records, and its header."""
 
     reply: Message
     header: UpdateHeader
-    ciphertext: bytes
+
+
+@dataclass
+class Group:
+    """Updates with the same records and metrics, and the sum of their ciphertexts."""
+
+    aggregator: Aggregator
+    updates: dict[int, Update] = field(default_factory=dict)  # by node
 
 
 class Updates:
-    """Collects the updates of a round; a wrong one is left out by name and changes nothing."""
+    """Adds up the updates of a round as they arrive; a wrong one is left out by name.
+
+    Of a ciphertext nothing is kept but the sum that it went into. A strategy can average only what
+    has the same records and metrics, so there is a sum for each form; the most frequent one counts.
+    """
 
     def __init__(
         self, sent: ModelHeader, layout: ParameterLayout, mask: EncryptionMask, fingerprint: str
@@ -60,63 +71,70 @@ class Updates:
         self._layout = layout
         self._mask = mask
         self._fingerprint = fingerprint
-        self._updates: list[Update] = []
+        self._groups: dict[Form, Group] = {}
         self._add_seconds = 0.0
 
     def take(self, node: int, reply: Message) -> bool:
-        """Check one answer and keep it if it is right.
+        """Check one answer and add it if it is right.
 
         Args:
             node: who answered.
             reply: the answer; fedsens's records are removed from it.
 
         Returns:
-            Whether it was kept.
+            Whether it was added.
         """
         if reply.has_error():
             return False
+        started = time.process_time()
         try:
-            self._updates.append(self._check(reply))
+            header, ciphertext = self._check(reply)
+            form = _form(reply.content)
+            group = self._groups.get(form) or Group(
+                Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
+            )
+            group.aggregator.add(ciphertext, fresh=True)
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
             return False
+        finally:
+            self._add_seconds += time.process_time() - started
+        group.updates[node] = Update(reply, header)
+        self._groups[form] = group
         return True
 
-    def add(self) -> tuple[list[Message], bytes | None, float]:
-        """Add the ciphertexts of the kept answers.
+    def result(self) -> tuple[dict[int, Message], bytes | None, float]:
+        """The sum of what was added.
 
         Returns:
-            The answers that went in, for the inner strategy; the sum of their ciphertexts (None
-            where nobody answered); the sum of their weights.
+            Node to the answer that went in, for the inner strategy; the sum of the ciphertexts
+            (None where nobody answered); the sum of their weights.
         """
+        if (usual := self._usual()) is None:
+            return {}, None, 0.0
+        for group in self._groups.values():
+            for node in group.updates if group is not usual else ():
+                _warn_of_form(node)
         started = time.process_time()
-        self._updates = _alike(self._updates)
-        aggregator = Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
-        added = [update for update in self._updates if self._add_one(aggregator, update)]
-        self._updates = added
-        ciphertext = aggregator.result() if added else None
-        self._add_seconds = time.process_time() - started
-        return [u.reply for u in added], ciphertext, sum(u.header.weight for u in added)
+        ciphertext = usual.aggregator.result()
+        self._add_seconds += time.process_time() - started
+        weight = math.fsum(update.header.weight for update in usual.updates.values())
+        return {node: each.reply for node, each in usual.updates.items()}, ciphertext, weight
 
     def seconds(self) -> dict[str, float]:
         """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
-        headers = [update.header for update in self._updates]
+        usual = self._usual()
+        headers = [update.header for update in usual.updates.values()] if usual else []
         return {
             "add_seconds": self._add_seconds,
             "encrypt_seconds": _mean([header.encrypt_seconds for header in headers]),
             "decrypt_seconds": _mean([header.decrypt_seconds for header in headers]),
         }
 
-    def _add_one(self, aggregator: Aggregator, update: Update) -> bool:
-        try:
-            aggregator.add(update.ciphertext, fresh=True)
-        except FedSensError as error:
-            node = update.reply.metadata.src_node_id
-            logger.warning("left out the update of node %s: %s", node, error)
-            return False
-        return True
+    def _usual(self) -> Group | None:
+        return max(self._groups.values(), key=lambda group: len(group.updates), default=None)
 
-    def _check(self, reply: Message) -> Update:
+    def _check(self, reply: Message) -> tuple[UpdateHeader, bytes]:
         content, sent = reply.content, self._sent
         header = take_header(content, UpdateHeader)
         if header.round != sent.round:
@@ -144,7 +162,7 @@ class Updates:
                 f"expected one MetricRecord and no more records of fedsens, got "
                 f"{len(content.metric_records)} and {strange}"
             )
-        return Update(reply, header, ciphertext)
+        return header, ciphertext
 
     def _check_arrays(self, arrays: Arrays) -> None:
         check_plain(arrays, self._layout, self._mask)
@@ -173,30 +191,25 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
             logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
         else:
             usable.append(reply)
-    usual = _usual_form(reply.content for reply in usable)
+    forms = Counter(_form(reply.content) for reply in usable)
+    usual = forms.most_common(1)[0][0] if forms else frozenset()
     return [reply for reply in usable if _has_form(reply, usual)]
-
-
-def _alike(updates: list[Update]) -> list[Update]:
-    usual = _usual_form(update.reply.content for update in updates)
-    return [update for update in updates if _has_form(update.reply, usual)]
-
-
-def _usual_form(contents: Iterable[RecordDict]) -> Form:
-    forms = Counter(map(_form, contents))
-    return forms.most_common(1)[0][0] if forms else frozenset()
 
 
 def _has_form(reply: Message, usual: Form) -> bool:
     # The inner strategy would end the run over one client's extra, missing or longer metric.
     if _form(reply.content) == usual:
         return True
+    _warn_of_form(reply.metadata.src_node_id)
+    return False
+
+
+def _warn_of_form(node: int) -> None:
     logger.warning(
         "left out the answer of node %s: expected records and metrics of the names and lengths "
         "that most answers have, got others; run the same app on every client",
-        reply.metadata.src_node_id,
+        node,
     )
-    return False
 
 
 def _form(content: RecordDict) -> Form:

@@ -132,7 +132,9 @@ class Recorder:
 class Run:
     """A finished run, and the opened global model after each of its rounds."""
 
-    def __init__(self, *, inner=None, rounds=2, grid=None, app=None, initial=None, **options):
+    def __init__(
+        self, *, inner=None, rounds=2, grid=None, app=None, initial=None, timeout=3600, **options
+    ):
         self.models: dict[int, dict[str, np.ndarray]] = {}
         self.grid = grid or LocalGrid(app or make_app(), 3)
         self.strategy = SelectiveEncryption(
@@ -140,7 +142,7 @@ class Run:
         )
         random.seed(0)
         self.result = self.strategy.start(
-            self.grid, initial_arrays() if initial is None else initial, rounds
+            self.grid, initial_arrays() if initial is None else initial, rounds, timeout
         )
 
     def _seen(self, report) -> None:
