@@ -65,6 +65,14 @@ def timed_with_peak(work: Callable[[], T]) -> Run[T]:
     return Run(run.result, run.seconds, None if before is None else _status("VmHWM") - before)
 
 
+def peak_of_process() -> int | None:
+    """Bytes of memory that this process has held at most; None where the system does not tell."""
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return None
+
+
 @contextmanager
 def measuring() -> Iterator[None]:
     """Let torch compute on one thread, and spare the garbage collector what is there already."""

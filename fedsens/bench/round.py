@@ -82,7 +82,7 @@ def bench_round(
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
 
 
-class _Stopwatch(FedAvg):
+class Stopwatch(FedAvg):
     """FedAvg that notes when each round begins; nothing is evaluated, which costs more of the same.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Stopwatch(FedAvg):
     """
 
     def __init__(self, clients: int) -> None:
-        with _quiet_flower(logging.ERROR):  # it warns that nothing is evaluated
+        with quiet_flower(logging.ERROR):  # it warns that nothing is evaluated
             super().__init__(fraction_evaluate=0.0, min_available_nodes=clients)
         self.begun: list[float] = []
 
@@ -131,14 +131,14 @@ def measure_round(
         if message.metadata.message_type == "train" and message.has_content():
             (up if message.metadata.reply_to_message_id else down).append(size_of(message.content))
 
-    inner = _Stopwatch(clients)
+    inner = Stopwatch(clients)
     strategy: Strategy = inner
     if ratio is not None:
         config = FedSensConfig.create(ratio=ratio, policy="magnitude", preset=preset)
         strategy = SelectiveEncryption(inner, config)
     with TemporaryDirectory(prefix="fedsens-bench-") as folder:
         node = {"fedsens-state-dir": folder}
-        grid: Grid = LocalGrid(_app(ratio is not None), clients, node_config=node, tap=tap)
+        grid: Grid = LocalGrid(moving_app(ratio is not None), clients, node_config=node, tap=tap)
         strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
         inner.begun.append(time.process_time())
     expected = clients * (WARM_UP + repeats)
@@ -157,7 +157,15 @@ def _each(sizes: Sequence[tuple[int, int]], clients: int) -> tuple[int, int]:
     return plain, encrypted
 
 
-def _app(protected: bool) -> ClientApp:
+def moving_app(protected: bool) -> ClientApp:
+    """An app whose training moves every weight a little.
+
+    Args:
+        protected: whether fedsens's mod is on.
+
+    Returns:
+        The app.
+    """
     app = ClientApp(mods=[SelectiveEncryptionMod()] if protected else [])
 
     @app.train()
@@ -188,12 +196,12 @@ def _training_seconds(model: nn.Module, x: torch.Tensor) -> float:
 @contextmanager
 def measuring_rounds() -> Iterator[None]:
     """One thread, a quiet Flower, and torch's random state as before afterwards."""
-    with torch.random.fork_rng(devices=[]), measuring(), _quiet_flower():
+    with torch.random.fork_rng(devices=[]), measuring(), quiet_flower():
         yield
 
 
 @contextmanager
-def _quiet_flower(wanted: int = logging.WARNING) -> Iterator[None]:
+def quiet_flower(wanted: int = logging.WARNING) -> Iterator[None]:
     """Flower logs every round, which is no news here."""
     logger = logging.getLogger("flwr")
     level = logger.level

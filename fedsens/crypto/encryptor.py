@@ -46,12 +46,15 @@ class Encryptor:
         self._encoder = sealapi.CKKSEncoder(self._context)
         self._encryptor = sealapi.Encryptor(self._context, key.seal_key())
 
-    def encrypt(self, values: NDArray[np.floating], name_of: NameOf | None = None) -> bytes:
+    def encrypt(
+        self, values: NDArray[np.floating], name_of: NameOf | None = None, scale: float = 1.0
+    ) -> bytes:
         """Encrypt a vector.
 
         Args:
             values: 1-D float array of any length, an empty one included.
             name_of: maps an index to its parameter's name, used in errors only.
+            scale: a factor for all values, in double precision and without a copy of the vector.
 
         Returns:
             A serialised batch: about ``parameters.bytes_per_parameter`` bytes a value.
@@ -65,18 +68,22 @@ class Encryptor:
             raise ValueRangeError(
                 f"expected a 1-D float vector, got {values.dtype} of shape {values.shape}"
             )
-        check_range(values, self.parameters, name_of)
+        check_range(values, self.parameters, name_of, scale)
         workers = min(self._processes, len(values) // (WORKER_BLOCKS * self.parameters.degree))
-        blocks = self._parallel(values, workers) if workers > 1 else self.encrypt_blocks(values)
+        if workers > 1:
+            blocks = self._parallel(values, workers, scale)
+        else:
+            blocks = self.encrypt_blocks(values, scale)
         return Batch(
             FRESH, self.parameters.digest, self._key.fingerprint, len(values), 1, tuple(blocks)
         ).to_bytes()
 
-    def encrypt_blocks(self, values: NDArray[np.floating]) -> list[bytes]:
+    def encrypt_blocks(self, values: NDArray[np.floating], scale: float = 1.0) -> list[bytes]:
         """The SEAL ciphertexts of a vector that has been checked already.
 
         Args:
             values: 1-D float array.
+            scale: a factor for all values.
 
         Returns:
             One serialised ciphertext per block of N values.
@@ -91,7 +98,7 @@ class Encryptor:
         step = CHUNK * self.parameters.degree
         with seal_file() as file:
             for low in range(0, len(values), step):
-                for slots in pack(values[low : low + step], self.parameters):
+                for slots in pack(values[low : low + step], self.parameters, scale):
                     # The name keeps the last list until the next one exists; otherwise Python
                     # gives its memory back to the system and faults it in again, every block.
                     numbers = slots.tolist()
@@ -106,10 +113,10 @@ class Encryptor:
                     blocks.append(form.shrink(stream))
         return blocks
 
-    def _parallel(self, values: NDArray[np.floating], workers: int) -> list[bytes]:
+    def _parallel(self, values: NDArray[np.floating], workers: int, scale: float) -> list[bytes]:
         degree = self.parameters.degree
         share = -(-len(values) // (workers * degree)) * degree
         parts = [values[low : low + share] for low in range(0, len(values), share)]
         with ThreadPoolExecutor(len(parts)) as pool:
-            results = pool.map(lambda part: encrypt_in_worker(self._key, part), parts)
+            results = pool.map(lambda part: encrypt_in_worker(self._key, part, scale), parts)
             return [block for blocks in results for block in blocks]

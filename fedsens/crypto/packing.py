@@ -30,19 +30,20 @@ def _inverse_rotation(parameters: CkksParameters) -> Slots:
     return inverse
 
 
-def pack(values: NDArray[np.floating], parameters: CkksParameters) -> Slots:
+def pack(values: NDArray[np.floating], parameters: CkksParameters, scale: float = 1.0) -> Slots:
     """Pack real values two to a slot, in units of coefficients, and flatten.
 
     Args:
         values: 1-D, any length; the last block is padded with zeros.
         parameters: the parameter set.
+        scale: a factor for all values.
 
     Returns:
         Complex slots of shape (blocks, N / 2).
     """
     blocks = -(-len(values) // parameters.degree)
     padded = np.zeros(blocks * parameters.degree)
-    padded[: len(values)] = values
+    np.multiply(values, scale, out=padded[: len(values)], dtype=np.float64)
     slots = padded.view(np.complex128).reshape(blocks, parameters.degree // 2)
     slots *= _rotation(parameters)
     return slots
@@ -63,7 +64,10 @@ def unpack(slots: Slots, parameters: CkksParameters) -> Floats:
 
 
 def check_range(
-    values: NDArray[np.floating], parameters: CkksParameters, name_of: NameOf | None = None
+    values: NDArray[np.floating],
+    parameters: CkksParameters,
+    name_of: NameOf | None = None,
+    scale: float = 1.0,
 ) -> None:
     """Refuse values that the codec cannot represent.
 
@@ -71,6 +75,7 @@ def check_range(
         values: 1-D; blocks of N from its start.
         parameters: the parameter set, whose ``value_range`` is R.
         name_of: names the parameter at an index, for the error.
+        scale: a factor for all values.
 
     Raises:
         ValueRangeError: a value is NaN or infinite, or a block's root mean square exceeds R.
@@ -78,7 +83,7 @@ def check_range(
     limit = parameters.degree * parameters.value_range**2
     with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
         for low in range(0, len(values), parameters.degree):
-            block = values[low : low + parameters.degree].astype(np.float64, copy=False)
+            block = np.multiply(values[low : low + parameters.degree], scale, dtype=np.float64)
             if not float(block @ block) <= limit:
                 where, problem = _worst(block, low, name_of)
                 raise ValueRangeError(

@@ -21,12 +21,15 @@ from fedsens.errors import CryptoError
 FRAME = struct.Struct("<Q")
 
 
-def encrypt_in_worker(key: SecretKey, values: NDArray[np.floating]) -> list[bytes]:
+def encrypt_in_worker(
+    key: SecretKey, values: NDArray[np.floating], scale: float = 1.0
+) -> list[bytes]:
     """Encrypt a checked vector in a fresh process.
 
     Args:
         key: the secret key.
         values: 1-D float array.
+        scale: a factor for all values.
 
     Returns:
         One serialised ciphertext per block of N values.
@@ -34,7 +37,7 @@ def encrypt_in_worker(key: SecretKey, values: NDArray[np.floating]) -> list[byte
     Raises:
         CryptoError: the process failed.
     """
-    wide = np.ascontiguousarray(values, np.float64)
+    wide = np.multiply(values, scale, dtype=np.float64)
     # Not "-m": the package imports this module, so it would be loaded twice, with a warning.
     command = [sys.executable, "-c", "from fedsens.crypto.worker import main; main()"]
     blocks: list[bytes] = []

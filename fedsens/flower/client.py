@@ -78,17 +78,17 @@ class Client:
                 "expected a message protected by fedsens, got a plain one; wrap the server's "
                 "strategy in SelectiveEncryption"
             )
-        received = take_model(content)
+        model, received = take_model(content)
         if received.header.round < self.store.last_round():
             raise RoundError(
                 f"expected round {self.store.last_round()} or later, got {received.header.round}"
             )
         key = self.key_for(received.header)
-        self._check_key(received, key)
+        self._check_key(received, model.ciphertext is not None, key)
         started = time.process_time()
-        arrays = received.model.open(key)
+        arrays = model.open(key)
         self.decrypt_seconds = time.process_time() - started
-        if received.model.ciphertext is not None:
+        if model.ciphertext is not None:
             content[received.key] = to_record(arrays)
             self.store.record_model(received.header, digest_of(arrays))
         return received
@@ -134,9 +134,9 @@ class Client:
                 "remove the key to take part in an unencrypted run"
             )
 
-    def _check_key(self, received: Received, key: SecretKey | None) -> None:
+    def _check_key(self, received: Received, encrypted: bool, key: SecretKey | None) -> None:
         header = received.header
-        if received.mask.k == 0 and received.model.ciphertext is None:
+        if received.mask.k == 0 and not encrypted:
             return
         if key is None:
             raise ProtocolError(
@@ -172,7 +172,7 @@ class Client:
                 "leave unprotected: name them otherwise"
             )
         key = model_key(content)
-        layout = received.model.layout
+        layout = received.layout
         arrays = to_arrays(content.array_records[key])
         _check_update(arrays, layout)
         if pairs := tied_apart(arrays, layout, received.mask):
@@ -183,7 +183,7 @@ class Client:
         weight = examples_of(content, header.weighted_by) / header.reference
         plain, masked = split(arrays, received.mask, layout)
         started = time.process_time()
-        ciphertext = self._encrypt(masked * weight, received)
+        ciphertext = self._encrypt(masked, weight, received)
         seconds = time.process_time() - started
         content[CIPHERTEXT] = bytes_to_record(ciphertext)
         content[key] = to_record(plain)
@@ -209,15 +209,16 @@ class Client:
             ),
         )
 
-    def _encrypt(self, values: np.ndarray, received: Received) -> bytes:
+    def _encrypt(self, values: np.ndarray, weight: float, received: Received) -> bytes:
         key = self.key_for(received.header)
         if key is None:  # _check_key has refused this already
             raise ProtocolError("expected a secret key on this client, got none")
-        coordinates = np.flatnonzero(received.mask.selected)
+
+        def name_of(index: int) -> str:
+            return received.layout.name_of(int(np.flatnonzero(received.mask.selected)[index]))
+
         encryptor = Encryptor(key.using(received.header.parameters), self.settings.processes)
-        return encryptor.encrypt(
-            values, lambda index: received.model.layout.name_of(int(coordinates[index]))
-        )
+        return encryptor.encrypt(values, name_of, weight)
 
 
 def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:

@@ -182,7 +182,7 @@ def _map(
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started
-    flat = smap.flat(received.model.layout) * (examples(context) / request.reference)
+    flat = smap.flat(received.layout) * (examples(context) / request.reference)
     answer = RecordDict()
     put_header(answer, MapReply(samples=smap.count, seconds=seconds))
     name = PLAIN_MAP if request.maps == "plain" else MAP
@@ -206,14 +206,14 @@ def _encode(flat: np.ndarray, request: MapRequest, received: Received, client: C
     if key is None:
         raise ProtocolError("expected a secret key to encrypt the map with, got none")
     encryptor = Encryptor(key.using(MAP_PARAMETERS), client.settings.processes)
-    return encryptor.encrypt(np.asarray(flat, np.float64), received.model.layout.name_of)
+    return encryptor.encrypt(np.asarray(flat, np.float64), received.layout.name_of)
 
 
 def _mask(message: Message, client: Client) -> RecordDict:
     request = take_header(message.content, MaskRequest, REQUEST)
     batch = record_to_bytes(message.content, MAP) if request.scores else None
     received = client.open(message.content)
-    layout = received.model.layout
+    layout = received.layout
     scores = None if batch is None else _scores(batch, client.key_for(received.header))
     weights = None
     if "weights" in get_policy(request.policy).needs:

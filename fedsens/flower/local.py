@@ -125,23 +125,46 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message) -> Message:
-        arrived = self._transfer(message)
+        return self._transfer(self.answer(self._transfer(message)))
+
+    def answer(self, message: Message) -> Message:
+        """Let a node's app answer a message that has arrived there.
+
+        Args:
+            message: the message.
+
+        Returns:
+            The reply, an error if the node is not connected or its app raised.
+        """
         context = self.nodes.get(message.metadata.dst_node_id)
         if context is None:
-            return Message(Error(5, "Node Unavailable"), reply_to=arrived)
+            return Message(Error(5, "Node Unavailable"), reply_to=message)
         try:
-            reply = self._app(arrived, context)
+            return self._app(message, context)
         except Exception as error:  # noqa: BLE001 - as Flower does, with the error's text
-            reply = Message(Error(RAISED, f"{type(error)}:<'{error}'>"), reply_to=arrived)
-        return self._transfer(reply)
+            return Message(Error(RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
 
     def _transfer(self, message: Message) -> Message:
-        objects = get_all_nested_objects(message)
-        contents = {key: item.deflate() for key, item in objects.items()}
-        copy = inflate_object_from_contents(message.object_id, contents)
-        assert isinstance(copy, Message)
-        copy.metadata.__dict__["_message_id"] = message.metadata.message_id
-        copy.metadata.__dict__["_created_at"] = time.time()
+        contents = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
+        copy = rebuild(message.object_id, message.metadata.message_id, contents)
         if self._tap is not None:
             self._tap(copy)
         return copy
+
+
+def rebuild(object_id: str, message_id: str, contents: dict[str, bytes]) -> Message:
+    """Put a message together from what travels.
+
+    Args:
+        object_id: of the message itself.
+        message_id: by which it is answered.
+        contents: object identifier to bytes; emptied on the way.
+
+    Returns:
+        The message.
+    """
+    message = inflate_object_from_contents(object_id, contents)
+    assert isinstance(message, Message)
+    message.metadata.__dict__["_message_id"] = message_id
+    message.metadata.__dict__["_created_at"] = time.time()
+    return message

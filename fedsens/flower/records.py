@@ -164,16 +164,18 @@ def model_key(content: RecordDict) -> str:
 
 @dataclass(frozen=True)
 class Received:
-    """A model as it came with a message.
+    """What came with a model. The model itself is not held: it is large.
 
     Attributes:
-        model: the model, in split form.
+        layout: the model's.
+        model_mask: the mask that the model is split by.
         header: what the server said about it.
         mask: the mask that the answer must be split by.
         key: key of its ArrayRecord.
     """
 
-    model: ProtectedModel
+    layout: ParameterLayout
+    model_mask: EncryptionMask
     header: ModelHeader
     mask: EncryptionMask
     key: str
@@ -198,14 +200,14 @@ def put_model(
         content[CIPHERTEXT] = bytes_to_record(model.ciphertext)
 
 
-def take_model(content: RecordDict) -> Received:
+def take_model(content: RecordDict) -> tuple[ProtectedModel, Received]:
     """Remove fedsens's records from a message and check them against each other.
 
     Args:
         content: the message's content.
 
     Returns:
-        The model, still encrypted.
+        The model, still encrypted, and what came with it.
 
     Raises:
         ProtocolError: digests, masks and ciphertext do not agree.
@@ -230,7 +232,7 @@ def take_model(content: RecordDict) -> Received:
     )
     if mask.layout_digest != layout.digest:
         raise ProtocolError("expected a mask for this model's layout, got one for another model")
-    return Received(model, header, mask, key)
+    return model, Received(layout, split_by, header, mask, key)
 
 
 def _take_mask(content: RecordDict, name: str, digest: str) -> EncryptionMask:

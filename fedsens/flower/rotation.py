@@ -103,6 +103,6 @@ def encrypt_anew(content: RecordDict, client: Client) -> RecordDict:
             f"got {key.fingerprint if key else 'none'}; give every client the same keys"
         )
     arrays = to_arrays(content.array_records[received.key])
-    _, masked = split(arrays, received.model.mask, received.model.layout)
+    _, masked = split(arrays, received.model_mask, received.layout)
     encryptor = Encryptor(key.using(received.header.parameters), client.settings.processes)
     return RecordDict({CIPHERTEXT: bytes_to_record(encryptor.encrypt(masked))})

@@ -74,7 +74,8 @@ class ProtectedModel:
             raise ProtocolError(
                 f"expected a ciphertext of {self.mask.k} values, as the mask says, got {total.size}"
             )
-        return self._typed(join(self.plain, total / self.weight, self.layout, self.mask))
+        total /= self.weight
+        return self._typed(join(self.plain, total, self.layout, self.mask))
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""
@@ -87,7 +88,7 @@ class ProtectedModel:
 
 def split(
     arrays: Mapping[str, NDArray[Any]], mask: EncryptionMask, layout: ParameterLayout
-) -> tuple[Arrays, NDArray[np.float64]]:
+) -> tuple[Arrays, NDArray[np.floating]]:
     """Separate the masked coordinates of a model from the plaintext remainder.
 
     Args:
@@ -96,10 +97,11 @@ def split(
         layout: the layout.
 
     Returns:
-        The remainder (see :class:`ProtectedModel`) and the k masked values.
+        The remainder (see :class:`ProtectedModel`) and the k masked values, in the layout's type.
     """
     plain: Arrays = {}
-    masked: list[NDArray[np.float64]] = []
+    masked = np.empty(mask.k, layout.dtype)
+    start = 0
     for entry in layout.tensors:
         array = arrays[entry.name]
         selected = None if entry.offset is None else mask.selected[entry.slice]
@@ -107,9 +109,11 @@ def split(
             plain[entry.name] = array
             continue
         flat = array.reshape(-1)
-        masked.append(flat[selected].astype(np.float64))
+        values = flat[selected]
+        masked[start : start + values.size] = values
+        start += values.size
         plain[entry.name] = flat[~selected]
-    return plain, np.concatenate(masked) if masked else np.empty(0)
+    return plain, masked
 
 
 def join(

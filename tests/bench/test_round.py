@@ -91,7 +91,7 @@ def test_a_lost_client_spoils_the_measurement(monkeypatch):
 
         return client
 
-    monkeypatch.setattr(bench, "_app", failing)
+    monkeypatch.setattr(bench, "moving_app", failing)
     with pytest.raises(BenchmarkError, match="expected 6 answers of clients at Flower FedAvg, got"):
         bench.bench_round("lenet", images=4, clients=2, ratios=(), repeats=1)
 

@@ -77,6 +77,14 @@ def test_every_float_type_is_encrypted_as_its_own_value(kind):
     assert np.abs(total - values.astype(np.float64)).max() <= parameters("balanced").error_bound()
 
 
+@pytest.mark.parametrize("scale", [0.0, 1 / 3, -2.0])
+def test_values_are_scaled_in_double_precision(scale):
+    values = vector("random", N + 3, 0.1).astype(np.float32)
+    wide = values.astype(np.float64) * scale
+    total = decryptor("precise").decrypt(encryptor("precise").encrypt(values, scale=scale))
+    assert np.abs(total - wide).max() <= parameters("precise").error_bound()
+
+
 def test_a_strided_view_is_encrypted_and_left_as_it_was():
     values = vector("random", 2 * N, 1.0)
     before = values.copy()

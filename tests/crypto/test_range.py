@@ -39,6 +39,15 @@ def test_an_unusable_value_is_refused_by_the_name_of_its_parameter(bad, index):
     assert not re.search(r"256\.|1e\+?300|1\.79", message)
 
 
+def test_the_range_is_that_of_the_scaled_values():
+    values = np.full(N, 2 * parameters("compact").value_range)
+    with pytest.raises(ValueRangeError, match="beyond that range"):
+        encryptor("compact").encrypt(values)
+    encryptor("compact").encrypt(values, scale=0.5)
+    with pytest.raises(ValueRangeError, match="beyond that range"):
+        encryptor("compact").encrypt(values, scale=0.6)
+
+
 def test_a_name_is_not_needed():
     with pytest.raises(ValueRangeError, match="got value 1 NaN or infinite"):
         encryptor("compact").encrypt(np.array([0.0, np.nan]))

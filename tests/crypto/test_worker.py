@@ -32,10 +32,11 @@ def interpreter(tmp_path, monkeypatch):
     return replace
 
 
-def test_two_processes_give_what_one_gives(small, capfd):
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_two_processes_give_what_one_gives(small, capfd, scale):
     values = vector("random", 2 * N + 5, 1.0).astype(np.float32)
-    blob = Encryptor(key("balanced"), processes=2).encrypt(values)
-    error = np.abs(decryptor("balanced").decrypt(blob) - values)
+    blob = Encryptor(key("balanced"), processes=2).encrypt(values, scale=scale)
+    error = np.abs(decryptor("balanced").decrypt(blob) - scale * values.astype(float))
     assert (error <= BALANCED.error_bound()).all()
     alone = encryptor("balanced").encrypt(values)
     assert len(blob) == pytest.approx(len(alone), rel=0.01)
@@ -53,13 +54,14 @@ def test_a_short_vector_stays_in_this_process(interpreter):
 def test_every_block_is_sent_to_one_worker_in_order(small, monkeypatch, blocks):
     parts = []
 
-    def record(secret, part):
+    def record(secret, part, scale):
+        assert scale == 0.5
         parts.append(part)
         return [b"block"] * -(-len(part) // N)
 
     monkeypatch.setattr(encryptor_module, "encrypt_in_worker", record)
     values = np.arange(blocks * N - 3.0)
-    Encryptor(key("balanced"), processes=3)._parallel(values, min(3, blocks))
+    Encryptor(key("balanced"), processes=3)._parallel(values, min(3, blocks), 0.5)
     assert len(parts) <= 3
     assert (np.sort(np.concatenate(parts)) == values).all()
     assert sorted(len(part) % N for part in parts)[:-1] == [0] * (len(parts) - 1)

@@ -1,0 +1,129 @@
+"""A grid whose clients live in a second process, so that each side's memory is its own.
+
+Messages cross a pipe object by object, as Flower's transport sends them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from fedsens.bench.map_measure import peak_of_process
+from fedsens.bench.round import moving_app, quiet_flower
+from fedsens.flower import LocalGrid
+from fedsens.flower.local import rebuild
+
+
+@dataclass
+class Clients:
+    """What the process of the clients used.
+
+    Attributes:
+        peak: bytes of memory at most, everything included; None where that is not known.
+        seconds: CPU time of each training message, in order.
+    """
+
+    peak: int | None = None
+    seconds: list[float] = field(default_factory=list)
+
+
+class RemoteGrid(LocalGrid):
+    """Hands every message to the process of the clients, which answers one after another."""
+
+    def __init__(self, connection: Connection, clients: int, protected: bool) -> None:
+        """Connect nodes.
+
+        Args:
+            connection: to the process of the clients.
+            clients: how many nodes there are.
+            protected: whether fedsens's mod is on.
+        """
+        super().__init__(moving_app(protected), clients)
+        self._connection = connection
+
+    def _deliver(self, message: Message) -> Message:
+        _send(self._connection, message)
+        del message
+        reply = _receive(self._connection)
+        assert reply is not None
+        return reply
+
+
+@contextmanager
+def remote_grid(
+    clients: int, protected: bool, state_dir: str
+) -> Iterator[tuple[RemoteGrid, Clients]]:
+    """Start the process of the clients, and stop it in the end.
+
+    Args:
+        clients: how many nodes there are.
+        protected: whether fedsens's mod is on.
+        state_dir: folder for the clients' state.
+
+    Yields:
+        The grid, and what the clients used, which is filled in in the end.
+    """
+    spawn, used = get_context("spawn"), Clients()
+    mine, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(theirs, clients, protected, state_dir), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield RemoteGrid(mine, clients, protected), used
+        mine.send_bytes(b"")
+        report = json.loads(mine.recv_bytes())
+        used.peak, used.seconds = report["peak"], report["seconds"]
+        process.join()
+    finally:
+        mine.close()
+        process.kill()
+
+
+def serve(connection: Connection, clients: int, protected: bool, state_dir: str) -> None:
+    """Answer messages until an empty one comes, then tell what that used.
+
+    Args:
+        connection: to the server.
+        clients: how many nodes there are.
+        protected: whether fedsens's mod is on.
+        state_dir: folder for the clients' state.
+    """
+    seconds = []
+    with quiet_flower():
+        grid = LocalGrid(
+            moving_app(protected), clients, node_config={"fedsens-state-dir": state_dir}
+        )
+        started = time.process_time()
+        while (message := _receive(connection)) is not None:
+            training = message.metadata.message_type == "train"
+            _send(connection, grid.answer(message))
+            del message
+            if training:
+                seconds.append(time.process_time() - started)
+            started = time.process_time()
+    connection.send_bytes(json.dumps({"peak": peak_of_process(), "seconds": seconds}).encode())
+
+
+def _send(connection: Connection, message: Message) -> None:
+    objects = get_all_nested_objects(message)
+    head = [message.object_id, message.metadata.message_id, list(objects)]
+    connection.send_bytes(json.dumps(head).encode())
+    for each in objects.values():
+        connection.send_bytes(each.deflate())
+
+
+def _receive(connection: Connection) -> Message | None:
+    head = connection.recv_bytes()
+    if not head:
+        return None
+    object_id, message_id, names = json.loads(head)
+    contents = {name: connection.recv_bytes() for name in names}
+    return rebuild(object_id, message_id, contents)

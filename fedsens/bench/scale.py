@@ -1,0 +1,95 @@
+"""How time and memory of server and clients grow with parameters and clients.
+
+Real strategy, mod and codec; server and clients each have a fresh process, so that the peaks of
+memory are theirs alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedsens.bench.map_measure import measuring, peak_of_process
+from fedsens.bench.remote import remote_grid
+from fedsens.bench.round import Stopwatch, quiet_flower
+from fedsens.config import FedSensConfig
+from fedsens.errors import BenchmarkError
+from fedsens.flower import SelectiveEncryption
+
+TENSOR = 2**20  # parameters of a tensor at most
+ROUNDS = 2  # the model of the first is not encrypted yet; the second is measured
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One federation's second round.
+
+    Attributes:
+        parameters: P.
+        clients: how many take part.
+        ratio: share of the parameters that is encrypted; None for plain Flower.
+        server_seconds: CPU time of the server.
+        client_seconds: CPU time of one client, its training left out (mean).
+        server_peak: bytes of memory of the server's process at most, over the whole run.
+        client_peak: likewise of the process in which the clients take turns.
+    """
+
+    parameters: int
+    clients: int
+    ratio: float | None
+    server_seconds: float
+    client_seconds: float
+    server_peak: int | None
+    client_peak: int | None
+
+
+def measure_scale(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
+    """Run a federation in processes of its own.
+
+    Args:
+        parameters: P.
+        clients: how many take part, at least 2.
+        ratio: share of the parameters to encrypt; None for plain Flower.
+
+    Returns:
+        Its row.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, parameters, clients, ratio).result()
+
+
+def _measure(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
+    with measuring(), quiet_flower(logging.ERROR), TemporaryDirectory(prefix="fedsens-") as folder:
+        inner = Stopwatch(clients)
+        strategy: Strategy = inner
+        if ratio is not None:
+            strategy = SelectiveEncryption(
+                inner, FedSensConfig.create(ratio=ratio, policy="magnitude")
+            )
+        with remote_grid(clients, ratio is not None, folder) as (grid, used):
+            result = strategy.start(grid, _model(parameters), ROUNDS)
+            inner.begun.append(time.process_time())
+        if len(used.seconds) != ROUNDS * clients or not result.arrays:
+            raise BenchmarkError(
+                f"expected {ROUNDS * clients} answers of clients, got {len(used.seconds)}"
+            )
+    last = used.seconds[-clients:]
+    server = inner.begun[-1] - inner.begun[-2]
+    return ScaleRow(
+        parameters, clients, ratio, server, sum(last) / clients, peak_of_process(), used.peak
+    )
+
+
+def _model(parameters: int) -> ArrayRecord:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [min(TENSOR, parameters - low) for low in range(0, parameters, TENSOR)]
+    state = {f"{i}.weight": torch.randn(n, generator=generator) / 20 for i, n in enumerate(sizes)}
+    return ArrayRecord(state)
