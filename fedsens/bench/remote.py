@@ -36,7 +36,11 @@ class Clients:
 
 
 class RemoteGrid(LocalGrid):
-    """Hands every message to the process of the clients, which answers one after another."""
+    """Hands every message to the process of the clients, which answers one after another.
+
+    Attributes:
+        trained: how many training messages were answered without an error.
+    """
 
     def __init__(self, connection: Connection, clients: int, protected: bool) -> None:
         """Connect nodes.
@@ -48,12 +52,14 @@ class RemoteGrid(LocalGrid):
         """
         super().__init__(moving_app(protected), clients)
         self._connection = connection
+        self.trained = 0
 
     def _deliver(self, message: Message) -> Message:
         _send(self._connection, message)
         del message
         reply = _receive(self._connection)
         assert reply is not None
+        self.trained += reply.metadata.message_type == "train" and reply.has_content()
         return reply
 
 

@@ -91,7 +91,7 @@ class Stopwatch(FedAvg):
 
     def __init__(self, clients: int) -> None:
         with quiet_flower(logging.ERROR):  # it warns that nothing is evaluated
-            super().__init__(fraction_evaluate=0.0, min_available_nodes=clients)
+            super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=clients)
         self.begun: list[float] = []
 
     def configure_train(self, *given: Any) -> Any:

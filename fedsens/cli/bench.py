@@ -62,6 +62,36 @@ def bench_map(
     write_json(json_file, content)
 
 
+@bench.command("scale")
+def bench_scale(
+    parameters: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Repeatable; default 10000 to 10000000. 100000000 takes minutes."),
+    ] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, help="Repeatable; default 1, 10, 50 and 200.")
+    ] = None,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="Share that is encrypted.")] = 1.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Time and peak memory of server and clients as models and federations grow.
+
+    Server and clients are processes of their own, and the clients take turns.
+    """
+    from fedsens.bench import scale
+    from fedsens.bench.scale_screen import scale_table
+
+    with named_errors(), console.status("measuring federations") as status:
+        rows = scale.bench_scale(
+            parameters or scale.PARAMETERS,
+            clients or scale.CLIENTS,
+            ratio,
+            lambda row: status.update(f"measured {row.parameters:,} x {row.clients}"),
+        )
+    console.print(scale_table(rows))
+    write_json(json_file, {name: [asdict(row) for row in sweep] for name, sweep in rows.items()})
+
+
 @bench.command("round")
 def bench_round(
     model: Annotated[str, typer.Option(help="lenet or resnet18.")] = "resnet18",

@@ -1,0 +1,35 @@
+"""The scale benchmark: real federations, in processes of their own."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsens.bench import scale
+from fedsens.cli import app
+from fedsens.errors import BenchmarkError
+
+
+def test_every_federation_of_both_sweeps_is_measured(tmp_path):
+    arguments = ["--parameters", "5000", "--clients", "3", "--json", str(tmp_path / "s.json")]
+    result = CliRunner().invoke(app, ["bench", "scale", *arguments], env={"COLUMNS": "90"})
+    assert result.exit_code == 0, result.output
+    sweeps = json.loads((tmp_path / "s.json").read_text())
+    made = {n: [(r["parameters"], r["clients"], r["ratio"]) for r in s] for n, s in sweeps.items()}
+    assert made == {
+        "parameters": [(5000, 2, 1.0)],
+        "clients": [(2**18, 3, 1.0)],
+        "clients, plain": [(2**18, 3, None)],
+    }
+    rows = [row for sweep in sweeps.values() for row in sweep]
+    assert all(row["server_seconds"] > 0 and row["client_seconds"] > 0 for row in rows)
+    assert all(row["server_peak"] > 2**26 and row["client_peak"] > 2**26 for row in rows)
+    for row in rows:
+        assert f"{row['server_peak'] / 2**20:,.0f}" in result.output
+    assert sweeps["clients"][0]["client_seconds"] > sweeps["clients, plain"][0]["client_seconds"]
+
+
+def test_a_lost_client_spoils_the_measurement(monkeypatch):
+    monkeypatch.setattr(scale.Stopwatch, "configure_train", lambda *given: [])
+    with pytest.raises(BenchmarkError, match="expected 4 answers of clients, got 0"):
+        scale._measure(100, 2, 1.0)
