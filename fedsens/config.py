@@ -42,6 +42,8 @@ class FedSensConfig(BaseModel):
 
     Attributes:
         ratio: share of the parameters to encrypt, in [0, 1]. 0 switches fedsens off.
+        max_mb: budget in MB (10^6 bytes) of one client in one round of training, both ways; the
+            ratio is then the largest that keeps it, instead of ``ratio``. None for no budget.
         policy: registered mask policy.
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
@@ -76,6 +78,7 @@ class FedSensConfig(BaseModel):
     )
 
     ratio: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+    max_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
@@ -130,7 +133,7 @@ class FedSensConfig(BaseModel):
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    @field_validator("value_range", mode="before")
+    @field_validator("value_range", "max_mb", mode="before")
     @classmethod
     def _zero_is_default(cls, value: Any) -> Any:
         return None if value == 0 else value  # a run config has no null
@@ -139,6 +142,12 @@ class FedSensConfig(BaseModel):
     def _gradient_means_true_label(self) -> Self:
         if self.policy == "gradient" and self.rule != "true_label":
             raise ValueError("policy 'gradient' ranks |gradient|: set rule to 'true_label'")
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_needs_a_choice(self) -> Self:
+        if self.max_mb is not None and get_policy(self.policy).ratio is not None:
+            raise ValueError(f"max-mb has no say under policy {self.policy!r}: leave one out")
         return self
 
     @model_validator(mode="after")
@@ -169,9 +178,17 @@ class FedSensConfig(BaseModel):
 
     @property
     def effective_ratio(self) -> float:
-        """The ratio after the policy's own say (``all`` is 1, ``none`` is 0)."""
+        """The ratio after the policy's own say (``all`` is 1, ``none`` is 0).
+
+        With ``max_mb`` it is known only once the model is: see :mod:`fedsens.protocol.traffic`.
+        """
         own = get_policy(self.policy).ratio
         return self.ratio if own is None else own
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether anything is to be encrypted."""
+        return self.max_mb is not None or self.effective_ratio > 0
 
     @classmethod
     def create(cls, **options: Any) -> Self:

@@ -80,6 +80,14 @@ def bench_scale(
     """
     from fedsens.bench import scale
     from fedsens.bench.scale_screen import scale_table
+    from fedsens.mask import mask_count
+    from fedsens.planning.memory import client_memory, server_memory
+
+    def plan(row: scale.ScaleRow) -> tuple[int, int]:
+        count = mask_count(row.ratio or 0.0, row.parameters)
+        return server_memory(row.parameters, count, row.clients), client_memory(
+            row.parameters, count
+        )
 
     with named_errors(), console.status("measuring federations") as status:
         rows = scale.bench_scale(
@@ -88,7 +96,7 @@ def bench_scale(
             ratio,
             lambda row: status.update(f"measured {row.parameters:,} x {row.clients}"),
         )
-    console.print(scale_table(rows))
+    console.print(scale_table(rows, plan))
     write_json(json_file, {name: [asdict(row) for row in sweep] for name, sweep in rows.items()})
 
 

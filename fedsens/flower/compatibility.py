@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedsens.errors import StrategyError
 
 
-def check_strategy(strategy: Strategy, ratio: float, weighted_mean: bool) -> None:
+def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
     """Refuse a strategy whose aggregation is not a mean weighted by examples.
 
     The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
@@ -16,15 +16,15 @@ def check_strategy(strategy: Strategy, ratio: float, weighted_mean: bool) -> Non
 
     Args:
         strategy: the inner strategy.
-        ratio: share of encrypted parameters; 0 allows every strategy.
+        encrypts: whether anything is encrypted; without that every strategy is allowed.
         weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
             weighted by their examples.
 
     Raises:
-        StrategyError: the strategy cannot be used at this ratio.
+        StrategyError: the strategy cannot be used.
     """
     aggregate = getattr(type(strategy), "aggregate_train", None)
-    if ratio == 0 or weighted_mean or aggregate is FedAvg.aggregate_train:
+    if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
         return
     raise StrategyError(
         f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got "

@@ -33,6 +33,7 @@ from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import PublicParameters, load_publics
 from fedsens.protocol.model import ProtectedModel, check_plain
 from fedsens.protocol.report import Phase, PhaseReport
+from fedsens.protocol.traffic import ratio_within
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Session:
         Raises:
             ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
         """
-        self._config = config
+        self._config = config = _within_budget(config, initial)
         self._public = load_publics(config.public_parameters)
         _check_public(self._public, config.parameters)
         self.keys = self._new_keys()
@@ -379,6 +380,15 @@ class Session:
             self.mask.digest[:16],
             overlap,
         )
+
+
+def _within_budget(config: FedSensConfig, initial: ArrayRecord) -> FedSensConfig:
+    if config.max_mb is None:
+        return config
+    size = ParameterLayout.from_state_dict(to_arrays(initial)).size
+    ratio = ratio_within(config.parameters, size, config.max_mb)
+    logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
+    return config.model_copy(update={"ratio": ratio, "max_mb": None})
 
 
 def _check_public(public: Iterable[PublicParameters], parameters: CkksParameters) -> None:

@@ -76,7 +76,7 @@ class SelectiveEncryption(Strategy):
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
-        check_strategy(strategy, self.config.effective_ratio, weighted_mean)
+        check_strategy(strategy, self.config.encrypts, weighted_mean)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
         self._app_config = app_config or {}
@@ -124,7 +124,7 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model.
         """
-        if evaluate_fn is not None and self.config.effective_ratio > 0:
+        if evaluate_fn is not None and self.config.encrypts:
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
@@ -202,9 +202,11 @@ class SelectiveEncryption(Strategy):
         """Log what is encrypted and how, then the inner strategy's summary."""
         config, parameters = self.config, self.config.parameters
         logger.info(
-            "SelectiveEncryption: policy %s, ratio %g, CKKS %s (%d-bit security), %s maps",
+            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
             config.policy,
-            config.effective_ratio,
+            f"ratio {config.effective_ratio:g}"
+            if config.max_mb is None
+            else f"at most {config.max_mb:g} MB",
             parameters.name,
             parameters.security_bits,
             config.maps,

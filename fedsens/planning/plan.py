@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedsens.crypto import CkksParameters
-from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
-
-FLOAT = 4  # bytes of a plaintext parameter
-HEADER = 1000  # bytes of headers and metrics of a message, about
+from fedsens.planning.memory import client_memory, server_memory
+from fedsens.protocol.traffic import FLOAT, HEADER, largest_count, traffic
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,8 @@ class Plan:
         cpu_seconds: of server and all clients in one round, without training and evaluation.
         link_seconds: to send both over the client's link.
         run_bytes: of all clients and rounds, both ways.
+        server_memory: bytes of the server's process at most.
+        client_memory: bytes of a client's process at most, without what training needs.
         error_bound: on every coordinate of the decrypted weighted mean.
         security_bits: by the HE standard; None where nothing is encrypted.
     """
@@ -79,6 +79,8 @@ class Plan:
     cpu_seconds: float
     link_seconds: float
     run_bytes: int
+    server_memory: int
+    client_memory: int
     error_bound: float
     security_bits: int | None
 
@@ -97,44 +99,27 @@ def make_plan(federation: Federation, ratio: float) -> Plan:
 
 
 def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
-    """The plan with the largest ratio that fits a budget.
-
-    Costs grow with the number of ciphertexts, so the last of them is full: a ratio in between
-    would cost as much.
+    """The plan with the largest ratio that fits a budget; ConfigurationError if not even 0 does.
 
     Args:
         federation: what is planned.
         fits: whether a plan is within the budget; what is cheaper must fit too.
 
     Returns:
-        The plan.
-
-    Raises:
-        ConfigurationError: not even ratio 0 fits.
+        The plan, whose last ciphertext is full.
     """
-    size, block = federation.parameters, federation.codec.degree
-    low, high = -1, -(-size // block)  # blocks that fit, and that are possible
-    while low < high:
-        middle = (low + high + 1) // 2
-        count = min(size, middle * block)
-        if fits(_plan(federation, count / size, count)):
-            low = middle
-        else:
-            high = middle - 1
-    if low < 0:
-        raise ConfigurationError(
-            "expected a budget in which plaintext fits, got less; raise it, or take a smaller model"
-        )
-    count = min(size, low * block)
-    return _plan(federation, count / size, count)
+    size = federation.parameters
+
+    def plan_of(count: int) -> Plan:
+        return _plan(federation, count / size, count)
+
+    count = largest_count(size, federation.codec.degree, lambda count: fits(plan_of(count)))
+    return plan_of(count)
 
 
 def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
-    padded = -(-count // codec.degree) * codec.degree
-    visible = FLOAT * (size - count) + HEADER
-    up = visible + padded * codec.bytes_per_parameter
-    down = visible + size / 8 + padded * codec.bytes_per_parameter_down
+    up, down = traffic(codec, size, count)
     speed = federation.speed
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0
@@ -148,6 +133,8 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
         cpu_seconds=clients * seconds,
         link_seconds=8 * (up + down) / federation.link,
         run_bytes=round((up + down) * clients * federation.rounds),
+        server_memory=server_memory(size, count, clients),
+        client_memory=client_memory(size, count),
         error_bound=codec.error_bound(clients) if count else 0.0,
         security_bits=codec.security_bits if count else None,
     )

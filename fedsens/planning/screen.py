@@ -23,21 +23,22 @@ def plan_table(federation: Federation, plans: Sequence[Plan]) -> Table:
     table = Table(
         title=f"{federation.parameters:,} parameters, {federation.clients} clients, "
         f"{federation.rounds} rounds, preset {federation.codec.name}",
-        caption="MB, link s: a client and round, both ways. CPU s: all, a round, without training.",
+        caption="MB, link s: a client and round, both ways. CPU s: all of them, a round. GiB: "
+        "server / client. CPU and GiB without what training needs.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("ratio", "encrypted", "MB up", "MB down", "link s", "CPU s", "GB, run", "error"):
+    for name in ("ratio", "MB up", "MB down", "link s", "CPU s", "GB, run", "error", "GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         table.add_row(
             f"{plan.ratio:.3g}",
-            f"{plan.encrypted:,}",
             f"{plan.bytes_up / 1e6:.4g}",
             f"{plan.bytes_down / 1e6:.4g}",
             f"{plan.link_seconds:.3g}",
             f"{plan.cpu_seconds:.3g}",
             f"{plan.run_bytes / 1e9:.3g}",
             f"{plan.error_bound:.0e}" if plan.encrypted else "-",
+            f"{plan.server_memory / 2**30:.2g} / {plan.client_memory / 2**30:.2g}",
         )
     return table

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from fedsens.bench.round import bench_round
+from fedsens.bench.scale import measure_scale
 from fedsens.cli import app
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
@@ -46,6 +47,14 @@ def test_cpu_time_adds_up_from_plain_encrypted_and_split_parameters():
     assert plain == pytest.approx(10 * (1e-3 + 1e-3))
     assert whole == pytest.approx(10 * (1e-3 + 2e-3 + 4e-2))
     assert half == pytest.approx(10 * (3e-3 + (1e-3 + 4e-2) / 2 + 1e-2))
+
+
+@pytest.mark.parametrize(("clients", "ratio"), [(2, 1.0), (4, 0.1)])
+def test_memory_is_about_that_of_real_processes(clients, ratio):
+    row, size = measure_scale(3_000_000, clients, ratio), 3_000_000
+    plan = make_plan(federation(size, clients), ratio)
+    assert plan.server_memory == pytest.approx(row.server_peak, rel=0.25)
+    assert plan.client_memory == pytest.approx(row.client_peak, rel=0.25)
 
 
 def test_error_and_security_are_the_codecs():
@@ -104,7 +113,7 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
     assert asked["encrypted"] == 10_000
     assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
-    assert "10,000" in result.output
+    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.41"]
     assert "256-bit" in result.output
 
 

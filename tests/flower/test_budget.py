@@ -1,0 +1,67 @@
+"""fedsens.max-mb: the largest ratio within a budget of bytes."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+from fedsens import FedSensConfig
+from fedsens.errors import ConfigurationError, StrategyError
+from fedsens.flower import LocalGrid, SelectiveEncryption
+from fedsens.mask import mask_count
+from fedsens.protocol.traffic import ratio_within
+
+from .federation import Run, is_reply, is_request, make_app
+
+SIZE = 60_000
+
+
+def answer(message, context):
+    metrics = MetricRecord({"num-examples": 10})
+    content = RecordDict({"metrics": metrics})
+    if message.metadata.message_type == "train":
+        content["arrays"] = message.content["arrays"]
+    return Message(content, reply_to=message)
+
+
+def test_a_client_sends_and_gets_no_more_than_the_budget():
+    sizes = {"up": [], "down": []}
+
+    def look(message):
+        if is_reply(message) or is_request(message):
+            records = message.content.array_records.values()
+            size = sum(len(array.data) for record in records for array in record.values())
+            sizes["up" if is_reply(message) else "down"].append(size)
+
+    weights = np.random.default_rng(0).normal(0, 0.05, SIZE).astype(np.float32)
+    run = Run(
+        grid=LocalGrid(make_app(answer, answer), 2, tap=look),
+        initial=ArrayRecord({"weight": Array(weights)}),
+        rounds=3,
+        policy="random",
+        max_mb=0.6,
+        ratio=0.9,
+    )
+    mask = run.strategy.model.mask
+    assert mask.k == mask_count(ratio_within(run.strategy.config.parameters, SIZE, 0.6), SIZE)
+    assert 0.2 < mask.ratio < 0.9
+    spent = sizes["up"][-1] + sizes["down"][-1]
+    assert 0.53e6 < spent <= 0.6e6
+
+
+def test_a_budget_that_encrypts_nothing_stops_the_run():
+    with pytest.raises(ConfigurationError, match="room for one ciphertext"):
+        Run(grid=LocalGrid(make_app(), 2), max_mb=0.01)
+
+
+def test_a_budget_is_a_demand_for_encryption():
+    class Median(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            """Not a mean."""
+
+    config = FedSensConfig.create(max_mb=1, ratio=0)
+    with pytest.raises(StrategyError):
+        SelectiveEncryption(Median(), config)
+    with pytest.raises(ConfigurationError, match="max-mb has no say under policy 'all'"):
+        FedSensConfig.create(max_mb=1, policy="all")
+    assert FedSensConfig.create(**{"max-mb": 0.0}).max_mb is None  # a run config has no null
