@@ -17,7 +17,8 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedsens.bench.map_measure import peak_of_process
-from fedsens.bench.round import moving_app, quiet_flower
+from fedsens.bench.quiet import quiet_flower
+from fedsens.bench.round import moving_app
 from fedsens.flower import LocalGrid
 from fedsens.flower.local import rebuild
 

@@ -1,4 +1,4 @@
-"""What a federated round costs: selective encryption beside plain Flower FedAvg.
+"""What a federated round costs: selective encryption beside plain Flower FedAvg and SecAgg+.
 
 Real strategy, mod and codec run in this process on a :class:`~fedsens.flower.LocalGrid`, which
 takes every message apart and rebuilds it as Flower's transport does. Training is the same work at
@@ -25,7 +25,9 @@ from torch import nn
 
 from fedsens.bench.map_measure import measuring
 from fedsens.bench.map_models import lenet, resnet18
+from fedsens.bench.quiet import quiet_flower
 from fedsens.bench.round_rows import RoundReport, RoundRow
+from fedsens.bench.secagg import measure_secagg
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
@@ -78,6 +80,7 @@ def bench_round(
         training = _training_seconds(deepcopy(net), torch.randn(images, *shape))
         rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
+        rows.append(measure_secagg(state, clients, repeats=1))  # slow, and no warm-up is needed
     parameters = sum(value.numel() for value in state.values())
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
 
@@ -198,15 +201,3 @@ def measuring_rounds() -> Iterator[None]:
     """One thread, a quiet Flower, and torch's random state as before afterwards."""
     with torch.random.fork_rng(devices=[]), measuring(), quiet_flower():
         yield
-
-
-@contextmanager
-def quiet_flower(wanted: int = logging.WARNING) -> Iterator[None]:
-    """Flower logs every round, which is no news here."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(wanted)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -19,8 +19,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsens.bench.map_measure import measuring, peak_of_process
+from fedsens.bench.quiet import quiet_flower
 from fedsens.bench.remote import remote_grid
-from fedsens.bench.round import Stopwatch, quiet_flower
+from fedsens.bench.round import Stopwatch
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError
 from fedsens.flower import SelectiveEncryption
