@@ -32,6 +32,7 @@ LEVELS = {
     "mapping": 6,
     "deployment": 7,
     "planning": 7,
+    "reporting": 7,
     "cli": 8,
 }
 ALLOWED = {

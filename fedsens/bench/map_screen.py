@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from fedsens.bench.map_rows import CaseReport, GateRow, MapRow
 
 
-def case_view(report: CaseReport) -> Group:
+def case_tables(report: CaseReport) -> tuple[Table, Table]:
     """One case: the methods, then the limits.
 
     Args:
         report: what :func:`fedsens.bench.map.bench_case` measured.
 
     Returns:
-        What to print.
+        The two tables.
     """
-    absent = [f"{method} is absent: {reason}\n" for method, reason in report.absent.items()]
-    return Group(_methods(report), _limits(report), Text("".join(absent), style="dim"))
+    return _methods(report), _limits(report)
 
 
 def _methods(report: CaseReport) -> Table:
     table = Table(
         title=f"{report.title}: {report.parameters:,} parameters",
-        caption="= computes the same number, checked; * extrapolated from a few elements",
+        caption="= computes the same number, checked; * extrapolated from a few elements"
+        + "".join(f"; {method} is absent: {why}" for method, why in report.absent.items()),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

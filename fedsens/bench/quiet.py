@@ -1,4 +1,4 @@
-"""Flower's log while something is measured."""
+"""The logs of Flower and fedsens while something is measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_flower(wanted: int = logging.WARNING) -> Iterator[None]:
-    """Flower logs every round, which is no news here."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(wanted)
+    """Flower and fedsens log every round, which is no news here."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "fedsens")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(wanted)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -77,7 +77,7 @@ def bench_round(
         torch.manual_seed(0)
         net = build(CLASSES)
         state = net.state_dict()
-        training = _training_seconds(deepcopy(net), torch.randn(images, *shape))
+        training = training_seconds(deepcopy(net), torch.randn(images, *shape))
         rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
         rows.append(measure_secagg(state, clients, repeats=1))  # slow, and no warm-up is needed
@@ -184,8 +184,16 @@ def moving_app(protected: bool) -> ClientApp:
     return app
 
 
-def _training_seconds(model: nn.Module, x: torch.Tensor) -> float:
-    """CPU seconds of one epoch of SGD."""
+def training_seconds(model: nn.Module, x: torch.Tensor) -> float:
+    """CPU seconds of one epoch of SGD in batches of 32.
+
+    Args:
+        model: a classifier of ten classes; it is trained.
+        x: images.
+
+    Returns:
+        The seconds.
+    """
     y = torch.randint(CLASSES, (len(x),))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     start = time.process_time()

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from fedsens.cli import measure
 from fedsens.cli.common import JsonFile, console, named_errors, write_json
 
 bench = typer.Typer(help="Measure costs on this machine, as ratios.", no_args_is_help=True)
+
+FEW_MAPS = ("lenet28", "lenet-100", "resnet18-10", "transformer")  # the other takes too long
+
+Repeats = Annotated[int, typer.Option(min=1, help="The median of so many runs.")]
+Ratios = Annotated[
+    list[float] | None,
+    typer.Option("--ratio", min=0, max=1, help="Repeatable; default 0, 0.1, 0.3, 0.5, 1."),
+]
 
 
 @bench.command("codec")
 def bench_codec(
     values: Annotated[int, typer.Option(min=4096, help="Values per client.")] = 2**20,
-    repeats: Annotated[int, typer.Option(min=1, help="The median of so many runs.")] = 3,
+    repeats: Repeats = 3,
     json_file: JsonFile = None,
 ) -> None:
     """The codec beside TenSEAL's CKKSVector with other projects' parameters."""
-    from fedsens.bench.codec import bench_codec as run
-    from fedsens.bench.screen import codec_table
-
     with named_errors():
-        rows = run(values=values, repeats=repeats)
-    console.print(codec_table(rows))
-    write_json(json_file, [asdict(row) for row in rows])
+        _show(measure.codec(values, repeats), json_file)
 
 
 @bench.command("map")
@@ -41,25 +47,15 @@ def bench_map(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples per map, instead of each case's own number.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 3,
+    repeats: Repeats = 3,
     json_file: JsonFile = None,
 ) -> None:
     """The sensitivity map beside torch.func, BackPACK, Opacus, the literal loop and training.
 
     BackPACK and Opacus come with pip install 'fedsens[bench]'; without them their rows are absent.
     """
-    from fedsens.bench.map import bench_case, environment
-    from fedsens.bench.map_cases import chosen_cases
-    from fedsens.bench.map_screen import case_view
-
-    reports = []
-    with named_errors():
-        for case in chosen_cases(cases or []):
-            with console.status(f"measuring {case.title}"):
-                reports.append(bench_case(case, samples, repeats))
-            console.print(case_view(reports[-1]))
-    content = {"environment": environment(), "cases": [asdict(report) for report in reports]}
-    write_json(json_file, content)
+    with named_errors(), console.status("measuring maps") as status:
+        _show(measure.maps(cases or [], samples, repeats, status.update), json_file)
 
 
 @bench.command("scale")
@@ -76,28 +72,11 @@ def bench_scale(
 ) -> None:
     """Time and peak memory of server and clients as models and federations grow.
 
-    Server and clients are processes of their own, and the clients take turns.
+    Server and clients are processes of their own, and the clients take turns. The last columns
+    compare the memory that fedsens plan predicts with what was measured.
     """
-    from fedsens.bench import scale
-    from fedsens.bench.scale_screen import scale_table
-    from fedsens.mask import mask_count
-    from fedsens.planning.memory import client_memory, server_memory
-
-    def plan(row: scale.ScaleRow) -> tuple[int, int]:
-        count = mask_count(row.ratio or 0.0, row.parameters)
-        return server_memory(row.parameters, count, row.clients), client_memory(
-            row.parameters, count
-        )
-
     with named_errors(), console.status("measuring federations") as status:
-        rows = scale.bench_scale(
-            parameters or scale.PARAMETERS,
-            clients or scale.CLIENTS,
-            ratio,
-            lambda row: status.update(f"measured {row.parameters:,} x {row.clients}"),
-        )
-    console.print(scale_table(rows, plan))
-    write_json(json_file, {name: [asdict(row) for row in sweep] for name, sweep in rows.items()})
+        _show(measure.scales(parameters or [], clients or [], ratio, status.update), json_file)
 
 
 @bench.command("round")
@@ -105,33 +84,51 @@ def bench_round(
     model: Annotated[str, typer.Option(help="lenet or resnet18.")] = "resnet18",
     images: Annotated[int, typer.Option(min=1, help="Images per client, one epoch.")] = 500,
     clients: Annotated[int, typer.Option(min=2, help="Clients.")] = 4,
-    ratios: Annotated[
-        list[float] | None,
-        typer.Option("--ratio", min=0, max=1, help="Repeatable; default 0, 0.1, 0.3, 0.5, 1."),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="The median of so many rounds.")] = 3,
+    ratios: Ratios = None,
+    repeats: Repeats = 3,
     preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
     json_file: JsonFile = None,
 ) -> None:
-    """One federated round under selective encryption beside plain Flower FedAvg.
+    """One federated round under selective encryption beside plain Flower FedAvg and SecAgg+.
 
     The last columns compare what fedsens plan predicts with what was measured.
     """
-    from fedsens.bench.round import RATIOS
-    from fedsens.bench.round import bench_round as run
-    from fedsens.bench.round_screen import round_table
-    from fedsens.crypto import CkksParameters
-    from fedsens.planning.calibrate import calibrate
-    from fedsens.planning.plan import Federation, make_plan
-
     with named_errors(), console.status("measuring rounds"):
-        report = run(model, images, clients, ratios or RATIOS, repeats, preset)
-        codec, speed = CkksParameters.preset(preset), calibrate(preset, repeats)
-    federation = Federation(report.parameters, clients, 1, codec, speed, link=1e8)
-    plans = {
-        row.name: make_plan(federation, row.ratio) for row in report.rows if row.ratio is not None
+        _show(measure.rounds(model, images, clients, ratios or [], repeats, preset), json_file)
+
+
+@bench.command("all")
+def bench_all(
+    out: Annotated[Path, typer.Option(help="Folder for README.md and the figures.")] = Path(
+        "docs/benchmarks"
+    ),
+    repeats: Repeats = 3,
+) -> None:
+    """All of them, with fewer maps: a page with the tables, and a JSON file for each.
+
+    Takes about a quarter of an hour.
+    """
+    from fedsens.reporting.benchmarks import benchmark_page
+
+    parts: dict[str, Callable[[Any], measure.Measured]] = {
+        "codec": lambda status: measure.codec(2**20, repeats),
+        "round": lambda status: measure.rounds("resnet18", 500, 4, [], repeats, "compact"),
+        "scale": lambda status: measure.scales([], [], 1.0, status.update),
+        "map": lambda status: measure.maps(FEW_MAPS, None, 1, status.update),
     }
-    planned = {n: (each.bytes_up + each.bytes_down, each.cpu_seconds) for n, each in plans.items()}
-    console.print(round_table(report, planned))
-    content = {"planned": {name: asdict(each) for name, each in plans.items()}}
-    write_json(json_file, report.content() | content)
+    with named_errors(), console.status("") as status:
+        out.mkdir(parents=True, exist_ok=True)
+        pages: dict[str, list[Table]] = {}
+        for name, work in parts.items():
+            status.update(f"measuring: {name}")
+            result = work(status)
+            _show(result, out / f"{name}.json")
+            pages[name] = result.tables
+        (out / "README.md").write_text(benchmark_page(pages))
+    console.print(f"README.md and {', '.join(f'{name}.json' for name in pages)} in {out}")
+
+
+def _show(result: measure.Measured, json_file: Path | None) -> None:
+    for table in result.tables:
+        console.print(table)
+    write_json(json_file, result.content)

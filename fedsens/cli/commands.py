@@ -9,6 +9,7 @@ from fedsens.cli.common import named_errors
 from fedsens.cli.keys import identity, keygen, roster
 from fedsens.cli.models import inspect, open_model
 from fedsens.cli.plan import plan
+from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
 from fedsens.mapping.command import map_command
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
+app.command()(report)
 app.command()(keygen)
 app.command("open")(open_model)
 app.command()(inspect)

@@ -1,0 +1,1 @@
+"""Accuracy and convergence under encryption, with even and skewed labels."""

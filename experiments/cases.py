@@ -1,0 +1,108 @@
+"""What every experiment does: measure case by case, keep what is done, write CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedsens.bench.map import environment
+
+Case = dict[str, str | int | float]  # what tells one case from another
+Row = dict[str, Any]  # a case and its figures
+
+OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure anew what is there already.")]
+
+console = Console()
+
+
+def measure_cases(
+    cases: Sequence[Case],
+    measure: Callable[[Case], Iterable[Row]],
+    name: str,
+    out: Path,
+    fresh: bool = False,
+) -> list[Row]:
+    """Measure cases with a progress bar; an interrupted run continues where it was.
+
+    After each case ``NAME.json`` holds all rows so far and the environment; in the end ``NAME.csv``
+    holds the rows of these cases.
+
+    Args:
+        cases: what to measure.
+        measure: gives the figures of a case, one or several rows of them.
+        name: of the files.
+        out: their folder; made if it is missing.
+        fresh: whether to measure anew what is there already.
+
+    Returns:
+        The rows, in the order of the cases.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    rows = [] if fresh or not path.exists() else list(json.loads(path.read_text())["rows"])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task(name, total=len(cases))
+        for case in cases:
+            if not rows_of(rows, case):
+                progress.update(task, description=" ".join(map(str, case.values())))
+                rows += [{**case, **figures} for figures in measure(case)]
+                _replace(path, {"environment": environment(), "rows": rows})
+            progress.advance(task)
+        progress.update(task, description=name)
+    chosen = [row for case in cases for row in rows_of(rows, case)]
+    with (out / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(chosen[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in chosen)
+    return chosen
+
+
+def rows_of(rows: Iterable[Row], case: Case) -> list[Row]:
+    """The rows of a case.
+
+    Args:
+        rows: of all cases.
+        case: the case.
+
+    Returns:
+        Those with all of its values.
+    """
+    return [row for row in rows if all(row.get(key) == value for key, value in case.items())]
+
+
+def show(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], note: str) -> None:
+    """Print a table, the first column to the left.
+
+    Args:
+        title: above it.
+        columns: their headers.
+        lines: the cells.
+        note: below it.
+    """
+    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    new.replace(path)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

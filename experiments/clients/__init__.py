@@ -1,0 +1,1 @@
+"""Overhead by number of clients."""

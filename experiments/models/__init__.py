@@ -1,0 +1,1 @@
+"""Overhead by model, beside the paper's columns."""

@@ -1,0 +1,1 @@
+"""How fast a mask grows old while the model is trained."""

@@ -1,0 +1,91 @@
+"""The part of a page that is about one run of ``fedsens simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.table import Table
+
+from fedsens.errors import ConfigurationError
+from fedsens.protocol.export import load_protected
+from fedsens.protocol.model import ProtectedModel
+from fedsens.reporting.page import cards, picture
+from fedsens.reporting.tables import to_html
+from fedsens.simulation.screen import tables
+from fedsens.simulation.summary import RunSummary, SimulationSummary
+
+
+def run_section(folder: Path) -> tuple[str, str]:
+    """Key figures, curves, rounds, comparison, and which layers are encrypted.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Title and HTML.
+
+    Raises:
+        ConfigurationError: there is no summary of a run.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = SimulationSummary.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigurationError(
+            f"expected the summary of a run in {path}, got {type(error).__name__}; give a folder "
+            "that fedsens simulate has written"
+        ) from None
+    parts = [cards(_figures(summary))]
+    if (folder / "curves.png").exists():
+        parts.append(picture(folder / "curves.png", "Accuracy, traffic and time of the run"))
+    parts += map(to_html, tables(summary, summary.baseline))
+    if (folder / "protected.safetensors").exists():
+        parts.append(to_html(_layers(load_protected(folder / "protected.safetensors"))))
+    return f"Run {folder.resolve().name}", "".join(parts)
+
+
+def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:
+    share = f"{summary.ratio:.3g}"
+    figures = [
+        (summary.status.removeprefix("finished:"), "status"),
+        (share, f"ratio: {summary.encrypted_parameters:,} of {summary.parameters:,} parameters"),
+    ]
+    if summary.accuracy[-1] is not None:
+        figures.append((f"{summary.accuracy[-1]:.4f}", "accuracy after the last round"))
+    base = summary.baseline
+    if base is not None:
+        if base.accuracy[-1] is not None:
+            figures.append((f"{base.accuracy[-1]:.4f}", "the same at ratio 0"))
+        own, plain = (_per_round(run) for run in (summary, base))
+        for name, one, other in zip(("up", "down"), own, plain, strict=True):
+            text = f"bytes {name} per round, of those at ratio 0"
+            figures.append((f"{one / other:.2f}x", text))
+    if summary.model_sha256 is not None:
+        clients = summary.per_round[-1].clients
+        agree = f"{summary.clients_agreeing} of {clients}"
+        figures.append((agree, "clients decrypted the same final model"))
+    return figures
+
+
+def _per_round(summary: RunSummary) -> tuple[float, float]:
+    rows = summary.per_round
+    up = sum(row.bytes_up.total for row in rows) / len(rows)
+    return up, sum(row.bytes_down.total for row in rows) / len(rows)
+
+
+def _layers(model: ProtectedModel) -> Table:
+    table = Table(
+        title="What is encrypted",
+        caption=f"Mask {model.mask.digest[:16]}, CKKS {model.parameters.name}, "
+        f"{model.parameters.security_bits}-bit security of what is encrypted; the plaintext "
+        "remainder of a ratio below 1 is not protected.",
+    )
+    table.add_column("tensor")
+    for name in ("parameters", "encrypted", "share"):
+        table.add_column(name, justify="right")
+    for entry in model.layout.entries:
+        count = int(model.mask.of(entry).sum())
+        share = f"{count / entry.size:.1%}" if entry.size else "-"
+        table.add_row(entry.name, f"{entry.size:,}", f"{count:,}", share)
+    return table

@@ -1,0 +1,69 @@
+"""The tables that the terminal shows, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rich.table import Table
+from rich.text import Text
+
+
+def to_html(table: Table) -> str:
+    """A table as HTML, title and caption included.
+
+    Args:
+        table: as rich shows it.
+
+    Returns:
+        A ``figure`` element.
+    """
+    header, *rows = _cells(table)
+    aligned = [column.justify == "right" for column in table.columns]
+    head = "".join(_cell("th", cell, right) for cell, right in zip(header, aligned, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(_cell("td", cell, right) for cell, right in zip(row, aligned, strict=True))
+        + "</tr>\n"
+        for row in rows
+    )
+    title = f"<h3>{escape(_plain(table.title))}</h3>\n" if table.title else ""
+    note = f"<figcaption>{escape(_plain(table.caption))}</figcaption>" if table.caption else ""
+    return (
+        f'{title}<figure><div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>{note}</figure>\n"
+    )
+
+
+def to_markdown(table: Table) -> str:
+    """A table as Markdown, title and caption included.
+
+    Args:
+        table: as rich shows it.
+
+    Returns:
+        Lines that end in a newline.
+    """
+    header, *rows = _cells(table)
+    rules = ["--:" if column.justify == "right" else "---" for column in table.columns]
+    lines = [f"| {' | '.join(_flat(cell) for cell in row)} |" for row in (header, rules, *rows)]
+    title = [f"**{_plain(table.title)}**", ""] if table.title else []
+    note = ["", f"*{_plain(table.caption)}*"] if table.caption else []
+    return "\n".join([*title, *lines, *note]) + "\n"
+
+
+def _cells(table: Table) -> list[list[str]]:
+    columns = [[column.header, *column.cells] for column in table.columns]
+    return [[_plain(cell) for cell in row] for row in zip(*columns, strict=True)]
+
+
+def _plain(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+
+
+def _flat(cell: str) -> str:
+    return cell.replace("\n", " ").replace("|", "\\|")
+
+
+def _cell(tag: str, text: str, right: bool) -> str:
+    kind = ' class="right"' if right else ""
+    return f"<{tag}{kind}>{escape(text)}</{tag}>"
