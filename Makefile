@@ -37,10 +37,9 @@ check: .venv/installed ## Lint and type-check
 docs-faults: .venv/installed ## Write the table of faults from the tests
 	$(BIN)/python -m tests.e2e.fault_table
 
-bench: .venv/installed ## Measure the codec, a round and the maps as ratios
-	$(BIN)/fedsens bench codec
-	$(BIN)/fedsens bench round
-	$(BIN)/fedsens bench map
+bench: .venv/installed ## Measure everything as ratios: docs/benchmarks and the README's tables
+	$(BIN)/fedsens bench all
+	$(BIN)/python -m experiments.readme
 
 lock: .venv/installed ## Write constraints.txt from what is installed
 	@(echo "# Versions that every make target installs; regenerate with: make lock"; \

@@ -38,7 +38,7 @@ def main(
     draw(rows, ratio, out / "staleness.png")
     show(
         f"Staleness of a mask of {ratio:.0%}: {model} on {common['data']}, {clients} clients",
-        ("rule", *(f"round {number}" for number in _shown(rounds))),
+        ("in round", *map(str, _shown(rounds))),
         (line for rule in RULES for line in _lines(rows, rule, rounds)),
         "staleness: 1 - intersection over union with the mask that the round's own maps give",
     )
@@ -75,7 +75,7 @@ def _shown(rounds: int) -> list[int]:
 
 
 def _lines(rows: list[Row], rule: str, rounds: int) -> Iterable[list[str]]:
-    for name, title in (("since first", "mask of round 1"), ("since last", "mask before")):
+    for name, title in (("since first", "mask of round 1"), ("since last", "the one before")):
         curve = {row["round"]: row[name] for row in rows if row["rule"] == rule}
         yield [f"{rule}, {title}", *(f"{curve[number]:.2f}" for number in _shown(rounds))]
 
