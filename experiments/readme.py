@@ -132,7 +132,7 @@ def _speed(row: dict[str, Any], step: str) -> str:
 
 
 def _case(case: dict[str, Any]) -> str:
-    name = case["name"].split("-")[0]
+    name = case["case"].split("-")[0]
     known = {"lenet28": "LeNet-28", "lenet": "LeNet", "resnet18": "ResNet-18"}
     return f"{known.get(name, name)}, {case['classes']} classes"
 

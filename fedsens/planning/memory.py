@@ -6,9 +6,11 @@ copies of ciphertexts between SEAL, fedsens and Flower.
 
 from __future__ import annotations
 
-SERVER, CLIENT = 275 * 2**20, 375 * 2**20  # bytes of a process with its libraries
+LIBRARIES = 275 * 2**20  # bytes of a process that has loaded them
 SERVER_PLAIN, SERVER_ENCRYPTED = 24, 27  # bytes for each parameter, and more if it is encrypted
 CLIENT_PLAIN, CLIENT_ENCRYPTED = 15, 18
+# Freed blocks that a client's allocator keeps: bytes for each parameter, and at most.
+KEPT, MOST_KEPT = 12, 90 * 2**20
 ANSWER = 4  # bytes of each plaintext parameter of each client, which the inner strategy collects
 
 
@@ -24,7 +26,7 @@ def server_memory(size: int, count: int, clients: int) -> int:
         The estimate.
     """
     held = SERVER_PLAIN * size + SERVER_ENCRYPTED * count
-    return SERVER + held + ANSWER * (size - count) * clients
+    return LIBRARIES + held + ANSWER * (size - count) * clients
 
 
 def client_memory(size: int, count: int) -> int:
@@ -37,4 +39,5 @@ def client_memory(size: int, count: int) -> int:
     Returns:
         The estimate.
     """
-    return CLIENT + CLIENT_PLAIN * size + CLIENT_ENCRYPTED * count
+    held = CLIENT_PLAIN * size + CLIENT_ENCRYPTED * count
+    return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
