@@ -10,7 +10,7 @@ LIBRARIES = 275 * 2**20  # bytes of a process that has loaded them
 SERVER_PLAIN, SERVER_ENCRYPTED = 24, 27  # bytes for each parameter, and more if it is encrypted
 CLIENT_PLAIN, CLIENT_ENCRYPTED = 15, 18
 # Freed blocks that a client's allocator keeps: bytes for each parameter, and at most.
-KEPT, MOST_KEPT = 12, 90 * 2**20
+KEPT, MOST_KEPT = 40, 110 * 2**20
 ANSWER = 4  # bytes of each plaintext parameter of each client, which the inner strategy collects
 
 
