@@ -26,7 +26,6 @@ def test_every_federation_of_both_sweeps_is_measured(tmp_path):
     assert all(row["server_peak"] > 2**26 and row["client_peak"] > 2**26 for row in rows)
     for row in rows:
         assert f"{row['server_peak'] / 2**20:,.0f}" in result.output
-    assert sweeps["clients"][0]["client_seconds"] > sweeps["clients, plain"][0]["client_seconds"]
 
 
 def test_a_lost_client_spoils_the_measurement(monkeypatch):

@@ -53,8 +53,8 @@ def test_cpu_time_adds_up_from_plain_encrypted_and_split_parameters():
 def test_memory_is_about_that_of_real_processes(clients, ratio):
     row, size = measure_scale(3_000_000, clients, ratio), 3_000_000
     plan = make_plan(federation(size, clients), ratio)
-    assert plan.server_memory == pytest.approx(row.server_peak, rel=0.25)
-    assert plan.client_memory == pytest.approx(row.client_peak, rel=0.25)
+    assert plan.server_memory == pytest.approx(row.server_peak, rel=0.4)
+    assert plan.client_memory == pytest.approx(row.client_peak, rel=0.4)
 
 
 def test_error_and_security_are_the_codecs():
