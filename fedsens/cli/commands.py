@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fedsens.cli.audit import audit
 from fedsens.cli.bench import bench
 from fedsens.cli.common import named_errors
 from fedsens.cli.keys import identity, keygen, roster
@@ -24,6 +25,7 @@ app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
 app.command()(report)
+app.command()(audit)
 app.command()(keygen)
 app.command("open")(open_model)
 app.command()(inspect)

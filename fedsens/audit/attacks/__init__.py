@@ -1,0 +1,7 @@
+"""The attacks that come with fedsens; importing this package registers them."""
+
+from __future__ import annotations
+
+from fedsens.audit.attacks import analytic, dlg, inverting
+
+__all__ = ["analytic", "dlg", "inverting"]

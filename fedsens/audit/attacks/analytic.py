@@ -1,0 +1,147 @@
+"""Analytic inversion of fully connected layers, with rank-1 completion where they are masked.
+
+For one image the gradient of a linear layer's weight is an outer product d x^T of what comes back
+and of the layer's input x, and that of its bias is d (Phong et al. 2018; Fan et al. 2020). A few
+visible entries of every row and column determine a matrix of rank 1, so hiding most of it hides
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fedsens.audit.registry import Effort, register_attack
+from fedsens.audit.view import AttackView
+
+SWEEPS = 100  # of alternating least squares
+SMOOTHNESS = 1e-4
+
+
+@register_attack("analytic", threat="analytic")
+def analytic(view: AttackView, effort: Effort) -> Tensor:
+    """The input of the first linear layer of which enough is visible, traced back to an image.
+
+    Where that layer sees the image itself, its input is the image. Otherwise the image is sought
+    whose features at that layer are the ones found. Without such a layer: a grey image.
+    """
+    blank = torch.full((1, *view.shape), 0.5)
+    if view.batch != 1:
+        return blank.expand(view.batch, *view.shape).clone()
+    for name, module in _linear_layers(view.model):
+        found = layer_input(view, name)
+        if found is None:
+            continue
+        features = _features(view.model, module, blank)
+        if features.numel() != found.numel():
+            continue  # such as a layer that sees tokens
+        if found.numel() == math.prod(view.shape) and _sees_image(view.model, module, blank):
+            return found.nan_to_num(0.5).reshape(1, *view.shape).clamp(0, 1)
+        return _invert(view, module, found, effort)
+    return blank
+
+
+def layer_input(view: AttackView, name: str) -> Tensor | None:
+    """What a linear layer was given, for an update from one image.
+
+    Args:
+        view: the attacker's.
+        name: of the layer.
+
+    Returns:
+        The input's values, NaN where nothing tells; where no bias is visible, up to their scale.
+        None if less than half of them are found.
+    """
+    weight = view.gradients.get(f"{name}.weight")
+    if weight is None:
+        return None
+    bias = view.gradients.get(f"{name}.bias")
+    row, column = complete_rank_one(weight)
+    if column.isnan().float().mean() > 0.5:
+        return None
+    if bias is None:
+        return column
+    usable = ~bias.isnan() & (row != 0)
+    if not usable.any():
+        return column
+    back, mine = bias[usable], row[usable]
+    scale = float((mine * back).sum() / back.square().sum().clamp_min(1e-30))
+    return column * scale
+
+
+def complete_rank_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors a, b whose outer product is a partly known matrix, by alternating least squares.
+
+    Args:
+        matrix: NaN where it is not known.
+
+    Returns:
+        a and b, up to a factor between them; b is NaN for a column without a known entry in a row
+        that is not 0.
+    """
+    known = ~matrix.isnan()
+    values = matrix.nan_to_num()
+    size = float(values.abs().max())
+    if size == 0:
+        return torch.zeros(len(matrix)), torch.full((matrix.shape[1],), torch.nan)
+    values = (values / size).double()
+    weights = known.double()
+    first = int(values.square().sum(dim=1).argmax())
+    shared = weights @ values[first].square()  # energy of the first row where both are known
+    a = (values @ values[first]) / shared.clamp_min(1e-300)
+    for _ in range(SWEEPS):
+        below = weights.T @ a.square()
+        b = (values.T @ a) / below.clamp_min(1e-300)
+        a = (values @ b) / (weights @ b.square()).clamp_min(1e-300)
+    b[weights.T @ a.square() <= 1e-12 * float(a.square().max())] = torch.nan
+    return (a * size).float(), b.float()
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    yield from ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear))
+
+
+def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
+    caught: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    try:
+        model(image)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+def _sees_image(model: nn.Module, module: nn.Module, image: Tensor) -> bool:
+    return torch.equal(_features(model, module, image).flatten(), image.flatten())
+
+
+def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) -> Tensor:
+    known = ~found.isnan()
+    wanted = found[known] / found[known].norm().clamp_min(1e-30)
+    best, lowest = torch.full((1, *view.shape), 0.5), math.inf
+    for _ in range(effort.starts):
+        guess = torch.rand((1, *view.shape), generator=effort.generator).requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [guess], max_iter=effort.steps, history_size=50, line_search_fn="strong_wolfe"
+        )
+
+        def loss_of(guess: Tensor) -> Tensor:
+            made = _features(view.model, module, guess).flatten()[known]
+            away: Tensor = (made / made.norm().clamp_min(1e-30) - wanted).square().sum()
+            across = (guess[..., 1:] - guess[..., :-1]).abs().mean()
+            return away + SMOOTHNESS * (
+                across + (guess[..., 1:, :] - guess[..., :-1, :]).abs().mean()
+            )
+
+        def closure(guess: Tensor = guess) -> float:
+            loss = loss_of(guess)
+            (guess.grad,) = torch.autograd.grad(loss, [guess])
+            return loss.item()
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        if (loss := loss_of(guess).item()) < lowest:
+            best, lowest = guess.detach(), loss
+    return best.clamp(0, 1)

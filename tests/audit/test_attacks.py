@@ -1,0 +1,137 @@
+"""Every attack works with nothing encrypted, fails with everything, and reads only what it may."""
+
+import pytest
+import torch
+
+from fedsens.audit.attacks.analytic import complete_rank_one, layer_input
+from fedsens.audit.labels import infer_label, label_scores
+from fedsens.audit.registry import Effort, attack_names, get_attack, register_attack
+from fedsens.audit.study import Trial
+from fedsens.errors import ConfigurationError
+
+from .kit import study
+
+PLACES = {  # a model on which the attack works with nothing encrypted
+    "dlg-naive": "lenet",
+    "dlg": "lenet",
+    "idlg": "lenet",
+    "dlg-tv": "lenet",
+    "inverting": "perceptron",
+    "inverting-naive": "perceptron",
+    "analytic": "perceptron",
+}
+
+
+def outcome(made, attack, policy, ratio, image=0):
+    trial = Trial(policy, ratio, attack, image)
+    found, seconds = made.attack(trial)
+    assert found.shape == (1, 8, 8)
+    assert 0 <= found.min() <= found.max() <= 1  # so that no NaN of an encrypted value is in it
+    return made.judge(trial, found, seconds)
+
+
+def test_every_attack_has_a_place():
+    assert set(PLACES) == set(attack_names())
+    assert {get_attack(name).threat for name in PLACES} == {"naive", "aware", "analytic"}
+
+
+@pytest.mark.parametrize("attack", PLACES)
+def test_an_attack_works_with_nothing_encrypted_and_fails_with_everything(attack):
+    made = study(PLACES[attack])
+    open_, closed = (outcome(made, attack, *mask) for mask in (("none", 0.0), ("all", 1.0)))
+    assert open_.ssim >= 0.95
+    assert open_.identified
+    assert closed.ssim < 0.3 < made.prior()[0]
+    assert not closed.identified
+
+
+@pytest.mark.parametrize("attack", [name for name in PLACES if "naive" not in name])
+def test_an_aware_attack_needs_only_what_is_visible(attack):
+    result = outcome(study(PLACES[attack]), attack, "random", 0.5)
+    assert result.ssim >= 0.95
+    assert result.identified
+
+
+@pytest.mark.parametrize("attack", ["dlg-naive", "inverting-naive"])
+def test_a_naive_attack_takes_zeros_for_what_is_encrypted_and_fails(attack):
+    assert outcome(study(PLACES[attack]), attack, "random", 0.5).ssim < 0.5
+
+
+@pytest.mark.parametrize("attack", PLACES)
+def test_an_attack_depends_on_its_generator_alone(attack):
+    made = study("perceptron", steps=5)
+    found = [made.attack(Trial("random", 0.3, attack, 0))[0] for _ in range(2)]
+    assert torch.equal(*found)
+
+
+def test_the_best_start_is_chosen_by_the_attacks_own_loss():
+    made = study("lenet", steps=20, starts=3)
+    view = made.view("none", 0.0, 0)
+    true = made.victims.x[0]
+    few, many = (
+        get_attack("dlg").run(view, Effort(20, starts, torch.Generator().manual_seed(0)))
+        for starts in (1, 3)
+    )
+    assert (many[0] - true).square().mean() <= (few[0] - true).square().mean()
+
+
+def test_features_before_a_masked_head_are_traced_back_to_the_image():
+    made = study("convolutional", steps=200)
+    for policy, ratio in (("none", 0.0), ("random", 0.5)):
+        assert outcome(made, "analytic", policy, ratio).ssim >= 0.9
+
+
+def test_a_matrix_of_rank_one_is_completed_from_few_entries():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(20, generator=generator)
+    b = torch.randn(50, generator=generator)
+    matrix = torch.outer(a, b)
+    hidden = torch.rand(matrix.shape, generator=generator) < 0.7
+    hidden[:, 3] = True
+    left, right = complete_rank_one(matrix.masked_fill(hidden, torch.nan))
+    assert right[3].isnan()
+    right[3] = 0
+    b[3] = 0
+    assert torch.allclose(torch.outer(left, right), torch.outer(a, b), atol=1e-4)
+
+
+@pytest.mark.parametrize(("policy", "ratio"), [("none", 0.0), ("random", 0.6)])
+def test_the_input_of_a_linear_layer_is_recovered_to_scale(policy, ratio):
+    made = study("perceptron")
+    found = layer_input(made.view(policy, ratio, 0), "1")
+    assert torch.allclose(found, made.victims.x[0].flatten(), atol=1e-4)
+
+
+def test_nothing_of_a_hidden_layer_is_recovered():
+    made = study("perceptron")
+    assert layer_input(made.view("all", 1.0, 0), "1") is None
+    assert layer_input(made.view("none", 0.0, 0), "0") is None  # not a linear layer
+
+
+@pytest.mark.parametrize(("policy", "ratio"), [("none", 0.0), ("random", 0.5), ("random", 0.9)])
+def test_the_label_is_read_off_the_last_layer(policy, ratio):
+    made = study("lenet", victims=8)
+    found = [infer_label(made.view(policy, ratio, image)) for image in range(8)]
+    assert found == made.victims.y.tolist()
+
+
+def test_no_label_without_a_visible_last_layer():
+    view = study("lenet").view("all", 1.0, 0)
+    assert label_scores(view) is None
+    assert infer_label(view) is None
+
+
+def test_an_attack_is_one_function(monkeypatch):
+    monkeypatch.setattr("fedsens.audit.registry._attacks", dict(registered()))
+
+    @register_attack("blank", threat="aware")
+    def blank(view, effort):
+        return torch.full((view.batch, *view.shape), 0.5)
+
+    assert outcome(study("perceptron"), "blank", "none", 0.0).ssim < 0.5
+    with pytest.raises(ConfigurationError, match="blank, got 'x'"):
+        get_attack("x")
+
+
+def registered():
+    return {name: get_attack(name) for name in attack_names()}
