@@ -77,6 +77,7 @@ class Study:
         starts: int,
         seed: int,
         rule: str = "vector",
+        force: Sequence[str] = (),
     ) -> None:
         """Draw the victims.
 
@@ -88,6 +89,7 @@ class Study:
             starts: of each attack.
             seed: of what is random.
             rule: of the sensitivity map.
+            force: tensors, modules or patterns to encrypt whole in every mask between the anchors.
 
         Raises:
             ConfigurationError: there are too few images.
@@ -102,7 +104,8 @@ class Study:
         self.others = images.subset(order[victims:])
         self.model = model
         self.layout = ParameterLayout.from_state_dict(model.state_dict())
-        self._steps, self._starts, self._seed, self._rule = steps, starts, seed, rule
+        self._steps, self._starts, self._seed = steps, starts, seed
+        self._rule, self._force = rule, tuple(force)
         self._masks: dict[tuple[str, float], EncryptionMask] = {}
         self._scores = lru_cache(maxsize=2)(self._map)
 
@@ -125,6 +128,7 @@ class Study:
                 self.layout,
                 policy,
                 ratio,
+                self._force if 0 < ratio < 1 else (),
                 seed=self._seed,
                 weights=self.layout.flatten(state) if "weights" in needs else None,
             )

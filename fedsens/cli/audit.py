@@ -43,6 +43,10 @@ def audit(
     ratios: Annotated[
         list[float] | None, typer.Option("--ratio", min=0, max=1, help="Repeatable.")
     ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(help="Encrypt whole: a tensor, module, pattern, first or last; repeatable."),
+    ] = None,
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Repeatable; default: all.")
     ] = None,
@@ -90,6 +94,7 @@ def audit(
             steps=steps,
             starts=starts,
             seed=seed,
+            force=force or (),
         )
         settings = {
             "model": model or "leaking_lenet",
@@ -100,6 +105,7 @@ def audit(
             "steps": steps,
             "starts": starts,
             "seed": seed,
+            "force": force or [],
         }
         record = Record(out, settings)
         trials = trials_of(chosen, shares, names, images)

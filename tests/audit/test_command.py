@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from fedsens.audit.metrics import interval
 from fedsens.audit.record import Record
 from fedsens.audit.screen import conclusion
-from fedsens.audit.study import EVERYTHING, NOTHING, Outcome, Trial, trials_of
+from fedsens.audit.study import EVERYTHING, NOTHING, Outcome, Study, Trial, trials_of
 from fedsens.audit.verdict import union_of, verdict
 from fedsens.cli import app
 from fedsens.errors import ConfigurationError
 
-from .kit import study
+from .kit import MODELS, digits, study
 
 PRIOR = interval([0.3, 0.3])
 
@@ -93,6 +93,17 @@ def test_masks_are_made_without_the_victims():
     assert made.mask("sensitivity", 0.1) is mask
     with pytest.raises(ConfigurationError, match="expected at least 2002 images"):
         study(victims=2000)
+
+
+def test_forced_layers_are_in_every_mask_but_the_anchors():
+    made = Study(
+        MODELS["perceptron"](), digits(), victims=1, steps=1, starts=1, seed=0, force=("first",)
+    )
+    view = made.view("random", 0.95, 0)
+    assert view.gradients["1.weight"].isnan().all()
+    assert not made.view("none", 0.0, 0).gradients["1.weight"].isnan().any()
+    with pytest.raises(ConfigurationError, match="forced layers"):
+        made.mask("random", 0.1)
 
 
 def invoke(*options):
