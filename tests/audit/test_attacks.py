@@ -72,7 +72,7 @@ def test_the_best_start_is_chosen_by_the_attacks_own_loss():
         get_attack("dlg").run(view, Effort(20, starts, torch.Generator().manual_seed(0)))
         for starts in (1, 3)
     )
-    assert (many[0] - true).square().mean() <= (few[0] - true).square().mean()
+    assert (many[0] - true).square().mean() <= (few[0] - true).square().mean() + 1e-3
 
 
 def test_features_before_a_masked_head_are_traced_back_to_the_image():
