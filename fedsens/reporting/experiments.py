@@ -13,6 +13,8 @@ from fedsens.errors import ConfigurationError
 from fedsens.reporting.page import folded, picture, small_print
 from fedsens.reporting.tables import to_html
 
+FEW = 12  # rows that are shown without being asked for
+
 
 def experiment_sections(folder: Path) -> list[tuple[str, str]]:
     """A section for each file of rows under a folder, such as ``experiments``.
@@ -61,7 +63,7 @@ def _section(path: Path, content: Mapping[str, Any]) -> str:
     if image.exists():
         parts.append(picture(image, f"{path.stem}, drawn from the rows below"))
     rows = content["rows"]
-    parts.append(folded(f"{len(rows)} rows", to_html(_table(rows))))
+    parts.append(folded(f"{len(rows)} rows", to_html(_table(rows)), unfolded=len(rows) <= FEW))
     environment = content.get("environment", {})
     note = ", ".join(f"{name} {value}" for name, value in environment.items())
     return "".join(parts) + small_print(note)

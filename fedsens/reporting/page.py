@@ -62,17 +62,19 @@ def picture(path: Path, text: str) -> str:
     )
 
 
-def folded(title: str, content: str) -> str:
+def folded(title: str, content: str, unfolded: bool = False) -> str:
     """Content that is shown on demand.
 
     Args:
         title: always shown.
         content: HTML.
+        unfolded: show it from the start.
 
     Returns:
         HTML.
     """
-    return f"<details><summary>{escape(title)}</summary>{content}</details>\n"
+    state = " open" if unfolded else ""
+    return f"<details{state}><summary>{escape(title)}</summary>{content}</details>\n"
 
 
 def small_print(text: str) -> str:
