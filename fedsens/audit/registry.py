@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsens.audit.view import AttackView
 from fedsens.errors import ConfigurationError
 
-Threat = Literal["naive", "aware", "analytic"]
+Threat = Literal["naive", "aware", "analytic", "learned"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Attack:
     Attributes:
         name: what users write to choose it.
         threat: ``naive`` takes encrypted coordinates for zeros, ``aware`` leaves them out,
-            ``analytic`` solves for the input of a layer.
+            ``analytic`` solves for the input of a layer, ``learned`` has public images.
         run: from the attacker's view to images of shape (batch, channels, height, width) in [0, 1].
     """
 

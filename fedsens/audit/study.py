@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 NOTHING, EVERYTHING = ("none", 0.0), ("all", 1.0)
 CALIBRATION, CANDIDATES = 256, 500  # images for the map, and to tell the victim from
+PUBLIC = 1000  # images that the attacker has
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Study:
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(cross_entropy(self.model(x), y), list(named.values()))
         channels, height, width = x.shape[1:]
-        return view_of_gradient(
+        seen = view_of_gradient(
             self.model,
             dict(zip(named, gradients, strict=True)),
             self.mask(policy, ratio),
@@ -161,6 +162,7 @@ class Study:
             self.victims.classes,
             1,
         )
+        return replace(seen, public=(self.others.x[:PUBLIC], self.others.y[:PUBLIC]))
 
     def attack(self, trial: Trial) -> tuple[Tensor, float]:
         """Run one trial.

@@ -10,7 +10,8 @@ from fedsens.audit.registry import get_attack
 from fedsens.audit.study import NOTHING, Outcome
 
 IDENTIFIED = 0.01  # of the images, by chance
-WORKS = 0.95  # mean SSIM that an attack must reach with nothing encrypted to count
+# What an attack must reach with nothing encrypted to count: mean SSIM, or share identified.
+WORKS = 0.95
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def verdict(outcomes: Iterable[Outcome]) -> list[Line]:
         mask.setdefault(trial.attack, []).append(outcome)
     works = {
         name: interval([each.ssim for each in some]).mean >= WORKS
+        or sum(each.identified for each in some) >= WORKS * len(some)
         for name, some in by_mask.get(NOTHING, {}).items()
     }
     lines = []

@@ -26,6 +26,7 @@ class AttackView:
         shape: of one image: channels, height, width.
         classes: number of them.
         batch: how many images the update is from.
+        public: images of the same kind and their labels, if the attacker has any.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class AttackView:
     shape: tuple[int, int, int]
     classes: int
     batch: int
+    public: tuple[Tensor, Tensor] | None = None
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Every attack works with nothing encrypted, fails with everything, and reads only what it may."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ PLACES = {  # a model on which the attack works with nothing encrypted
     "inverting": "perceptron",
     "inverting-naive": "perceptron",
     "analytic": "perceptron",
+    "learned": "lenet",
 }
 
 
@@ -32,14 +35,19 @@ def outcome(made, attack, policy, ratio, image=0):
 
 def test_every_attack_has_a_place():
     assert set(PLACES) == set(attack_names())
-    assert {get_attack(name).threat for name in PLACES} == {"naive", "aware", "analytic"}
+    assert {get_attack(name).threat for name in PLACES} == {
+        "naive",
+        "aware",
+        "analytic",
+        "learned",
+    }
 
 
 @pytest.mark.parametrize("attack", PLACES)
 def test_an_attack_works_with_nothing_encrypted_and_fails_with_everything(attack):
     made = study(PLACES[attack])
     open_, closed = (outcome(made, attack, *mask) for mask in (("none", 0.0), ("all", 1.0)))
-    assert open_.ssim >= 0.95
+    assert open_.ssim >= (0.95 if attack != "learned" else 0.9)  # a regression is no inversion
     assert open_.identified
     assert closed.ssim < 0.3 < made.prior()[0]
     assert not closed.identified
@@ -48,7 +56,7 @@ def test_an_attack_works_with_nothing_encrypted_and_fails_with_everything(attack
 @pytest.mark.parametrize("attack", [name for name in PLACES if "naive" not in name])
 def test_an_aware_attack_needs_only_what_is_visible(attack):
     result = outcome(study(PLACES[attack]), attack, "random", 0.5)
-    assert result.ssim >= 0.95
+    assert result.ssim >= (0.95 if attack != "learned" else 0.9)
     assert result.identified
 
 
@@ -119,6 +127,18 @@ def test_no_label_without_a_visible_last_layer():
     view = study("lenet").view("all", 1.0, 0)
     assert label_scores(view) is None
     assert infer_label(view) is None
+
+
+def test_learned_inversion_needs_public_images_and_visible_coordinates():
+    made = study("lenet")
+    run, effort = get_attack("learned").run, Effort(1, 1, torch.Generator())
+    view = made.view("random", 0.5, 0)
+    assert (run(replace(view, public=None), effort) == 0.5).all()
+    assert (run(made.view("all", 1.0, 0), effort) == 0.5).all()
+    assert (run(view, effort) != 0.5).any()
+    frozen = study("lenet")
+    frozen.model[0].weight.requires_grad_(False)
+    assert (run(frozen.view("random", 0.5, 0), effort) != 0.5).any()
 
 
 def test_an_attack_is_one_function(monkeypatch):

@@ -31,7 +31,7 @@ def outcomes(mask, **scores):
 
 def test_the_union_takes_the_best_of_the_attacks_that_count():
     lines = verdict([
-        *outcomes(NOTHING, dlg=[1, 1], idlg=[0.96, 0.96], dlg_naive=[1, 1], inverting=[0.9, 0.9]),
+        *outcomes(NOTHING, dlg=[1, 1], idlg=[0.96, 0.96], dlg_naive=[1, 1], inverting=[0.9, 0.4]),
         *outcomes(("random", 0.5), dlg=[0.2, 0.9], idlg=[0.4, 0.1], dlg_naive=[1, 1]),
         *outcomes(("random", 0.5), inverting=[1, 1]),
     ])
@@ -54,6 +54,12 @@ def test_the_conclusion_names_the_smallest_mask_that_is_no_better_than_a_guess()
     assert conclusion(verdict(open_ + weak), PRIOR).startswith("No mask tried")
     void = outcomes(NOTHING, dlg=[0.5, 0.5])
     assert conclusion(verdict(void + closed), PRIOR).startswith("No attack tried works")
+
+
+def test_an_attack_that_tells_images_apart_counts_too():
+    told = [Outcome(Trial(*NOTHING, "learned", i), 0.7, 9.0, True, 1.0) for i in range(2)]
+    hidden = outcomes(("random", 0.9), learned=[0.6, 0.7])
+    assert union_of(verdict([*told, *hidden]))["random", 0.9].ssim.mean == pytest.approx(0.65)
 
 
 def test_one_image_told_from_others_is_more_than_a_guess():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fedsens.audit.attacks import analytic, dlg, inverting
+from fedsens.audit.attacks import analytic, dlg, inverting, learned
 
-__all__ = ["analytic", "dlg", "inverting"]
+__all__ = ["analytic", "dlg", "inverting", "learned"]
