@@ -33,11 +33,13 @@ def draw_leakage(
     unions = union_of(lines)
     ends = [line for key, line in unions.items() if key in {NOTHING, EVERYTHING}]
     policies = list(dict.fromkeys(p for p, _ in unions if p not in {"none", "all"}))
-    for policy, color in zip(policies, COLORS * 9, strict=False):
+    for index, (policy, color) in enumerate(zip(policies, COLORS * 9, strict=False)):
         own = [line for (name, _), line in unions.items() if name == policy]
         own = sorted([*own, *ends], key=lambda line: line.ratio)
         ratios = [line.ratio for line in own]
-        axes.plot(ratios, [line.ssim.mean for line in own], "o-", color=color, label=policy)
+        width = max(1.5, 6 - 2 * index)  # lines that coincide are all to be seen
+        means = [line.ssim.mean for line in own]
+        axes.plot(ratios, means, "o-", color=color, label=policy, linewidth=width)
         low, high = [line.ssim.low for line in own], [line.ssim.high for line in own]
         axes.fill_between(ratios, low, high, color=color, alpha=0.15, linewidth=0)
     axes.axhspan(prior.low, prior.high, color=GREY, alpha=0.4, label="guess without an update")
@@ -62,7 +64,7 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
         victims: the images that were attacked, of shape (n, channels, height, width).
         path: the PNG file.
     """
-    counting = {line.attack for line in lines if line.counts and line.threat != "naive"}
+    aware = {line.attack for line in lines if line.threat != "naive"}
     masks = list(dict.fromkeys((line.policy, line.ratio) for line in lines))
     shown = victims[:8]
     figure = Figure(figsize=(1.1 * len(shown) + 2.2, 1.15 * (len(masks) + 1)), layout="constrained")
@@ -74,7 +76,7 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
                 (outcome.ssim, picture)
                 for trial, (outcome, picture) in known.items()
                 if (trial.policy, trial.ratio, trial.image) == (policy, ratio, column)
-                and trial.attack in counting
+                and trial.attack in aware
             ]
             if found:
                 _show(grid[row][column], max(found, key=lambda pair: pair[0])[1])

@@ -81,7 +81,7 @@ def write_lines(lines: Sequence[Line], settings: Mapping[str, Any], folder: Path
     with (folder / "audit.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = ("policy", "ratio", "attack", "threat", "ssim", "low", "high", "identified")
-        writer.writerow([*names, "counts"])
+        writer.writerow([*names, "works"])
         for line in lines:
             spread = (line.ssim.mean, line.ssim.low, line.ssim.high)
             figures = [f"{value:.4f}" for value in (*spread, line.identified)]
@@ -91,7 +91,7 @@ def write_lines(lines: Sequence[Line], settings: Mapping[str, Any], folder: Path
                 line.attack,
                 line.threat,
                 *figures,
-                line.counts,
+                line.works,
             ])
 
 

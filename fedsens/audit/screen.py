@@ -24,8 +24,8 @@ def audit_table(lines: Sequence[Line], prior: Interval) -> Table:
     table = Table(
         title="How much of an image a curious server recovers",
         caption=f"SSIM: 1 is the image; a guess without any update has {prior.mean:.3f}. found: "
-        "share told from 500 candidates. union: the best of all attacks for each image; attacks in "
-        "brackets do not count, because they fail with nothing encrypted or are naive.",
+        "share told from 500 candidates. union: for each image the best of all but naive attacks. "
+        "In brackets: naive, or too weak with nothing encrypted, so that its failure says nothing.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -35,10 +35,10 @@ def audit_table(lines: Sequence[Line], prior: Interval) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         union = line.attack == "union"
-        counts = line.counts and line.threat != "naive"
+        telling = line.works and line.threat != "naive"
         table.add_row(
             line.policy,
-            line.attack if counts else f"({line.attack})",
+            line.attack if telling else f"({line.attack})",
             f"{line.ratio:g}",
             f"{line.ssim.mean:.3f}",
             f"{line.ssim.low:.3f}-{line.ssim.high:.3f}",
