@@ -18,6 +18,8 @@ from fedsens.protocol.report import Phase, PhaseReport
 
 logger = logging.getLogger(__name__)
 
+UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE
+
 
 @dataclass
 class Answers:
@@ -131,11 +133,11 @@ def attribute(
     for reply in replies:
         # Messages get their numbers when they are sent, which is when the first reply is wanted.
         silent = {each.message_id: each for each in sent} if silent is None else silent
-        asked = silent.pop(reply.metadata.reply_to_message_id, None)
-        if asked is None:
+        number = reply.metadata.reply_to_message_id
+        if number not in silent:
             logger.warning("dropped a reply that answers nothing, or answers twice")
-        else:
-            yield asked.dst_node_id, reply
+        elif not _tells_the_deadline(reply, silent[number]):
+            yield silent.pop(number).dst_node_id, reply
     for each in sent if silent is None else silent.values():
         logger.warning(
             "node %s did not answer %s within %g s; see its log, or raise the deadline",
@@ -143,6 +145,12 @@ def attribute(
             what,
             each.ttl,
         )
+
+
+def _tells_the_deadline(reply: Message, asked: Metadata) -> bool:
+    """Whether the SuperLink says no more than that the time for an answer is over."""
+    expired = time.time() >= asked.created_at + asked.ttl
+    return expired and reply.has_error() and reply.error.code == UNAVAILABLE
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:

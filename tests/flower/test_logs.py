@@ -7,10 +7,11 @@ import json
 import logging
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
-from flwr.app import Error
+from flwr.app import Error, Message
 
 from fedsens.errors import ConfigurationError
 from fedsens.flower import LocalGrid, log_through_flower
@@ -83,6 +84,38 @@ class Impatient(LocalGrid):
 def test_a_silent_node_is_named_with_a_remedy(caplog):
     run = Run(grid=Impatient(make_app(), 3), rounds=1, timeout=0.5, ratio=0.5)
     assert "node 1002 did not answer train of round 1 within 0.5 s; see its log" in caplog.text
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(2, 1)]
+
+
+class Forgetful(LocalGrid):
+    """Says, as a SuperLink does, that a message is not there any more."""
+
+    def __init__(self, late, **options):
+        super().__init__(make_app(), 3, **options)
+        self.late = late
+
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
+        for index, reply in enumerate(replies):
+            if is_reply(reply) and reply.metadata.src_node_id == 1002:
+                time.sleep(self.late)
+                replies[index] = Message(Error(3, "Message Unavailable"), reply_to=reply)
+                asked = reply.metadata.reply_to_message_id
+                replies[index].metadata.__dict__["_reply_to_message_id"] = asked
+        return replies
+
+
+def test_a_message_that_has_expired_was_not_answered(caplog):
+    run = Run(grid=Forgetful(0.6), rounds=1, timeout=0.5, ratio=0.5)
+    assert "node 1002 did not answer train of round 1 within 0.5 s; see its log" in caplog.text
+    assert "is lost" not in caplog.text
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(2, 1)]
+
+
+def test_a_message_that_is_gone_before_its_time_is_an_error(caplog):
+    run = Run(grid=Forgetful(0), rounds=1, ratio=0.5)
+    assert "node 1002 is lost for train of round 1: Message Unavailable" in caplog.text
+    assert "did not answer" not in caplog.text
     assert [(r.clients, r.lost) for r in run.reports("train")] == [(2, 1)]
 
 
