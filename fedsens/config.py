@@ -43,7 +43,8 @@ class FedSensConfig(BaseModel):
     Attributes:
         ratio: share of the parameters to encrypt, in [0, 1]. 0 switches fedsens off.
         max_mb: budget in MB (10^6 bytes) of one client in one round of training, both ways; the
-            ratio is then the largest that keeps it, instead of ``ratio``. None for no budget.
+            ratio is then the largest that keeps it on average, instead of ``ratio``: a ciphertext
+            may be a quarter longer now and then. None for no budget.
         policy: registered mask policy.
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
