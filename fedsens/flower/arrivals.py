@@ -11,7 +11,8 @@ from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-POLL = 0.5  # seconds between two looks where nothing has arrived; Flower's own grid takes 3
+# Seconds between two looks where nothing has arrived, at first and at most; Flower's own take 3.
+SOON, POLL = 0.05, 0.5
 
 
 def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
@@ -31,6 +32,7 @@ def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> 
     pending = dict.fromkeys(each for each in grid.push_messages(messages) if each)
     del messages
     deadline = math.inf if timeout is None else time.monotonic() + timeout
+    pause = SOON
     while pending:
         last, before = time.monotonic() >= deadline, len(pending)
         for message_id in list(pending):
@@ -39,8 +41,11 @@ def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> 
                 yield reply
         if last:
             return
-        if len(pending) == before:
-            time.sleep(max(0.0, min(POLL, deadline - time.monotonic())))
+        if len(pending) < before:
+            pause = SOON
+        else:
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(POLL, 2 * pause)
 
 
 class StreamingGrid(Grid):

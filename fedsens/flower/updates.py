@@ -86,19 +86,18 @@ class Updates:
         """
         if reply.has_error():
             return False
-        started = time.process_time()
         try:
             header, ciphertext = self._check(reply)
             form = _form(reply.content)
             group = self._groups.get(form) or Group(
                 Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
             )
+            started = time.process_time()
             group.aggregator.add(ciphertext, fresh=True)
+            self._add_seconds += time.process_time() - started
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
             return False
-        finally:
-            self._add_seconds += time.process_time() - started
         group.updates[node] = Update(reply, header)
         self._groups[form] = group
         return True
