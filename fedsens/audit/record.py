@@ -25,6 +25,7 @@ class Record:
     """The outcomes of a study, appended to ``audit.jsonl``.
 
     Attributes:
+        settings: what the outcomes depend on.
         known: trial to outcome and reconstruction.
     """
 
@@ -40,11 +41,12 @@ class Record:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "audit.jsonl"
+        self.settings = dict(settings)
         self.known: Known = {}
         if not self._path.exists():
-            self._path.write_text(json.dumps(dict(settings)) + "\n")
+            self._path.write_text(json.dumps(self.settings) + "\n")
         head, *lines = self._path.read_text().splitlines()
-        if json.loads(head) != dict(settings):
+        if json.loads(head) != self.settings:
             raise ConfigurationError(
                 f"expected a new folder or the study that is in {folder}, got other settings; "
                 "choose another with --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -173,8 +174,6 @@ class Study:
         Returns:
             The reconstruction, of shape (channels, height, width), and CPU seconds.
         """
-        import time
-
         generator = torch.Generator().manual_seed(1000 * self._seed + trial.image)
         view = self.view(trial.policy, trial.ratio, trial.image)
         started = time.process_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from fedsens.cli.common import console, named_errors
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedsens.audit.record import Record
+    from fedsens.audit.study import Study, Trial
     from fedsens.data import Dataset
 
 RATIOS, QUICK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.5, 0.9)
@@ -60,22 +63,17 @@ def audit(
 ) -> None:
     """Attack single-image gradients as a curious server sees them under masks.
 
-    The verdict is the union of all attacks that work at all, beside a guess without any update.
+    The verdict is the union of all but naive attacks, beside a guess without any update.
     Writes audit.json, audit.csv, leakage.png and sheet.png; an interrupted study goes on.
     """
     import torch
 
-    from fedsens.audit.figure import draw_leakage, draw_sheet
-    from fedsens.audit.metrics import interval
-    from fedsens.audit.record import Record, write_lines
+    from fedsens.audit.record import Record
     from fedsens.audit.registry import attack_names, get_attack
-    from fedsens.audit.screen import audit_table, conclusion
-    from fedsens.audit.study import Study, run_trials, trials_of
-    from fedsens.audit.verdict import verdict
-    from fedsens.crypto import CkksParameters
+    from fedsens.audit.study import Study, trials_of
     from fedsens.data import load_dataset
     from fedsens.extras import require
-    from fedsens.protocol.traffic import traffic
+    from fedsens.files import digest_of
 
     torch.set_num_threads(1)
     with named_errors():
@@ -99,9 +97,9 @@ def audit(
         settings = {
             "model": model or "leaking_lenet",
             "arguments": arguments or [],
-            "weights": str(state_dict or ""),
+            "weights": digest_of({n: v.numpy() for n, v in study.model.state_dict().items()}),
             "data": data,
-            "layout": study.layout.digest,
+            "images": images,
             "steps": steps,
             "starts": starts,
             "seed": seed,
@@ -109,23 +107,41 @@ def audit(
         }
         record = Record(out, settings)
         trials = trials_of(chosen, shares, names, images)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            task = progress.add_task("attacks", total=len(trials))
-            new = [trial for trial in trials if trial not in record.known]
-            progress.advance(task, len(trials) - len(new))
-            for outcome in run_trials(study, new, record.add):
-                trial = outcome.trial
-                progress.update(task, description=f"{trial.policy} {trial.ratio:g} {trial.attack}")
-                progress.advance(task)
-        lines = verdict(record.known[trial][0] for trial in trials)
-        prior = interval(study.prior())
-        write_lines(lines, settings, out)
-        codec, size = CkksParameters.preset("compact"), study.layout.size
-        masks = {line.ratio for line in lines}
-        megabytes = {r: sum(traffic(codec, size, round(r * size))) / 1e6 for r in masks}
-        draw_leakage(lines, prior, megabytes, out / "leakage.png")
-        draw_sheet(lines, record.known, study.victims.x, out / "sheet.png")
+        _run(study, record, trials)
+        _conclude(study, record, trials, out)
+
+
+def _run(study: Study, record: Record, trials: Sequence[Trial]) -> None:
+    from fedsens.audit.study import run_trials
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("attacks", total=len(trials))
+        new = [trial for trial in trials if trial not in record.known]
+        progress.advance(task, len(trials) - len(new))
+        for outcome in run_trials(study, new, record.add):
+            trial = outcome.trial
+            progress.update(task, description=f"{trial.policy} {trial.ratio:g} {trial.attack}")
+            progress.advance(task)
+
+
+def _conclude(study: Study, record: Record, trials: Sequence[Trial], out: Path) -> None:
+    from fedsens.audit.figure import draw_leakage, draw_sheet
+    from fedsens.audit.metrics import interval
+    from fedsens.audit.record import write_lines
+    from fedsens.audit.screen import audit_table, conclusion
+    from fedsens.audit.verdict import verdict
+    from fedsens.crypto import CkksParameters
+    from fedsens.protocol.traffic import traffic
+
+    lines = verdict(record.known[trial][0] for trial in trials)
+    prior = interval(study.prior())
+    write_lines(lines, record.settings, out)
+    codec, size = CkksParameters.preset("compact"), study.layout.size
+    ratios = {line.ratio for line in lines}
+    megabytes = {r: sum(traffic(codec, size, round(r * size))) / 1e6 for r in ratios}
+    draw_leakage(lines, prior, megabytes, out / "leakage.png")
+    draw_sheet(lines, record.known, study.victims.x, out / "sheet.png")
     console.print(audit_table(lines, prior))
     console.print(conclusion(lines, prior))
     console.print(f"audit.json, audit.csv, leakage.png and sheet.png in {out}", soft_wrap=True)

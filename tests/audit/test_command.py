@@ -145,9 +145,10 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
     size = (tmp_path / "audit.jsonl").stat().st_size
     assert invoke(*options).exit_code == 0
     assert (tmp_path / "audit.jsonl").stat().st_size == size  # nothing was tried again
-    result = invoke(*options, "--seed", 1)
-    assert result.exit_code == 1
-    assert "got other settings" in " ".join(result.output.split())
+    for other in (("--seed", 1), ("--images", 3)):  # either attacks and calibrates on others
+        result = invoke(*options, *other)
+        assert result.exit_code == 1
+        assert "got other settings" in " ".join(result.output.split())
 
 
 def test_ones_own_model_is_audited(tmp_path):
