@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
+from fedsens.mask.kinds import layers, module_of
 
-STATISTICS = ("running_mean", "running_var")
 SHOWN_NAMES = 40
 
 
@@ -48,25 +47,14 @@ def forced_names(layout: ParameterLayout, force: str | Iterable[str]) -> frozens
 def _resolve(layout: ParameterLayout, item: str) -> set[str]:
     names = [entry.name for entry in layout.entries]
     if item in {"first", "last"}:
-        # Running statistics are buffers: a normalisation layer without weights is not a layer.
-        owners = [
-            _module(entry.name)
-            for entry in layout.entries
-            if entry.size and not entry.name.endswith(STATISTICS)
-        ]
+        owners = layers(layout)
         edge = owners[:1] if item == "first" else owners[-1:]
-        return {name for name in names if _module(name) in edge}
+        return {name for name in names if module_of(name) in edge}
     return {
         name
         for name in names
         if name == item or name.startswith(f"{item}.") or fnmatchcase(name, item)
     }
-
-
-def _module(name: str) -> str:
-    # torch.nn.utils.parametrize keeps conv.weight under conv.parametrizations.weight.original.
-    owner = re.sub(r"(^|\.)parametrizations\..*", r"\1_", name)
-    return owner.rpartition(".")[0]
 
 
 def _known(layout: ParameterLayout) -> str:

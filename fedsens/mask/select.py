@@ -36,7 +36,8 @@ def select_mask(
     Args:
         smap: a sensitivity map, P scores as an array, or None for a policy that needs no scores.
         layout: the model's layout, of P coordinates.
-        policy: a registered name: all, gradient, layerwise, magnitude, none, random, sensitivity.
+        policy: a registered name: all, closure, front, gradient, layerwise, magnitude, none,
+            random, sensitivity.
         ratio: share to encrypt, in [0, 1]. The policies ``all`` and ``none`` ignore it.
         force: tensors, modules or patterns to encrypt whole; "first" and "last" are layers.
         seed: non-negative seed, for policies that draw at random.

@@ -194,5 +194,5 @@ class TestRegistry:
 
 
 def test_unknown_policy_lists_those_that_exist():
-    with pytest.raises(ConfigurationError, match=r"all, gradient, layerwise, .* got 'fisher'"):
+    with pytest.raises(ConfigurationError, match=r"all, closure, front, .* got 'fisher'"):
         get_policy("fisher")
