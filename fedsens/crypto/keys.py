@@ -177,9 +177,9 @@ def generate_key(parameters: CkksParameters, *more: CkksParameters) -> SecretKey
         The key.
     """
     secrets: dict[CkksParameters, bytes] = {}
-    with seal_file() as file:
-        for each in dict.fromkeys((parameters, MAP_PARAMETERS, *more)):
-            generator = sealapi.KeyGenerator(seal_context(each))
+    for each in dict.fromkeys((parameters, MAP_PARAMETERS, *more)):
+        generator = sealapi.KeyGenerator(seal_context(each))
+        with seal_file() as file:  # one for each, so that every secret is overwritten in it
             secrets[each] = file.dump(generator.secret_key())
     return SecretKey(parameters, secrets)
 

@@ -1,7 +1,7 @@
 """The thin layer over Microsoft SEAL (through ``tenseal.sealapi``): contexts and bytes.
 
 SEAL saves to and loads from a path only. On Linux an anonymous file in memory serves; elsewhere a
-private temporary file, removed at once.
+private temporary file, removed at once. Either is overwritten before it goes, as it may hold a key.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class SealFile:
         obj.load(context, self._path)
         return obj
 
+    def wipe(self) -> None:
+        """Overwrite what was written last with zeros."""
+        os.pwrite(self._descriptor, bytes(os.fstat(self._descriptor).st_size), 0)
+
 
 @contextmanager
 def seal_file() -> Iterator[SealFile]:
@@ -70,10 +74,11 @@ def seal_file() -> Iterator[SealFile]:
         path = f"/proc/self/fd/{descriptor}"
     else:
         descriptor, path = tempfile.mkstemp(prefix="fedsens-")
+    file = SealFile(descriptor, path)
     try:
-        yield SealFile(descriptor, path)
+        yield file
     finally:
-        os.ftruncate(descriptor, 0)
+        file.wipe()
         os.close(descriptor)
         if not path.startswith("/proc/"):
             os.unlink(path)

@@ -213,3 +213,22 @@ def test_a_secret_opens_its_own_ciphertexts_alone():
 def test_a_key_for_parameters_serves_maps_too():
     assert generate_key(COMPACT).using(MAP_PARAMETERS).parameters == MAP_PARAMETERS
     assert generate_key(MAP_PARAMETERS).parameters == MAP_PARAMETERS
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_file_that_held_a_key_is_overwritten(in_memory, monkeypatch):
+    """On the disk too, where the system has no anonymous files."""
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create")
+    left, close = [], os.close
+
+    def look(descriptor):
+        if os.fstat(descriptor).st_size > 1000:
+            left.append(os.pread(descriptor, 10**6, 0))
+        close(descriptor)
+
+    monkeypatch.setattr("fedsens.crypto.seal.os.close", look)
+    key = generate_key(COMPACT)
+    key.seal_key()
+    assert len(left) == 3
+    assert not any(map(any, left))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from fedsens import CkksParameters, SecretKey, generate_key
 from fedsens.files import digest_of
 from fedsens.protocol.export import load_protected
+from tests.searching import Needles
 
 from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 
@@ -58,6 +60,29 @@ def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
     assert failed.returncode == 1
     assert "DeploymentError" in failed.stderr
     assert "finished:failed" in failed.stderr
+    assert_nothing_secret_is_written(federation, run.model(), keys[0])
+
+
+def assert_nothing_secret_is_written(federation, model, key):
+    """Search logs, databases and outputs of all processes; only state folders hold secrets."""
+    needles = Needles()
+    for number, secret in enumerate(key._secrets.values()):
+        needles.add_secret(f"secret key {number}", secret[64:])  # without SEAL's header
+    for path in federation.folder.glob("state-*/run-*/node-*/identity"):
+        needles.add_secret(f"private key of {path.parent.name}", path.read_bytes())
+    assert len(needles.secrets) == 2 + 3
+    opened = model.open(key)
+    flat = model.layout.flatten({name: array.astype("f4") for name, array in opened.items()})
+    needles.add_values(flat[model.mask.selected])
+    files = [path for path in sorted(federation.folder.rglob("*")) if path.is_file()]
+    state = [path for path in files if path.relative_to(federation.folder).parts[0][:6] == "state-"]
+    written = {str(path): path.read_bytes() for path in files if path not in state}
+    assert {"superlink.db", "superlink.log"} <= {Path(name).name for name in written}
+    assert needles.search(written) == []
+    held = needles.search({str(path): path.read_bytes() for path in state})
+    assert {Path(each.split(":")[0]).name for each in held} == {"identity", "key"}
+    log = written[str(federation.folder / "superlink.log")]
+    assert needles.search({"log": log + repr(flat[model.mask.selected][:9]).encode()})
 
 
 def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives(tmp_path):
