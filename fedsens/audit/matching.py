@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
+from fedsens.audit.distance import Distance, GradientDistance
 from fedsens.audit.labels import infer_label
 from fedsens.audit.registry import Effort
+from fedsens.audit.spectrum import gradient_by_coefficients, image_of, random_coefficients
 from fedsens.audit.view import AttackView
 
-Distance = Literal["euclidean", "cosine"]
+HISTORY = 50  # of L-BFGS
+CONVERGED = 1e-13  # change of the loss, which is about 1 at the start
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Matching:
     Attributes:
         distance: between the gradient of the guess and the one that was seen.
         smoothness: weight of the total variation of the guess.
-        signed: Adam on the sign of the gradient (Geiping et al. 2020) instead of L-BFGS.
+        signed: Adam on the sign of the gradient by the pixels (Geiping et al. 2020) instead of
+            L-BFGS on cosine coefficients.
         naive: take encrypted coordinates for zeros instead of leaving them out.
         infer: read the label off the last layer where possible (iDLG), instead of guessing it too.
     """
@@ -37,6 +39,10 @@ class Matching:
     infer: bool = True
 
 
+# The loss, and its derivatives by the images and by the logits of the labels.
+Objective = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
+
+
 def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
     """Find images whose gradient matches; the start with the lowest loss wins.
 
@@ -46,100 +52,96 @@ def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
         effort: steps and starts.
 
     Returns:
-        Images of shape (batch, channels, height, width) in [0, 1].
+        Images of shape (batch, channels, height, width) in [0, 1]; grey where nothing but zeros is
+        visible, which any guess might match.
     """
-    best, lowest = torch.full((view.batch, *view.shape), 0.5), math.inf
-    target = _target(view, matching.naive)
+    shape = (view.batch, *view.shape)
+    best, lowest = torch.full(shape, 0.5, dtype=torch.float64), math.inf
+    distance = GradientDistance(view, matching.distance, matching.naive)
+    if distance.blind:
+        return best.float()
+    objective = _objective(distance, matching)
     label = infer_label(view) if matching.infer and view.batch == 1 else None
+    run = _signed_adam if matching.signed else _lbfgs
     for _ in range(effort.starts):
-        guess = torch.rand((view.batch, *view.shape), generator=effort.generator)
-        logits = torch.randn((view.batch, view.classes), generator=effort.generator)
+        logits = torch.randn((view.batch, view.classes), generator=effort.generator).double()
         if label is not None:
             logits = torch.zeros_like(logits)
             logits[:, label] = 1e3  # softmax of it is one-hot
-        loss_of = _loss(view, target, matching)
-        run = _signed_adam if matching.signed else _lbfgs
-        image, loss = run(loss_of, guess, logits, label is None, effort.steps)
+        image, loss = run(objective, shape, logits, label is None, effort)
         if loss < lowest:
             best, lowest = image, loss
-    return best.clamp(0, 1)
+    return best.float().clamp(0, 1)
 
 
-Seen = list[tuple[Tensor, Tensor]]  # of each parameter: which coordinates, and their values
-LossOf = Callable[[Tensor, Tensor], Tensor]
+def total_variation(images: Tensor) -> tuple[float, Tensor]:
+    """Mean absolute difference of neighbours down plus that across, and its derivative.
+
+    Args:
+        images: of shape (..., height, width).
+
+    Returns:
+        The variation, and its derivative by the pixels.
+    """
+    down = images[..., 1:, :] - images[..., :-1, :]
+    across = images[..., 1:] - images[..., :-1]
+    slope = torch.zeros_like(images)
+    for part, dim in ((down, -2), (across, -1)):
+        step = part.sign() / part.numel()
+        size = part.shape[dim]
+        slope.narrow(dim, 1, size).add_(step)
+        slope.narrow(dim, 0, size).sub_(step)
+    return float(down.abs().mean() + across.abs().mean()), slope
 
 
-def _target(view: AttackView, naive: bool) -> Seen:
-    seen = []
-    for gradient in view.gradients.values():
-        known = torch.ones_like(gradient, dtype=torch.bool) if naive else ~gradient.isnan()
-        seen.append((known, gradient.nan_to_num()[known]))
-    return seen
+def _objective(distance: GradientDistance, matching: Matching) -> Objective:
+    def objective(images: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
+        away, by_images, by_logits = distance(images, logits)
+        if not matching.smoothness:
+            return away, by_images, by_logits
+        rough, slope = total_variation(images)
+        return (
+            away + matching.smoothness * rough,
+            by_images + matching.smoothness * slope,
+            by_logits,
+        )
 
-
-def _loss(view: AttackView, target: Seen, matching: Matching) -> LossOf:
-    parameters = view.parameters
-    energy = sum(float(value.square().sum()) for _, value in target)
-    energy = max(energy, 1e-30)
-
-    def loss_of(guess: Tensor, logits: Tensor) -> Tensor:
-        soft = torch.softmax(logits, dim=1)
-        cross_entropy = -(soft * log_softmax(view.model(guess), dim=1)).sum(dim=1).mean()
-        made = torch.autograd.grad(cross_entropy, parameters, create_graph=True)
-        pairs = [(g[known], value) for g, (known, value) in zip(made, target, strict=True)]
-        if matching.distance == "euclidean":
-            away = torch.stack([(mine - seen).square().sum() for mine, seen in pairs])
-            loss = away.sum() / energy
-        else:
-            inner = torch.stack([(mine * seen).sum() for mine, seen in pairs]).sum()
-            length = torch.stack([mine.square().sum() for mine, _ in pairs]).sum().sqrt()
-            loss = 1 - inner / (length * math.sqrt(energy)).clamp_min(1e-30)
-        return loss + matching.smoothness * _total_variation(guess)
-
-    return loss_of
-
-
-def _total_variation(image: Tensor) -> Tensor:
-    down = (image[..., 1:, :] - image[..., :-1, :]).abs().mean()
-    return down + (image[..., :, 1:] - image[..., :, :-1]).abs().mean()
+    return objective
 
 
 def _lbfgs(
-    loss_of: LossOf, guess: Tensor, logits: Tensor, free: bool, steps: int
+    objective: Objective, shape: tuple[int, ...], logits: Tensor, free: bool, effort: Effort
 ) -> tuple[Tensor, float]:
-    guess.requires_grad_()
-    logits.requires_grad_(free)
-    wanted = [guess, logits] if free else [guess]
+    guess = random_coefficients(shape, effort.generator)
     optimizer = torch.optim.LBFGS(
-        wanted, max_iter=steps, history_size=50, line_search_fn="strong_wolfe"
+        [guess, logits] if free else [guess],
+        max_iter=effort.steps,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=CONVERGED,
+        tolerance_change=CONVERGED,
     )
 
     def closure() -> float:
-        loss = loss_of(guess, logits)
-        grads = torch.autograd.grad(loss, wanted)
-        for variable, grad in zip(wanted, grads, strict=True):
-            variable.grad = grad
-        return loss.item()
+        loss, by_images, logits.grad = objective(image_of(guess), logits)
+        guess.grad = gradient_by_coefficients(by_images)
+        return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return guess.detach(), loss_of(guess, logits).item()
+    image = image_of(guess)
+    return image, objective(image, logits)[0]
 
 
 def _signed_adam(
-    loss_of: LossOf, guess: Tensor, logits: Tensor, free: bool, steps: int
+    objective: Objective, shape: tuple[int, ...], logits: Tensor, free: bool, effort: Effort
 ) -> tuple[Tensor, float]:
-    guess.requires_grad_()
-    logits.requires_grad_(free)
-    wanted = [guess, logits] if free else [guess]
-    optimizer = torch.optim.Adam(wanted, lr=0.1)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        grads = torch.autograd.grad(loss_of(guess, logits), wanted)
-        guess.grad = grads[0].sign()
-        if free:
-            logits.grad = grads[1]
+    guess = torch.rand(shape, generator=effort.generator).double()
+    optimizer = torch.optim.Adam([guess, logits] if free else [guess], lr=0.1)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
+    for _ in range(effort.steps):
+        _, by_images, logits.grad = objective(guess, logits)
+        guess.grad = by_images.sign()
         optimizer.step()
         decay.step()
-        with torch.no_grad():
-            guess.clamp_(0, 1)
-    return guess.detach(), loss_of(guess, logits).item()
+        guess.clamp_(0, 1)
+    return guess, objective(guess, logits)[0]

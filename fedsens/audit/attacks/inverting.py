@@ -9,24 +9,19 @@ from fedsens.audit.registry import Effort, register_attack
 from fedsens.audit.view import AttackView
 
 SMOOTHNESS = 1e-3
-SLOWER = 4  # steps of signed Adam for one of L-BFGS, which looks at the loss several times
 
 
 @register_attack("inverting-naive", threat="naive")
 def inverting_naive(view: AttackView, effort: Effort) -> Tensor:
     """Cosine distance, total variation and signed Adam, with zeros for what is encrypted."""
-    return match(view, _matching(naive=True), _more(effort))
+    return match(view, _matching(naive=True), effort)
 
 
 @register_attack("inverting", threat="aware")
 def inverting(view: AttackView, effort: Effort) -> Tensor:
     """Cosine distance on the visible coordinates, total variation and signed Adam."""
-    return match(view, _matching(naive=False), _more(effort))
+    return match(view, _matching(naive=False), effort)
 
 
 def _matching(naive: bool) -> Matching:
     return Matching("cosine", SMOOTHNESS, signed=True, naive=naive)
-
-
-def _more(effort: Effort) -> Effort:
-    return Effort(SLOWER * effort.steps, effort.starts, effort.generator)
