@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fedsens.audit.metrics import Interval
 from fedsens.audit.record import Known
-from fedsens.audit.study import EVERYTHING, NOTHING
+from fedsens.audit.trial import EVERYTHING, NOTHING, PLAIN
 from fedsens.audit.verdict import Line, union_of
 
+STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
 COLORS = ("#4c78a8", "#e45756", "#72b7b2", "#f58518", "#54a24b", "#b279a2")
 GREY = "#9d9da1"
 
@@ -20,7 +21,7 @@ GREY = "#9d9da1"
 def draw_leakage(
     lines: Sequence[Line], prior: Interval, megabytes: Mapping[float, float], path: Path
 ) -> None:
-    """SSIM of the union against the ratio for each policy, and the bytes of a round.
+    """SSIM of the union against the ratio for each policy and remainder, and a round's bytes.
 
     Args:
         lines: of the verdict.
@@ -32,16 +33,35 @@ def draw_leakage(
     axes = figure.subplots()
     unions = union_of(lines)
     ends = [line for key, line in unions.items() if key in {NOTHING, EVERYTHING}]
-    policies = list(dict.fromkeys(p for p, _ in unions if p not in {"none", "all"}))
-    for index, (policy, color) in enumerate(zip(policies, COLORS * 9, strict=False)):
-        own = [line for (name, _), line in unions.items() if name == policy]
-        own = sorted([*own, *ends], key=lambda line: line.ratio)
-        ratios = [line.ratio for line in own]
-        width = max(1.5, 6 - 2 * index)  # lines that coincide are all to be seen
-        means = [line.ssim.mean for line in own]
-        axes.plot(ratios, means, "o-", color=color, label=policy, linewidth=width)
-        low, high = [line.ssim.low for line in own], [line.ssim.high for line in own]
-        axes.fill_between(ratios, low, high, color=color, alpha=0.15, linewidth=0)
+    between = [line for key, line in unions.items() if key not in {NOTHING, EVERYTHING}]
+    policies = list(dict.fromkeys(line.policy for line in between if line.ratio))
+    remainders = sorted({line.remainder for line in between}, key=lambda r: (r != PLAIN, r))
+    curves = [(p, r) for p in policies for r in remainders]
+    for policy, remainder in curves:
+        index = policies.index(policy)
+        own = [
+            line
+            for line in between
+            if line.remainder == remainder and line.policy in {policy, NOTHING.policy}
+        ]
+        own = sorted([*own, *(e for e in ends if remainder == PLAIN or e.ratio)], key=_ratio)
+        axes.plot(
+            [line.ratio for line in own],
+            [line.ssim.mean for line in own],
+            marker="o",
+            linestyle=STYLES[remainders.index(remainder) % len(STYLES)],
+            color=COLORS[index % len(COLORS)],
+            label=policy if remainder == PLAIN else f"{policy}, {remainder}",
+            linewidth=max(1.5, 6 - 2 * index),  # lines that coincide are all to be seen
+        )
+        axes.fill_between(
+            [line.ratio for line in own],
+            [line.ssim.low for line in own],
+            [line.ssim.high for line in own],
+            color=COLORS[index % len(COLORS)],
+            alpha=0.12,
+            linewidth=0,
+        )
     axes.axhspan(prior.low, prior.high, color=GREY, alpha=0.4, label="guess without an update")
     axes.set(xlabel="share of the parameters that is encrypted", ylim=(-0.05, 1.05))
     axes.set_ylabel("SSIM of the strongest attack tried")
@@ -61,31 +81,34 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
     Args:
         lines: of the verdict.
         known: the study's outcomes.
-        victims: the images that were attacked, of shape (n, channels, height, width).
+        victims: the first image of each victim, of shape (n, channels, height, width).
         path: the PNG file.
     """
     aware = {line.attack for line in lines if line.threat != "naive"}
-    masks = list(dict.fromkeys((line.policy, line.ratio) for line in lines))
+    masks = list(dict.fromkeys(line.protection for line in lines))
     shown = victims[:8]
     figure = Figure(figsize=(1.1 * len(shown) + 2.2, 1.15 * (len(masks) + 1)), layout="constrained")
     grid = figure.subplots(len(masks) + 1, len(shown), squeeze=False)
     for column, image in enumerate(shown):
         _show(grid[0][column], image)
-        for row, (policy, ratio) in enumerate(masks, 1):
+        for row, protection in enumerate(masks, 1):
             found = [
-                (outcome.ssim, picture)
-                for trial, (outcome, picture) in known.items()
-                if (trial.policy, trial.ratio, trial.image) == (policy, ratio, column)
-                and trial.attack in aware
+                (outcome.ssim, pictures[0])
+                for trial, (outcome, pictures) in known.items()
+                if (trial.protection, trial.image) == (protection, column) and trial.attack in aware
             ]
             if found:
                 _show(grid[row][column], max(found, key=lambda pair: pair[0])[1])
             grid[row][column].axis("off")
-    for row, name in enumerate(["original", *(f"{policy} {ratio:g}" for policy, ratio in masks)]):
+    for row, name in enumerate(["original", *map(str, masks)]):
         grid[row][0].text(
             -0.15, 0.5, name, transform=grid[row][0].transAxes, ha="right", va="center"
         )
     figure.savefig(path, dpi=110)
+
+
+def _ratio(line: Line) -> float:
+    return line.ratio
 
 
 def _show(axes: object, image: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 WINDOW = 7  # pixels, of SSIM
 RESAMPLES = 2000  # of the bootstrap
+CONFIDENCE = 0.95
 
 
 def ssim(found: Tensor, true: Tensor) -> float:
@@ -65,24 +66,25 @@ def identified(found: Tensor, true: Tensor, others: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % confidence interval."""
+    """A mean and its confidence interval."""
 
     mean: float
     low: float
     high: float
 
 
-def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of independent values with a percentile bootstrap interval of 95 %.
+def interval(values: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of independent values with a percentile bootstrap interval.
 
     Args:
         values: at least one.
         seed: of the bootstrap.
+        confidence: of the interval, two-sided.
 
     Returns:
         The interval.
     """
     array: NDArray[np.float64] = np.asarray(values, float)
     drawn = np.random.default_rng(seed).choice(array, (RESAMPLES, array.size))
-    low, high = np.quantile(drawn.mean(axis=1), (0.025, 0.975))
+    low, high = np.quantile(drawn.mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(float(array.mean()), float(low), float(high))

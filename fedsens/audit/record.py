@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsens.audit.study import Outcome, Trial
-from fedsens.audit.verdict import Line
+from fedsens.audit.trial import Outcome, Trial
 from fedsens.errors import ConfigurationError
 
 Known = dict[Trial, tuple[Outcome, Tensor]]
@@ -70,31 +68,26 @@ class Record:
         self.known[outcome.trial] = outcome, levels.float() / 255
 
 
-def write_lines(lines: Sequence[Line], settings: Mapping[str, Any], folder: Path) -> None:
-    """Write ``audit.json`` and ``audit.csv``.
+def read_record(folder: Path) -> Record:
+    """Open a study that is there, whatever its settings.
 
     Args:
-        lines: of the verdict.
-        settings: of the study.
-        folder: an existing one.
+        folder: of the study.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConfigurationError: there is none.
     """
-    content = {"settings": dict(settings), "lines": [asdict(line) for line in lines]}
-    (folder / "audit.json").write_text(json.dumps(content, indent=1) + "\n")
-    with (folder / "audit.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        names = ("policy", "ratio", "attack", "threat", "ssim", "low", "high", "identified")
-        writer.writerow([*names, "works"])
-        for line in lines:
-            spread = (line.ssim.mean, line.ssim.low, line.ssim.high)
-            figures = [f"{value:.4f}" for value in (*spread, line.identified)]
-            writer.writerow([
-                line.policy,
-                line.ratio,
-                line.attack,
-                line.threat,
-                *figures,
-                line.works,
-            ])
+    path = folder / "audit.jsonl"
+    if not path.exists():
+        raise ConfigurationError(
+            f"expected a study in {folder}, got no audit.jsonl there; run fedsens audit --out "
+            f"{folder} first"
+        )
+    with path.open() as file:
+        return Record(folder, json.loads(file.readline()))
 
 
 def _read(line: str) -> tuple[Outcome, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ class AttackView:
         classes: number of them.
         batch: how many images the update is from.
         public: images of the same kind and their labels, if the attacker has any.
+        noise: standard deviation of the noise in each visible gradient, as far as it is known: the
+            noise's relative size is public, and the size of the update is estimated from it.
+        memo: what attacks keep from one view to the next of the same model and public images.
     """
 
     model: nn.Module
@@ -35,6 +38,8 @@ class AttackView:
     classes: int
     batch: int
     public: tuple[Tensor, Tensor] | None = None
+    noise: float = 0.0
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -72,14 +77,37 @@ def view_of_update(
     Returns:
         The view.
     """
-    nothing = np.full(mask.k, np.nan)
-    after = join(plain, nothing, layout, mask)
-    gradients = {
-        name: (parameter.detach() - torch.from_numpy(after[name].copy())) / step
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    before = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+    gradients = seen_gradients(before, plain, mask, layout, step)
     return AttackView(model, gradients, shape, classes, batch)
+
+
+def seen_gradients(
+    before: Mapping[str, NDArray[Any]],
+    plain: Mapping[str, NDArray[Any]] | None,
+    mask: EncryptionMask,
+    layout: ParameterLayout,
+    step: float,
+) -> dict[str, Tensor]:
+    """Gradients from the plaintext remainder of a client's answer.
+
+    Args:
+        before: name to array of each trained parameter, as it was sent to the client.
+        plain: the remainder as it travels; None where it is withheld.
+        mask: the mask of the round.
+        layout: the model's layout.
+        step: learning rate times the number of local steps.
+
+    Returns:
+        Name to gradient, NaN where nothing of it is visible.
+    """
+    if plain is None:
+        return {name: torch.full(array.shape, torch.nan) for name, array in before.items()}
+    after = join(plain, np.full(mask.k, np.nan), layout, mask)
+    return {
+        name: (torch.tensor(array) - torch.from_numpy(after[name].copy())) / step
+        for name, array in before.items()
+    }
 
 
 def view_of_gradient(

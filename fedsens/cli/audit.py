@@ -1,28 +1,32 @@
-"""``fedsens audit``: how much the plaintext remainder leaks."""
+"""``fedsens audit``: how much the plaintext remainder leaks, and what to choose."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedsens.cli.common import console, named_errors
+from fedsens.cli.common import named_errors
+from fedsens.cli.recommend import recommend
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fedsens.audit.record import Record
-    from fedsens.audit.study import Study, Trial
     from fedsens.data import Dataset
 
 RATIOS, QUICK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.5, 0.9)
-POLICIES, QUICK_POLICIES = ("sensitivity", "gradient", "layerwise", "random"), ("sensitivity",)
+POLICIES = ("sensitivity", "gradient", "front", "closure", "random")
+QUICK_POLICIES = ("sensitivity", "front")
+
+audit = typer.Typer(invoke_without_command=True, help="How much the plaintext remainder leaks.")
+audit.command()(recommend)
 
 
-def audit(
+@audit.callback()
+def run(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the results; an old study goes on.")] = Path(
         "audit"
     ),
@@ -46,6 +50,14 @@ def audit(
     ratios: Annotated[
         list[float] | None, typer.Option("--ratio", min=0, max=1, help="Repeatable.")
     ] = None,
+    remainders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remainder",
+            help="What becomes of the rest: plain, gaussian:S (noised:S), laplace:S, withheld; "
+            "repeatable, or with commas. S: noise relative to the visible update.",
+        ),
+    ] = None,
     force: Annotated[
         list[str] | None,
         typer.Option(help="Encrypt whole: a tensor, module, pattern, first or last; repeatable."),
@@ -53,24 +65,43 @@ def audit(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Repeatable; default: all.")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to attack.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="Updates to attack.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step of the client.")] = 1,
+    local_steps: Annotated[
+        int, typer.Option(min=0, help="The client's steps of SGD; 0: the gradient itself.")
+    ] = 0,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the client's SGD.")] = 0.1,
     steps: Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")] = 200,
     starts: Annotated[int, typer.Option(min=1, help="Random starts of an attack.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of model, images and starts.")] = 0,
+    presence: Annotated[
+        bool, typer.Option(help="Also tell members of a batch from other images.")
+    ] = True,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Begin no trial after so many minutes; 0: no limit.")
+    ] = 0.0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer masks, images and starts: a minute or two.")
     ] = False,
 ) -> None:
-    """Attack single-image gradients as a curious server sees them under masks.
+    """Attack updates as a curious server sees them under masks: gradients of single images.
 
     The verdict is the union of all but naive attacks, beside a guess without any update.
-    Writes audit.json, audit.csv, leakage.png and sheet.png; an interrupted study goes on.
+    Writes audit.json, audit.csv, labels.csv, presence.csv, leakage.png and sheet.png; an
+    interrupted study goes on. With --batch and --local-steps the updates are what federated
+    averaging sends.
     """
+    if context.invoked_subcommand is not None:
+        return
     import torch
 
+    from fedsens.audit.case import Case
     from fedsens.audit.record import Record
     from fedsens.audit.registry import attack_names, get_attack
-    from fedsens.audit.study import Study, trials_of
+    from fedsens.audit.remainder import remainder_name
+    from fedsens.audit.study import Study
+    from fedsens.audit.trial import PLAIN, protections_of
+    from fedsens.cli.auditing import conclude, try_all
     from fedsens.data import load_dataset
     from fedsens.extras import require
     from fedsens.files import digest_of
@@ -83,8 +114,10 @@ def audit(
             images, steps, starts = min(images, 4), min(steps, 100), 1
         chosen = policies or list(QUICK_POLICIES if quick else POLICIES)
         shares = ratios or list(QUICK_RATIOS if quick else RATIOS)
+        rest = [remainder_name(r) for each in remainders or [PLAIN] for r in each.split(",")]
         names = [get_attack(name).name for name in attacks or attack_names()]
         images_of = load_dataset(data, classes or None)
+        case = Case(batch, local_steps, learning_rate)
         study = Study(
             _model(model, arguments or [], state_dict, images_of, seed),
             images_of,
@@ -92,6 +125,7 @@ def audit(
             steps=steps,
             starts=starts,
             seed=seed,
+            case=case,
             force=force or (),
         )
         settings = {
@@ -100,64 +134,30 @@ def audit(
             "weights": digest_of({n: v.numpy() for n, v in study.model.state_dict().items()}),
             "data": data,
             "images": images,
+            "case": asdict(case),
             "steps": steps,
             "starts": starts,
             "seed": seed,
             "force": force or [],
         }
         record = Record(out, settings)
-        trials = trials_of(chosen, shares, names, images)
-        _run(study, record, trials)
-        _conclude(study, record, trials, out)
-
-
-def _run(study: Study, record: Record, trials: Sequence[Trial]) -> None:
-    from fedsens.audit.study import run_trials
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("attacks", total=len(trials))
-        new = [trial for trial in trials if trial not in record.known]
-        progress.advance(task, len(trials) - len(new))
-        for outcome in run_trials(study, new, record.add):
-            trial = outcome.trial
-            progress.update(task, description=f"{trial.policy} {trial.ratio:g} {trial.attack}")
-            progress.advance(task)
-
-
-def _conclude(study: Study, record: Record, trials: Sequence[Trial], out: Path) -> None:
-    from fedsens.audit.figure import draw_leakage, draw_sheet
-    from fedsens.audit.metrics import interval
-    from fedsens.audit.record import write_lines
-    from fedsens.audit.screen import audit_table, conclusion
-    from fedsens.audit.verdict import verdict
-    from fedsens.crypto import CkksParameters
-    from fedsens.protocol.traffic import traffic
-
-    lines = verdict(record.known[trial][0] for trial in trials)
-    prior = interval(study.prior())
-    write_lines(lines, record.settings, out)
-    codec, size = CkksParameters.preset("compact"), study.layout.size
-    ratios = {line.ratio for line in lines}
-    megabytes = {r: sum(traffic(codec, size, round(r * size))) / 1e6 for r in ratios}
-    draw_leakage(lines, prior, megabytes, out / "leakage.png")
-    draw_sheet(lines, record.known, study.victims.x, out / "sheet.png")
-    console.print(audit_table(lines, prior))
-    console.print(conclusion(lines, prior))
-    console.print(f"audit.json, audit.csv, leakage.png and sheet.png in {out}", soft_wrap=True)
+        protections = protections_of(chosen, shares, rest)
+        trials = try_all(study, record, protections, names, minutes)
+        conclude(study, record, trials, out, presence)
 
 
 def _model(
     name: str | None, arguments: list[str], state_dict: Path | None, images: Dataset, seed: int
 ) -> nn.Module:
+    from fedsens.audit.models import leaking_lenet
     from fedsens.mapping.model import build_model, load_weights
 
-    if name is None:
-        from fedsens.audit.models import leaking_lenet
-
-        channels, height, width = images.x.shape[1:]
-        return leaking_lenet(channels, max(height, width), images.classes, seed)
-    made = build_model(name, arguments)
+    channels, height, width = images.x.shape[1:]
+    made = (
+        leaking_lenet(channels, max(height, width), images.classes, seed)
+        if name is None
+        else build_model(name, arguments)
+    )
     if state_dict is not None:
         load_weights(made, state_dict)
     return made

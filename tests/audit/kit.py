@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from fedsens.audit.case import Case
 from fedsens.audit.models import leaking_lenet
 from fedsens.audit.study import Study
 from fedsens.data import load_dataset
@@ -36,6 +37,9 @@ MODELS = {
 }
 
 
-def study(model="lenet", victims=2, steps=100, starts=1):
+WORST = Case()
+
+
+def study(model="lenet", victims=2, steps=100, starts=1, case=WORST):
     made = MODELS[model]()
-    return Study(made, digits(), victims=victims, steps=steps, starts=starts, seed=0)
+    return Study(made, digits(), victims=victims, steps=steps, starts=starts, seed=0, case=case)

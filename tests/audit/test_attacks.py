@@ -8,7 +8,7 @@ import torch
 from fedsens.audit.attacks.analytic import complete_rank_one, layer_input
 from fedsens.audit.labels import infer_label, label_scores
 from fedsens.audit.registry import Effort, attack_names, get_attack, register_attack
-from fedsens.audit.study import Trial
+from fedsens.audit.trial import Trial
 from fedsens.errors import ConfigurationError
 
 from .kit import study
@@ -28,7 +28,7 @@ PLACES = {  # a model on which the attack works with nothing encrypted
 def outcome(made, attack, policy, ratio, image=0):
     trial = Trial(policy, ratio, attack, image)
     found, seconds = made.attack(trial)
-    assert found.shape == (1, 8, 8)
+    assert found.shape == (1, 1, 8, 8)
     assert 0 <= found.min() <= found.max() <= 1  # so that no NaN of an encrypted value is in it
     return made.judge(trial, found, seconds)
 

@@ -7,23 +7,37 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.audit.metrics import interval
 from fedsens.audit.record import Record
+from fedsens.audit.running import run_trials
 from fedsens.audit.screen import conclusion
-from fedsens.audit.study import EVERYTHING, NOTHING, Outcome, Study, Trial, trials_of
+from fedsens.audit.study import Study
+from fedsens.audit.trial import (
+    EVERYTHING,
+    NOTHING,
+    Outcome,
+    Protection,
+    Trial,
+    protections_of,
+    trials_of,
+)
 from fedsens.audit.verdict import union_of, verdict
 from fedsens.cli import app
 from fedsens.errors import ConfigurationError
 
 from .kit import MODELS, digits, study
 
-PRIOR = interval([0.3, 0.3])
+PRIOR = [0.3, 0.3]
+
+
+def trial_of(mask, attack, image):
+    policy, ratio, remainder = Protection(*mask)
+    return Trial(policy, ratio, attack, image, remainder)
 
 
 def outcomes(mask, **scores):
     """One outcome for each attack and score."""
     return [
-        Outcome(Trial(*mask, name.replace("_", "-"), image), score, 20.0, score > 0.5, 1.0)
+        Outcome(trial_of(mask, name.replace("_", "-"), image), score, 20.0, score > 0.5, 1.0)
         for name, values in scores.items()
         for image, score in enumerate(values)
     ]
@@ -34,8 +48,8 @@ def test_the_union_takes_the_best_of_all_but_naive_attacks():
         *outcomes(NOTHING, dlg=[1, 1], idlg=[0.96, 0.96], dlg_naive=[1, 1], inverting=[0.9, 0.4]),
         *outcomes(("random", 0.5), dlg=[0.2, 0.9], idlg=[0.4, 0.1], dlg_naive=[1, 1]),
         *outcomes(("random", 0.5), inverting=[0.6, 0.3]),  # weak, but what it finds is found
-    ])
-    union = union_of(lines)["random", 0.5]
+    ], PRIOR)  # fmt: skip
+    union = union_of(lines)["random", 0.5, "plain"]
     assert union.ssim.mean == pytest.approx((0.6 + 0.9) / 2)
     assert union.identified == 1
     works = {line.attack: line.works for line in lines if line.ratio == 0.5}
@@ -44,44 +58,76 @@ def test_the_union_takes_the_best_of_all_but_naive_attacks():
     }  # fmt: skip
 
 
+def concluded(*some):
+    return conclusion(verdict([each for these in some for each in these], PRIOR), "one image")
+
+
 def test_the_conclusion_names_the_smallest_mask_that_is_no_better_than_a_guess():
     open_ = outcomes(NOTHING, dlg=[1, 1])
     closed = outcomes(EVERYTHING, dlg=[0, 0])
     weak = outcomes(("random", 0.5), dlg=[0.9, 0.9])
-    strong = outcomes(("random", 0.9), dlg=[0.1, 0.2])
-    assert "policy random, ratio 0.9" in conclusion(verdict(open_ + closed + weak + strong), PRIOR)
-    assert conclusion(verdict(open_ + closed + weak), PRIOR).startswith("Only ratio 1 keeps")
-    assert conclusion(verdict(open_ + weak), PRIOR).startswith("No mask tried")
+    strong = outcomes(("random", 0.9, "laplace:1"), dlg=[0.1, 0.2])
+    assert "random 0.9 laplace:1" in concluded(open_, closed, weak, strong)
+    assert concluded(open_, closed, weak).startswith("Only ratio 1 keeps")
+    assert concluded(open_, weak).startswith("No mask tried")
     void = outcomes(NOTHING, dlg=[0.5, 0.5], dlg_naive=[1, 1])
-    assert conclusion(verdict(void + closed), PRIOR).startswith("No attack tried works")
+    assert concluded(void, closed).startswith("No attack tried works")
+
+
+def test_the_guess_is_what_attacks_make_of_nothing_if_that_is_better():
+    some = [*outcomes(NOTHING, dlg=[1, 1]), *outcomes(EVERYTHING, dlg=[0.6, 0.1])]
+    lines = union_of(verdict([*some, *outcomes(("random", 0.5), dlg=[0.6, 0.4])], PRIOR))
+    excess = lines["random", 0.5, "plain"].excess
+    assert (excess.low, excess.mean, excess.high) == pytest.approx((0, 0.05, 0.1))
+
+
+def test_a_victim_of_which_an_attack_is_missing_is_not_in_the_union():
+    some = [*outcomes(NOTHING, dlg=[1, 1], idlg=[1, 1])]
+    some += outcomes(("random", 0.5), dlg=[0.1, 0.9], idlg=[0.2])
+    line = union_of(verdict(some, PRIOR))["random", 0.5, "plain"]
+    assert (line.victims, line.ssim.mean) == (1, 0.2)
+    alone = [*some, *outcomes(("random", 0.9), dlg=[0.1])]
+    assert ("random", 0.9, "plain") not in union_of(verdict(alone, PRIOR))
 
 
 def test_an_attack_that_tells_images_apart_works():
-    told = [Outcome(Trial(*NOTHING, "learned", i), 0.7, 9.0, True, 1.0) for i in range(2)]
+    told = [Outcome(trial_of(NOTHING, "learned", i), 0.7, 9.0, True, 1.0) for i in range(2)]
     hidden = outcomes(("random", 0.9), learned=[0.6, 0.7])
-    assert union_of(verdict([*told, *hidden]))["random", 0.9].ssim.mean == pytest.approx(0.65)
+    assert union_of(verdict([*told, *hidden], PRIOR))[
+        "random", 0.9, "plain"
+    ].ssim.mean == pytest.approx(0.65)
 
 
 def test_one_image_told_from_others_is_more_than_a_guess():
     told = [Outcome(Trial("random", 0.9, "dlg", 0), 0.1, 9.0, True, 1.0)]
-    lines = verdict([*outcomes(NOTHING, dlg=[1, 1]), *told])
-    assert not union_of(lines)["random", 0.9].is_noise(PRIOR)
+    lines = verdict([*outcomes(NOTHING, dlg=[1, 1]), *told], PRIOR)
+    assert not union_of(lines)["random", 0.9, "plain"].is_noise()
 
 
 def test_the_union_has_told_an_image_if_any_attack_has():
     best = Outcome(Trial("random", 0.9, "dlg", 0), 0.4, 9.0, False, 1.0)
     other = Outcome(Trial("random", 0.9, "learned", 0), 0.3, 9.0, True, 1.0)
     for some in ([best, other], [other, best]):
-        union = union_of(verdict([*outcomes(NOTHING, dlg=[1], learned=[0.4]), *some]))
-        assert (union["random", 0.9].ssim.mean, union["random", 0.9].identified) == (0.4, 1)
+        lines = verdict([*outcomes(NOTHING, dlg=[1], learned=[0.4]), *some], PRIOR)
+        union = union_of(lines)["random", 0.9, "plain"]
+        assert (union.ssim.mean, union.identified) == (0.4, 1)
 
 
 def test_trials_begin_with_the_anchors_and_go_image_by_image():
-    trials = trials_of(["random", "magnitude"], [0.0, 0.5, 1.0], ["dlg"], 2)
-    masks = [NOTHING, EVERYTHING, ("random", 0.5), ("magnitude", 0.5)]
-    assert [(t.policy, t.ratio, t.image) for t in trials] == [
-        (*mask, image) for image in range(2) for mask in masks
-    ]
+    masks = protections_of(["random", "magnitude"], [0.0, 0.5, 1.0])
+    assert masks == [NOTHING, EVERYTHING, ("random", 0.5, "plain"), ("magnitude", 0.5, "plain")]
+    trials = trials_of(masks, ["dlg"], 2)
+    assert [(t.protection, t.image) for t in trials] == [(m, i) for i in range(2) for m in masks]
+    noised = protections_of(["random"], [0.0, 0.5], ["gaussian:1"])
+    assert noised[2:] == [("none", 0.0, "gaussian:1"), ("random", 0.5, "gaussian:1")]
+
+
+def test_no_trial_begins_after_the_time_budget():
+    made = study("perceptron", steps=1)
+    trials = trials_of([NOTHING], ["learned"], 2) * 3
+    times = iter([0, 0, 30, 59, 60, 1000])
+    assert len(list(run_trials(made, trials, minutes=1, clock=lambda: next(times)))) == 3
+    assert len(list(run_trials(made, trials))) == 6
 
 
 def test_a_record_goes_on_and_refuses_another_study(tmp_path):
@@ -143,6 +189,10 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
     for name in ("leakage.png", "sheet.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     size = (tmp_path / "audit.jsonl").stat().st_size
+    with (tmp_path / "presence.csv").open() as file:
+        areas = {(row["policy"], row["batch"]): float(row["auc"]) for row in csv.DictReader(file)}
+    assert areas["none", "1"] > 0.99 > areas["sensitivity", "8"] > areas["all", "1"] == 0.5
+    options.append("--no-presence")
     assert invoke(*options).exit_code == 0
     assert (tmp_path / "audit.jsonl").stat().st_size == size  # nothing was tried again
     for other in (("--seed", 1), ("--images", 3)):  # either attacks and calibrates on others
@@ -153,7 +203,8 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
 
 def test_ones_own_model_is_audited(tmp_path):
     options = ["--model", "tests.audit.kit:perceptron", "--attack", "analytic", "--ratio", 0.5]
-    result = invoke(*options, "--policy", "random", "--images", 1, "--out", tmp_path)
+    options += ["--no-presence", "--policy", "random", "--images", 1, "--out", tmp_path]
+    result = invoke(*options)
     assert result.exit_code == 0, result.output
     assert "analytic" in result.output
     assert invoke("--attack", "x", "--out", tmp_path / "x").exit_code == 1

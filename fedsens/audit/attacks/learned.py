@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
 
+from fedsens.audit.public import public_gradients, visible
 from fedsens.audit.registry import Effort, register_attack
 from fedsens.audit.view import AttackView
 
-CHUNK = 50  # public images at a time
 RIDGE = 1e-4  # relative to the mean diagonal of the kernel
+LEVELS = 2  # of the noise's size in a factor of two, so that victims can share a regression
 
 
 @register_attack("learned", threat="learned")
@@ -20,44 +19,51 @@ def learned(view: AttackView, effort: Effort) -> Tensor:
 
     The attacker computes the gradients of public images of the same kind under the same model and
     keeps the coordinates that it sees of the victim's. Only those ever enter, standardised; the
-    regression is solved in its dual form, with one equation for each public image. Without public
-    images, or with more than one image in the update: a grey image.
+    regression is solved in its dual form, with one equation for each public image. Coordinates that
+    noise drowns weigh less: noise of variance v in a coordinate adds n v to its ridge. Without
+    public images, or with more than one image in the update: a grey image.
     """
-    blank = torch.full((view.batch, *view.shape), 0.5)
-    known = [~gradient.isnan() for gradient in view.gradients.values()]
-    if view.public is None or view.batch != 1 or not any(each.any() for each in known):
-        return blank
-    x, y = view.public
-    rows = _visible(view, known, x, y).double()
-    target = torch.cat([g[k] for g, k in zip(view.gradients.values(), known, strict=True)]).double()
-    mean, spread = rows.mean(dim=0), rows.std(dim=0)
-    moving = spread > 1e-12 * spread.max()
-    rows = (rows[:, moving] - mean[moving]) / spread[moving]
-    target = (target[moving] - mean[moving]) / spread[moving]
-    kernel = rows @ rows.T
-    images = x.double().flatten(1)
+    known, values = visible(view)
+    if view.public is None or view.batch != 1 or not known.any():
+        return torch.full((view.batch, *view.shape), 0.5)
+    rows, mean, spread, images = _standardised(view)
+    known &= spread > 1e-12 * spread.max()
+    target = ((values - mean) / spread)[known]
+    noise = _level(view.noise)
+    key = ("learned", known.numpy().tobytes(), noise)
+    if key not in view.memo:
+        view.memo[key] = _regression(rows[:, known], images, noise / spread[known])
+    weights, scale = view.memo[key]
     centre = images.mean(dim=0)
-    kernel.diagonal().add_(RIDGE * float(kernel.diagonal().mean()) + 1e-12)
-    weights = torch.linalg.solve(kernel, images - centre)
-    found: Tensor = centre + (rows @ target) @ weights
-    return found.float().reshape(blank.shape).clamp(0, 1)
+    found: Tensor = centre + ((rows[:, known] @ (scale * target)).double() @ weights)
+    return found.float().reshape(1, *view.shape).clamp(0, 1)
 
 
-def _visible(view: AttackView, known: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """The visible coordinates of each public image's gradient, one row each."""
-    named = {name: p.detach() for name, p in view.model.named_parameters()}
-    free = {name: named.pop(name) for name in view.gradients}
-    buffers = dict(view.model.named_buffers())
+def _standardised(view: AttackView) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Standardised gradients of public images, their mean and spread, and the flat images."""
+    if "standardised" not in view.memo:
+        kept = public_gradients(view)
+        assert kept is not None  # the caller has looked
+        rows, x, _ = kept
+        mean, spread = rows.mean(dim=0), rows.std(dim=0)
+        made = (rows - mean) / spread.clamp_min(1e-30)
+        view.memo["standardised"] = (made, mean, spread, x.double().flatten(1))
+    kept_rows: tuple[Tensor, Tensor, Tensor, Tensor] = view.memo["standardised"]
+    return kept_rows
 
-    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(view.model, {**named, **buffers, **parameters}, (image[None],))
-        value: Tensor = cross_entropy(logits, label[None])
-        return value
 
-    per_image = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    rows = []
-    for xs, ys in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
-        made = per_image(free, xs, ys)
-        kept = [g.flatten(1)[:, k.flatten()] for g, k in zip(made.values(), known, strict=True)]
-        rows.append(torch.cat(kept, dim=1))
-    return torch.cat(rows)
+def _regression(rows: Tensor, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The dual weights of each public image, and the factor of each coordinate."""
+    count = len(rows)
+    ridge = RIDGE * float(rows.square().sum()) / count + 1e-12
+    scale = ridge / (ridge + count * noise.square())
+    kernel = ((rows * scale) @ rows.T).double()
+    kernel.diagonal().add_(ridge)
+    return torch.linalg.solve(kernel, images - images.mean(dim=0)), scale
+
+
+def _level(noise: float) -> float:
+    """Round to a few levels in every factor of two."""
+    if noise <= 0:
+        return 0.0
+    return float(2 ** (torch.tensor(noise).log2() * LEVELS).round().div(LEVELS))

@@ -1,0 +1,118 @@
+"""What a study tries, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PLAIN = "plain"
+
+
+class Protection(NamedTuple):
+    """How a victim's update is protected.
+
+    Attributes:
+        policy: of the mask.
+        ratio: share of the parameters that is encrypted.
+        remainder: what happens to the rest: ``plain``, ``gaussian:1``, ``laplace:3``, ``withheld``.
+    """
+
+    policy: str
+    ratio: float
+    remainder: str = PLAIN
+
+    def __str__(self) -> str:
+        name = f"{self.policy} {self.ratio:g}"
+        return name if self.remainder == PLAIN else f"{name} {self.remainder}"
+
+
+NOTHING, EVERYTHING = Protection("none", 0.0), Protection("all", 1.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack on one update under one protection.
+
+    Attributes:
+        policy: of the mask.
+        ratio: share of the parameters that is encrypted.
+        attack: its name.
+        image: number of the victim.
+        remainder: what happens to the rest.
+    """
+
+    policy: str
+    ratio: float
+    attack: str
+    image: int
+    remainder: str = PLAIN
+
+    @property
+    def protection(self) -> Protection:
+        """All but attack and victim."""
+        return Protection(self.policy, self.ratio, self.remainder)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        trial: the trial.
+        ssim: of the reconstruction, at most 1; the mean where an update is from several images.
+        psnr: in decibels, likewise.
+        identified: share of the victim's images that are the nearest of the candidates.
+        seconds: CPU time.
+    """
+
+    trial: Trial
+    ssim: float
+    psnr: float
+    identified: float
+    seconds: float
+
+
+def protections_of(
+    policies: Sequence[str], ratios: Sequence[float], remainders: Sequence[str] = (PLAIN,)
+) -> list[Protection]:
+    """All combinations, the two anchors (nothing and everything encrypted) first.
+
+    Args:
+        policies: mask policies.
+        ratios: shares; 1 is an anchor already, and 0 needs no policy.
+        remainders: what happens to the rest.
+
+    Returns:
+        The protections.
+    """
+    between = [
+        Protection(policy, ratio, remainder)
+        for policy in policies
+        for ratio in ratios
+        for remainder in remainders
+        if 0 < ratio < 1
+    ]
+    open_ = [Protection(NOTHING.policy, NOTHING.ratio, r) for r in remainders if r != PLAIN]
+    return [NOTHING, EVERYTHING, *(open_ if 0 in ratios else []), *between]
+
+
+def trials_of(
+    protections: Sequence[Protection], attacks: Sequence[str], victims: int
+) -> list[Trial]:
+    """Every attack on every victim under every protection.
+
+    Args:
+        protections: to attack.
+        attacks: names.
+        victims: how many.
+
+    Returns:
+        The trials, victim by victim, so that an interrupted study has seen every protection.
+    """
+    return [
+        Trial(each.policy, each.ratio, attack, victim, each.remainder)
+        for victim in range(victims)
+        for each in protections
+        for attack in attacks
+    ]
