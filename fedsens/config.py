@@ -60,6 +60,14 @@ class FedSensConfig(BaseModel):
             the server then accepts no other keys (comma-separated in a run config).
         refresh_below: a new mask replaces the one in use only if their overlap (intersection
             over union) is below this; 1 replaces whatever differs.
+        remainder: what becomes of the parameters that are not encrypted: ``plain`` sends them as
+            they are, ``noised`` with noise on every update, ``withheld`` leaves them with the
+            client, which adds its updates to what it encrypts once the mask is refreshed.
+        noise: distribution of the noise, ``gaussian`` or ``laplace``.
+        noise_scale: standard deviation of the noise, relative to the root mean square of the
+            visible update, or with ``noise_clip`` to that norm.
+        noise_clip: norm that the visible update is clipped to (l2 for Gaussian noise, l1 for
+            Laplace noise), so that a privacy budget can be stated; 0 does not clip.
         key_timeout: seconds that key agreement may take.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
@@ -92,6 +100,10 @@ class FedSensConfig(BaseModel):
     rotate_at: tuple[int, ...] = ()
     public_parameters: tuple[Path, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
+    remainder: Literal["plain", "noised", "withheld"] = "plain"
+    noise: Literal["gaussian", "laplace"] = "gaussian"
+    noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
@@ -149,6 +161,20 @@ class FedSensConfig(BaseModel):
     def _a_budget_needs_a_choice(self) -> Self:
         if self.max_mb is not None and get_policy(self.policy).ratio is not None:
             raise ValueError(f"max-mb has no say under policy {self.policy!r}: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_remainder_needs_a_rest(self) -> Self:
+        if self.remainder != "plain" and not self.encrypts:
+            raise ValueError(
+                f"remainder {self.remainder!r} needs encryption: set ratio, or for noise without "
+                "it use Flower's LocalDpMod"
+            )
+        if self.remainder == "withheld" and self.refresh_every and self.max_mb is not None:
+            raise ValueError(
+                "max-mb holds for one mask, but a withheld remainder lets refreshed masks add up: "
+                "leave out max-mb or refresh-every"
+            )
         return self
 
     @model_validator(mode="after")

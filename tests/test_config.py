@@ -52,6 +52,13 @@ def test_every_wrong_option_is_listed_at_once():
         ("rotate-at", "3,3"),
         ("rotate-at", "soon"),
         ("log-format", "xml"),
+        ("remainder", "hidden"),
+        ("noise", "uniform"),
+        ("noise-scale", -1.0),
+        ("noise-scale", float("nan")),
+        ("noise-scale", 1e7),
+        ("noise-clip", -1.0),
+        ("noise-clip", float("inf")),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_the_option(key, value):
@@ -104,3 +111,17 @@ def test_a_policy_may_have_its_own_ratio(policy, ratio):
 def test_a_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         FedSensConfig().ratio = 0.0
+
+
+@pytest.mark.parametrize("remainder", ["noised", "withheld"])
+@pytest.mark.parametrize("off", [{"ratio": 0}, {"policy": "none"}])
+def test_without_encryption_there_is_no_remainder_to_protect(remainder, off):
+    with pytest.raises(ConfigurationError, match=f"remainder '{remainder}' needs encryption"):
+        FedSensConfig.create(remainder=remainder, **off)
+
+
+def test_a_budget_does_not_hold_for_masks_that_add_up():
+    fine = {"remainder": "withheld", "max_mb": 1}
+    assert FedSensConfig.create(**fine).refresh_every == 0
+    with pytest.raises(ConfigurationError, match="leave out max-mb or refresh-every"):
+        FedSensConfig.create(**fine, refresh_every=2)

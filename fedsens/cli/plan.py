@@ -45,6 +45,12 @@ def plan(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 10,
     preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
     link: Annotated[float, typer.Option(min=0.001, help="A client's link, Mbit/s.")] = 100.0,
+    withheld: Annotated[
+        bool,
+        typer.Option(
+            "--withheld", help="With fedsens.remainder=withheld; CPU and memory as without."
+        ),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Bytes, seconds, error and security of a round at several ratios, before anything runs.
@@ -63,7 +69,7 @@ def plan(
         codec = CkksParameters.preset(preset)
         with console.status("calibrating on this machine"):
             speed = calibrate(preset)
-        federation = Federation(size, clients, rounds, codec, speed, link * 1e6)
+        federation = Federation(size, clients, rounds, codec, speed, link * 1e6, withheld)
         plans = [make_plan(federation, ratio) for ratio in ratios or RATIOS]
         if max_mb is not None or max_seconds is not None:
             plans.append(largest_plan(federation, _budget(max_mb, max_seconds, clients)))

@@ -31,11 +31,12 @@ from fedsens.flower.records import (
     to_arrays,
     to_record,
 )
+from fedsens.flower.remainders import Remainder
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.keystore import KeyStore
-from fedsens.protocol.model import not_finite, split, tied_apart
+from fedsens.protocol.model import not_finite, tied_apart
 from fedsens.protocol.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Client:
         self.settings = ClientSettings.from_node(context.node_config)
         self.store = KeyStore(self.settings, context.run_id, context.node_id)
         self.min_ratio = max(min_ratio, self.settings.min_ratio)
+        self.remainder = Remainder(self.settings, self.store)
         self.decrypt_seconds = 0.0
 
     def open(self, content: RecordDict) -> Received:
@@ -181,12 +183,16 @@ class Client:
                 "(fedsens.force), or send one of them only"
             )
         weight = examples_of(content, header.weighted_by) / header.reference
-        plain, masked = split(arrays, received.mask, layout)
+        plain, masked = self.remainder.split(arrays, received)
         started = time.process_time()
         ciphertext = self._encrypt(masked, weight, received)
         seconds = time.process_time() - started
         content[CIPHERTEXT] = bytes_to_record(ciphertext)
-        content[key] = to_record(plain)
+        if plain is None:
+            del content[key]
+        else:
+            content[key] = to_record(plain)
+        self.remainder.keep()
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
             header.round,

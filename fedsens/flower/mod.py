@@ -61,6 +61,7 @@ class SelectiveEncryptionMod:
         client = Client(context, self._min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
+        client.remainder.begin(message, received)
         try:
             reply = call_next(message, context)
         except Exception as error:  # an error of fedsens too, since the app may have written it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -24,15 +25,17 @@ from fedsens.flower.exchange import (
 )
 from fedsens.flower.logs import reason_of
 from fedsens.flower.masking import Masking
-from fedsens.flower.records import put_model, to_arrays, to_record
+from fedsens.flower.records import model_key, put_model, to_arrays, to_record
 from fedsens.flower.rotation import move_model
+from fedsens.flower.statistics import check_statistics
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.checkpoint import Checkpoint
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import PublicParameters, load_publics
-from fedsens.protocol.model import ProtectedModel, check_plain
+from fedsens.protocol.model import ProtectedModel, check_plain, split
 from fedsens.protocol.report import Phase, PhaseReport
+from fedsens.protocol.terms import RemainderTerms
 from fedsens.protocol.traffic import ratio_within
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Session:
         sent: metadata of the messages of the current phase.
         reference: N_ref, the examples of the clients that the current model was sent to.
         deadline: seconds for each phase; late answers expire.
+        lineage: random name of the run and of those that resume it.
     """
 
     def __init__(
@@ -82,7 +86,10 @@ class Session:
         self._gathered = False
         self._started = 0.0
         self.deadline = math.inf
+        self.lineage = secrets.token_hex(16)
+        self._record = "arrays"
         self.replace_plain(initial, 0)
+        check_statistics(config, self.model.layout)
         ratio, size = config.effective_ratio, self.model.layout.size
         if ratio > 0 and not mask_count(ratio, size):
             raise ConfigurationError(
@@ -184,8 +191,9 @@ class Session:
                 "of the saved run, or start anew in another folder"
             ) from None
         self.model, self.mask = checkpoint.model, checkpoint.mask
-        self.reference = checkpoint.progress.reference
         saved = checkpoint.progress
+        self.reference = saved.reference
+        self.lineage = saved.lineage or self.lineage
         self.keys = self._new_keys(saved.fingerprint, saved.generation)
 
     def dress(self, messages: Iterable[Message], server_round: int, grid: Grid) -> list[Message]:
@@ -214,6 +222,7 @@ class Session:
             # The weights n_i / N_ref of whoever answers add up to at most 1.
             self.reference = float(sum(known[m.metadata.dst_node_id] for m in messages)) or 1.0
         header = self.header(server_round)
+        self._record = next((model_key(m.content) for m in messages), self._record)
         for content in {id(m.content): m.content for m in messages}.values():
             put_model(content, self.model, header, self.mask)
         for message in messages:  # else a slow node would work through a backlog
@@ -274,7 +283,33 @@ class Session:
             weight=self.model.weight,
             reference=self.reference,
             weighted_by=self._weighted_by,
+            remainder=self.terms,
         )
+
+    @property
+    def terms(self) -> RemainderTerms:
+        """What clients do with the plaintext remainder."""
+        config = self._config
+        return RemainderTerms(
+            remainder=config.remainder,
+            noise=config.noise,
+            scale=config.noise_scale,
+            clip=config.noise_clip,
+            lineage=self.lineage,
+        )
+
+    def withheld(self) -> RecordDict | None:
+        """The remainder of the global model under the mask in use, where clients withhold theirs.
+
+        The mask has grown only, so there is no coordinate in it that the server does not know.
+
+        Returns:
+            The record that the inner strategy gets in place of each client's, None if they come.
+        """
+        if self._config.remainder != "withheld" or not self.mask.k:
+            return None
+        plain, _ = split(self.model.visible(), self.mask, self.model.layout)
+        return RecordDict({self._record: to_record(plain)})
 
     def report(
         self,
@@ -310,10 +345,15 @@ class Session:
             bytes_down_encrypted=self._down[1],
             seconds=time.monotonic() - self._started,
             metrics={k: v for k, v in values if isinstance(v, int | float)},
+            epsilon=self._epsilon(server_round) if phase == "train" else None,
             **seconds,
         )
         self._emit(report)
         return report
+
+    def _epsilon(self, answers: int) -> float | None:
+        cost = self.terms.cost(answers)
+        return None if cost is None else cost.epsilon()
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self._config, self.keys
@@ -369,7 +409,7 @@ class Session:
             new = self.mask
         overlap = self.mask.overlap(new)
         if must or overlap < self._config.refresh_below:
-            self.mask = new
+            self.mask = self._growing(new)
         for report in masking.reports:
             self._emit(report)
         logger.info(
@@ -381,12 +421,19 @@ class Session:
             overlap,
         )
 
+    def _growing(self, new: EncryptionMask) -> EncryptionMask:
+        # Nobody tells the server the value of a coordinate that leaves the mask if clients
+        # withhold their remainder, so none leaves.
+        if self._config.remainder != "withheld":
+            return new
+        return EncryptionMask(self.mask.selected | new.selected, new.layout_digest)
+
 
 def _within_budget(config: FedSensConfig, initial: ArrayRecord) -> FedSensConfig:
     if config.max_mb is None:
         return config
     size = ParameterLayout.from_state_dict(to_arrays(initial)).size
-    ratio = ratio_within(config.parameters, size, config.max_mb)
+    ratio = ratio_within(config.parameters, size, config.max_mb, config.remainder == "withheld")
     logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
     return config.model_copy(update={"ratio": ratio, "max_mb": None})
 

@@ -83,6 +83,7 @@ class SelectiveEncryption(Strategy):
         self._checkpoints: Checkpoints | None = None
         self._history = History()
         self._deadline = math.inf
+        self._started = False
         self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._session: Session | None = None
 
@@ -131,7 +132,7 @@ class SelectiveEncryption(Strategy):
             )
         self._session, self._checkpoints, self._history = None, None, History()
         self.reports.clear()
-        self._deadline = timeout
+        self._deadline, self._started = timeout, True
         grid = StreamingGrid(grid)
         rounds = Rounds(
             grid,
@@ -211,12 +212,37 @@ class SelectiveEncryption(Strategy):
             parameters.security_bits,
             config.maps,
         )
+        self._tell_of_remainder()
         self.inner.summary()
+
+    def _tell_of_remainder(self) -> None:
+        config = self.config
+        if config.remainder == "noised":
+            logger.info(
+                "plaintext remainder: %s noise of %g times %s",
+                config.noise,
+                config.noise_scale,
+                f"the clipping norm {config.noise_clip:g}"
+                if config.noise_clip
+                else "the visible update, so that no privacy budget can be stated",
+            )
+        elif config.remainder == "withheld":
+            logger.info("plaintext remainder: withheld, so that masks can only grow")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Agree on key and mask where needed, then let the inner strategy sample clients."""
+        """Agree on key and mask where needed, then let the inner strategy sample clients.
+
+        Raises:
+            StrategyError: another strategy calls this one.
+        """
+        if self.config.encrypts and not self._started:
+            raise StrategyError(
+                "expected SelectiveEncryption to be the outermost strategy, got another around it, "
+                "which would see a part of each model only and change that alone; call this one's "
+                "start, and clip or add noise in a mod of the clients' train function"
+            )
         if self._session is None:
             self._session = self._new_session(arrays)
         self._run.prepare(server_round, grid)
@@ -230,7 +256,11 @@ class SelectiveEncryption(Strategy):
         run = self._run
         up, answers = (0, 0), dict[int, Message]()
         updates = Updates(
-            run.header(server_round), run.model.layout, run.mask, run.keys.fingerprint
+            run.header(server_round),
+            run.model.layout,
+            run.mask,
+            run.keys.fingerprint,
+            withheld := run.withheld(),
         )
         for node, reply in run.attribute("train", server_round, replies):
             up = plus(up, size_of(reply.content)) if reply.has_content() else up
@@ -248,6 +278,8 @@ class SelectiveEncryption(Strategy):
         if arrays is not None and not run.mask.k:
             run.replace_plain(arrays, server_round)
         elif arrays is not None and good:
+            if withheld is not None:  # the same again, without what a mean of equals may round
+                (arrays,) = withheld.array_records.values()
             run.replace(arrays, ciphertext, weight, server_round)
         clients = sum(reply.has_content() for reply in good)
         report = run.report("train", server_round, clients, up, metrics, seconds)
@@ -312,5 +344,5 @@ class SelectiveEncryption(Strategy):
 
 
 def _as_metrics(report: PhaseReport) -> dict[str, int | float]:
-    numbers = report.model_dump(exclude={"phase", "round", "metrics"})
+    numbers = report.model_dump(exclude={"phase", "round", "metrics"}, exclude_none=True)
     return {f"fedsens.{name.replace('_', '-')}": value for name, value in numbers.items()}

@@ -57,7 +57,12 @@ class Updates:
     """
 
     def __init__(
-        self, sent: ModelHeader, layout: ParameterLayout, mask: EncryptionMask, fingerprint: str
+        self,
+        sent: ModelHeader,
+        layout: ParameterLayout,
+        mask: EncryptionMask,
+        fingerprint: str,
+        withheld: RecordDict | None = None,
     ) -> None:
         """Remember what was asked.
 
@@ -66,7 +71,9 @@ class Updates:
             layout: the model's layout.
             mask: the mask that answers must be split by; without one there is nothing to add.
             fingerprint: of the federation's key.
+            withheld: the record that stands for the remainder where clients withhold it.
         """
+        self._withheld = withheld
         self._sent = sent
         self._layout = layout
         self._mask = mask
@@ -154,7 +161,7 @@ class Updates:
                 "expected the weight that the number of examples gives, got another"
             )
         ciphertext = record_to_bytes(content, CIPHERTEXT)
-        self._check_arrays(to_arrays(content.array_records[model_key(content)]))
+        self._check_remainder(content)
         strange = [key for key in content if key.startswith(PREFIX)]
         if strange or len(content.metric_records) != 1:
             raise ProtocolError(
@@ -162,6 +169,17 @@ class Updates:
                 f"{len(content.metric_records)} and {strange}"
             )
         return header, ciphertext
+
+    def _check_remainder(self, content: RecordDict) -> None:
+        if self._withheld is None:
+            self._check_arrays(to_arrays(content.array_records[model_key(content)]))
+            return
+        if content.array_records:
+            raise ProtocolError(
+                "expected no plaintext remainder, because clients are to withhold it, got "
+                f"{sorted(content.array_records)}; use the same fedsens version on all clients"
+            )
+        content.update(self._withheld)
 
     def _check_arrays(self, arrays: Arrays) -> None:
         check_plain(arrays, self._layout, self._mask)

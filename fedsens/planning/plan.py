@@ -42,6 +42,7 @@ class Federation:
         codec: CKKS parameters.
         speed: of this machine.
         link: bits per second of a client's link, each way.
+        withheld: whether clients keep what is not encrypted.
     """
 
     parameters: int
@@ -50,6 +51,7 @@ class Federation:
     codec: CkksParameters
     speed: Speed
     link: float
+    withheld: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
 
 def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
-    up, down = traffic(codec, size, count)
+    up, down = traffic(codec, size, count, federation.withheld and count > 0)
     speed = federation.speed
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0

@@ -22,6 +22,7 @@ from fedsens.mask import EncryptionMask
 from fedsens.protocol.export import ModelFileHeader, header_of, model_from, tensors_of
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
+from fedsens.protocol.terms import Lineage
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Progress(BaseModel):
         fingerprint: of the key that the ciphertext is made with; empty if nothing is encrypted.
         generation: how often the key has been rotated.
         reference: N_ref of the round.
+        lineage: random name of the run and of those that resume it.
         config: the fedsens options that the result depends on.
         app: likewise of the app.
         strategy: name of the inner strategy's class.
@@ -59,6 +61,7 @@ class Progress(BaseModel):
     fingerprint: str = ""
     generation: int = Field(default=0, ge=0)
     reference: float = Field(default=1.0, gt=0)
+    lineage: Lineage = ""
     config: dict[str, Any] = {}
     app: dict[str, Any] = {}
     strategy: str = ""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
+from fedsens.protocol.terms import RemainderTerms
 
 VERSION = 1
 MOST = 2**53  # counts up to here are exact as floats
@@ -71,6 +72,7 @@ class ModelHeader(Header):
         weight: sum of the weights n_i / N_ref in the aggregated ciphertext; 0 if there is none.
         reference: N_ref of this round; the answer's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.
+        remainder: what becomes of the plaintext remainder of the answer.
     """
 
     round: int = Field(ge=1)
@@ -84,6 +86,7 @@ class ModelHeader(Header):
     weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: str = "num-examples"
+    remainder: RemainderTerms = RemainderTerms()
 
 
 class UpdateHeader(Header):

@@ -52,6 +52,11 @@ class KeyStore:
         return self.identity.public_key().public_bytes_raw()
 
     @property
+    def folder(self) -> Path:
+        """This client's folder in this run, made if it is missing (mode 0700)."""
+        return self._prepare()
+
+    @property
     def provisioned(self) -> bool:
         """Whether keys come from files that the operator placed."""
         return self._settings.key_file is not None

@@ -28,6 +28,8 @@ class PhaseReport(BaseModel):
         encrypt_seconds: CPU seconds to encrypt, mean over clients.
         decrypt_seconds: CPU seconds to decrypt, mean over clients.
         add_seconds: CPU seconds of the server to add ciphertexts.
+        epsilon: differential privacy (delta 1e-5) of the plaintext remainder of a client that has
+            answered once in every round so far; None where no budget can be stated.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -45,6 +47,7 @@ class PhaseReport(BaseModel):
     encrypt_seconds: float = 0.0
     decrypt_seconds: float = 0.0
     add_seconds: float = 0.0
+    epsilon: float | None = None
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:

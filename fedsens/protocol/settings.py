@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsens.errors import ConfigurationError
+from fedsens.protocol.terms import Remainder
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
@@ -37,6 +38,10 @@ class ClientSettings(BaseModel):
             by default ``~/.fedsens``.
         min_ratio: the smallest share of encrypted parameters that this client accepts
             (``fedsens-min-ratio``, ``FEDSENS_MIN_RATIO``).
+        remainder: the least that this client accepts for its plaintext remainder: ``plain``,
+            ``noised`` or ``withheld`` (``fedsens-remainder``, ``FEDSENS_REMAINDER``).
+        min_noise: the smallest ``fedsens.noise-scale`` that it accepts where ``remainder`` is
+            ``noised`` (``fedsens-min-noise``, ``FEDSENS_MIN_NOISE``).
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -53,8 +58,16 @@ class ClientSettings(BaseModel):
     roster_file: Path | None = None
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".fedsens")
     min_ratio: float = Field(default=0.0, ge=0, le=1)
+    remainder: Remainder = "plain"
+    min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _noise_is_demanded(self) -> Self:
+        if "min_noise" in self.model_fields_set and self.remainder != "noised":
+            raise ValueError("min-noise has no say unless remainder is 'noised': set it too")
+        return self
 
     @classmethod
     def from_node(
@@ -86,7 +99,7 @@ class ClientSettings(BaseModel):
             return cls.model_validate(found)
         except ValidationError as error:
             problems = "; ".join(
-                f"fedsens-{'.'.join(map(str, item['loc']))}: {item['msg']}"
+                f"fedsens-{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
                 for item in error.errors(include_url=False, include_input=False)
             )
             raise ConfigurationError(f"this client's settings are wrong: {problems}") from None

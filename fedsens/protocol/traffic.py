@@ -11,20 +11,23 @@ FLOAT = 4  # bytes of a plaintext parameter
 HEADER = 1000  # bytes of headers and metrics of a message, about
 
 
-def traffic(codec: CkksParameters, size: int, count: int) -> tuple[float, float]:
+def traffic(
+    codec: CkksParameters, size: int, count: int, withheld: bool = False
+) -> tuple[float, float]:
     """Bytes that one client sends and gets in a round of training, for a float32 model.
 
     Args:
         codec: CKKS parameters.
         size: P.
         count: k, how many of them are encrypted.
+        withheld: whether clients keep the others.
 
     Returns:
         Bytes up and bytes down, the mask included.
     """
     padded = -(-count // codec.degree) * codec.degree
     visible = FLOAT * (size - count) + HEADER
-    up = visible + padded * codec.bytes_per_parameter
+    up = (HEADER if withheld else visible) + padded * codec.bytes_per_parameter
     return up, visible + size / 8 + padded * codec.bytes_per_parameter_down
 
 
@@ -59,13 +62,16 @@ def largest_count(size: int, block: int, fits: Callable[[int], bool]) -> int:
     return min(size, low * block)
 
 
-def ratio_within(codec: CkksParameters, size: int, megabytes: float) -> float:
+def ratio_within(
+    codec: CkksParameters, size: int, megabytes: float, withheld: bool = False
+) -> float:
     """The largest ratio whose bytes fit.
 
     Args:
         codec: CKKS parameters.
         size: P.
         megabytes: of one client in one round, both ways.
+        withheld: whether clients keep what is not encrypted.
 
     Returns:
         The ratio.
@@ -74,7 +80,7 @@ def ratio_within(codec: CkksParameters, size: int, megabytes: float) -> float:
         ConfigurationError: no ciphertext fits.
     """
     count = largest_count(
-        size, codec.degree, lambda k: sum(traffic(codec, size, k)) <= 1e6 * megabytes
+        size, codec.degree, lambda k: sum(traffic(codec, size, k, withheld)) <= 1e6 * megabytes
     )
     if not count:
         raise ConfigurationError(

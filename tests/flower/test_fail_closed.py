@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid, client
+from fedsens.flower import LocalGrid, remainders
 from fedsens.flower.records import (
     CIPHERTEXT,
     HEADER,
@@ -418,7 +418,7 @@ def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
     def fail(*args):
         raise RuntimeError(f"weight {SECRET} is odd")
 
-    monkeypatch.setattr(client, "split", fail)
+    monkeypatch.setattr(remainders, "split", fail)
     reply = ask()
     assert not reply.has_content()
     assert SECRET not in reply.error.reason

@@ -1,6 +1,7 @@
 """Plans: bytes as measured, budgets kept and used up, and what the command says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,3 +141,11 @@ def test_errors_are_one_sentence(options, message):
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_what_is_withheld_is_not_sent_up():
+    withheld = replace(federation(), withheld=True)
+    plan, sent = make_plan(withheld, 0.2), make_plan(federation(), 0.2)
+    assert sent.bytes_up - plan.bytes_up == 4 * 80_000
+    assert plan.bytes_down == sent.bytes_down
+    assert make_plan(withheld, 0.0) == make_plan(federation(), 0.0)

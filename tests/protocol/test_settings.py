@@ -28,6 +28,7 @@ def test_the_environment_of_the_process_is_used(monkeypatch, tmp_path):
         ("min-ratio", "0.25", 0.25),
         ("min-ratio", 1, 1.0),
         ("processes", "2", 2),
+        ("remainder", "withheld", "withheld"),
         ("key-file", "/keys/key", Path("/keys/key")),
         ("roster-file", "roster.json", Path("roster.json")),
     ],
@@ -63,3 +64,11 @@ def test_a_wrong_minimum_ratio_is_refused_rather_than_ignored(value):
 def test_a_misspelt_variable_is_refused_not_ignored():
     with pytest.raises(ConfigurationError, match="min-ratoi"):
         ClientSettings.from_node({}, {"FEDSENS_MIN_RATOI": "0.5"})
+
+
+def test_a_least_noise_that_would_not_be_looked_at_is_refused():
+    noised = {"fedsens-remainder": "noised", "fedsens-min-noise": "0.5"}
+    assert ClientSettings.from_node(noised, {}).min_noise == 0.5
+    for remainder in ("plain", "withheld"):
+        with pytest.raises(ConfigurationError, match="set it too"):
+            ClientSettings.from_node(noised | {"fedsens-remainder": remainder}, {})

@@ -12,13 +12,18 @@ from fedsens.protocol.traffic import ratio_within, traffic
 presets = st.sampled_from(["compact", "balanced", "precise"]).map(CkksParameters.preset)
 
 
-@given(codec=presets, size=st.integers(1, 500_000), megabytes=st.floats(1e-3, 10))
-def test_the_ratio_keeps_the_budget_and_one_more_block_would_not(codec, size, megabytes):
+@given(
+    codec=presets,
+    size=st.integers(1, 500_000),
+    megabytes=st.floats(1e-3, 10),
+    withheld=st.booleans(),
+)
+def test_the_ratio_keeps_the_budget_and_one_more_block_would_not(codec, size, megabytes, withheld):
     def bytes_of(count):
-        return sum(traffic(codec, size, count))
+        return sum(traffic(codec, size, count, withheld))
 
     try:
-        ratio = ratio_within(codec, size, megabytes)
+        ratio = ratio_within(codec, size, megabytes, withheld)
     except ConfigurationError:
         assert bytes_of(min(size, codec.degree)) > 1e6 * megabytes
         return
@@ -36,3 +41,11 @@ def test_a_budget_for_plaintext_alone_is_refused_not_kept_without_encryption():
         ratio_within(codec, size, plain)
     with pytest.raises(ConfigurationError, match="a budget in which plaintext fits"):
         ratio_within(codec, size, plain - 0.01)
+
+
+def test_a_withheld_remainder_goes_down_but_not_up():
+    codec, size, count = CkksParameters.preset("compact"), 100_000, 8192
+    up, down = traffic(codec, size, count, withheld=True)
+    sent_up, sent_down = traffic(codec, size, count)
+    assert sent_up - up == 4 * (size - count)
+    assert down == sent_down

@@ -1,0 +1,1 @@
+"""What noise on the plaintext remainder, or withholding it, costs in accuracy."""
