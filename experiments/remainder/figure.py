@@ -23,7 +23,7 @@ def draw(rows: Sequence[Row], ways: Sequence[str], path: Path) -> None:
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for way, color in zip(ways, COLORS, strict=True):
+    for way, color in zip(ways, COLORS, strict=False):
         seeds = sorted({row["seed"] for row in rows})
         curves = np.array([_curve(rows, way, seed) for seed in seeds])
         rounds = np.arange(1, curves.shape[1] + 1)

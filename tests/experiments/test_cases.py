@@ -10,6 +10,7 @@ import experiments.accuracy.__main__ as accuracy
 import experiments.clients.__main__ as clients
 import experiments.models.__main__ as models
 import experiments.ratios.__main__ as ratios
+import experiments.remainder.__main__ as remainder
 import experiments.staleness.__main__ as staleness
 from experiments.cases import measure_cases
 from experiments.federation import defaults
@@ -116,3 +117,15 @@ def test_a_mask_grows_old(tmp_path):
         first, second = (row for row in rows if row["rule"] == rule)
         assert first["since first"] == first["since last"] == 0
         assert second["since first"] == second["since last"] > 0
+
+
+def test_ways_to_treat_the_remainder(tmp_path, monkeypatch):
+    ways = {name: remainder.WAYS[name] for name in ("plain", "laplace 1", "withheld")}
+    monkeypatch.setattr(remainder, "WAYS", ways)
+    options = ("--rounds", "1", "--clients", "2", "--seeds", "1")
+    output, rows = invoke(remainder, tmp_path, *options)
+    assert "withheld" in output
+    assert [row["way"] for row in rows] == list(ways)
+    plain, noised, withheld = (row["up plain"] for row in rows)
+    assert plain == pytest.approx(noised, rel=0.01)
+    assert withheld < 1000
