@@ -106,11 +106,11 @@ class Remainder:
         cost = terms.cost()
         if cost is None:
             logger.info(
-                "round %d remainder: %s noise of scale %g; no privacy budget, because the update "
-                "is not clipped",
+                "round %d remainder: %s noise of scale %g; no privacy budget, because %s",
                 server_round,
                 terms.noise,
                 terms.scale,
+                "there is next to no noise" if terms.clip else "the update is not clipped",
             )
             return
         spent = spend(self._store.folder, terms.lineage, cost)

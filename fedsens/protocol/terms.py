@@ -18,6 +18,7 @@ Lineage = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 PROTECTION: Final = {name: rank for rank, name in enumerate(get_args(Remainder))}
 MOST: Final = 1e6  # a scale beyond it leaves nothing of the update
+LEAST: Final = 1e-6  # one below it protects nothing, and its budget is no number any more
 
 
 class RemainderTerms(BaseModel):
@@ -71,10 +72,10 @@ class RemainderTerms(BaseModel):
             answers: how many.
 
         Returns:
-            The cost, None where no budget can be stated: without noise, or with noise that
-            depends on the data because the update is not clipped.
+            The cost, None where no budget can be stated: without noise to speak of, or with noise
+            that depends on the data because the update is not clipped.
         """
-        if self.remainder != "noised" or not (self.clip and self.scale):
+        if self.remainder != "noised" or not self.clip or self.scale < LEAST:
             return None
         return cost_of(self.noise, self.scale, answers)
 

@@ -21,7 +21,13 @@ from fedsens.simulation.summary import SimulationSummary, summarize
 from fedsens.simulation.superlink import superlink
 
 Progress = Callable[[str, PhaseReport], None]
-RATIO_0 = {"fedsens.ratio": "0.0", "fedsens.policy": '"none"', "fedsens.force": '""'}
+RATIO_0 = {
+    "fedsens.ratio": "0.0",
+    "fedsens.max-mb": "0.0",
+    "fedsens.policy": '"none"',
+    "fedsens.force": '""',
+    "fedsens.remainder": '"plain"',
+}
 
 
 def simulate(

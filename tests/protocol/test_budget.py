@@ -54,6 +54,7 @@ def test_only_clipped_noise_has_a_budget():
 
     assert terms(remainder="noised").cost() is None
     assert terms(remainder="noised", clip=1.0, scale=0.0).cost() is None
+    assert terms(remainder="noised", clip=1.0, scale=1e-200).cost() is None
     assert terms(remainder="withheld", clip=1.0).cost() is None
     assert terms(clip=1.0).cost() is None
     assert terms(remainder="noised", clip=3.0, scale=2.0).cost(4) == cost_of("gaussian", 2.0, 4)
