@@ -92,7 +92,7 @@ class FedSensConfig(BaseModel):
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     preset: PresetName = "compact"
-    value_range: float | None = Field(default=None, gt=0, le=2.0**20, allow_inf_nan=False)
+    value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
     rule: Literal["vector", "true_label"] = "vector"
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)

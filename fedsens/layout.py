@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,9 @@ from fedsens.errors import LayoutError
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 DISCRETE = frozenset({"bool"} | {f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)})
+
+DIMENSIONS = 64  # NumPy's limit
+MOST = 2**40  # elements of a tensor: 4 TiB of float32
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,24 @@ class ParameterLayout:
             The layout.
 
         Raises:
-            LayoutError: a name occurs twice, a triple is malformed, or a type is neither one of
-                the floating-point types that can be encrypted nor integer or boolean.
+            LayoutError: a name occurs twice or cannot be printed, a triple is malformed, a shape
+                is larger than any array, or a type is neither one of the floating-point types
+                that can be encrypted nor integer or boolean.
         """
         entries: list[Entry] = []
         offset = 0
         for name, shape, dtype in tensors:
-            # type(d), since True is an int that JSON writes differently.
-            if not isinstance(name, str) or any(type(d) is not int or d < 0 for d in shape):
-                raise LayoutError(f"expected (name, shape, dtype), got {(name, shape, dtype)!r}")
+            # Control characters in a name could forge lines of a log.
+            if not isinstance(name, str) or not name.isprintable() or not _is_shape(shape):
+                raise LayoutError(
+                    f"expected a printable name, at most {DIMENSIONS} dimensions and {MOST} "
+                    f"elements, got {reprlib.repr((name, shape, dtype))}"
+                )
             # Any other type would never be encrypted, however sensitive.
             if dtype not in FLOATING | DISCRETE:
                 raise LayoutError(
                     f"{name}: expected a type among {', '.join(sorted(FLOATING | DISCRETE))}, "
-                    f"got {dtype}; convert it, or keep it out of the state dict"
+                    f"got {reprlib.repr(dtype)}; convert it, or keep it out of the state dict"
                 )
             floating = dtype in FLOATING
             entries.append(Entry(name, tuple(shape), dtype, offset if floating else None))
@@ -237,6 +245,16 @@ class ParameterLayout:
         ]
         if problems:
             raise LayoutError("the model does not have the agreed layout: " + "; ".join(problems))
+
+
+def _is_shape(shape: Any) -> bool:
+    # type(d), since True is an int that JSON writes differently. Zeros count as ones: NumPy
+    # refuses an empty array, too, whose other dimensions are beyond its limits.
+    return (
+        len(shape) <= DIMENSIONS
+        and all(type(d) is int and 0 <= d <= MOST for d in shape)
+        and prod(max(d, 1) for d in shape) <= MOST
+    )
 
 
 def _describe(value: Any) -> tuple[tuple[int, ...], str]:

@@ -223,3 +223,22 @@ def test_names_are_unique():
 def test_malformed_json_is_refused(text):
     with pytest.raises(LayoutError):
         ParameterLayout.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[["a",[1099511627777],"float32"]]',
+        '[["a",[1099511627776,2],"float32"]]',
+        '[["a",[0,1099511627776,2],"float32"]]',
+        f'[["a",{[1] * 65},"float32"]]',
+        f'[["a",[{"9" * 4000}],"float32"]]',
+        '[["a\\nb",[1],"float32"]]',
+        '[["\\ud800",[1],"float32"]]',
+    ],
+)
+def test_a_layout_of_no_possible_model_is_refused(text):
+    with pytest.raises(LayoutError, match="printable name, at most 64 dimensions") as caught:
+        ParameterLayout.from_json(text)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)

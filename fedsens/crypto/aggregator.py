@@ -63,16 +63,25 @@ class Aggregator:
         added = 0
         try:
             for index, block in enumerate(load_blocks(batch, self.parameters)):
+                added += 1
                 if self._summands:
-                    self._evaluator.add_inplace(self._sum[index], block)
+                    self._add_block(index, block)
                 else:
                     self._sum.append(block)
-                added += 1
         except CiphertextError:
             self._take_back(batch, added)
             raise
         self._fingerprint, self._values = batch.fingerprint, batch.values
         self._summands += batch.summands
+
+    def _add_block(self, index: int, block: Any) -> None:
+        try:
+            self._evaluator.add_inplace(self._sum[index], block)
+        except RuntimeError:  # which SEAL raises after it has added
+            raise CiphertextError(
+                f"expected a sum that hides its values, got none in ciphertext {index}: the batch "
+                "is the negative of what was added before"
+            ) from None
 
     def _take_back(self, batch: Batch, added: int) -> None:
         """Undo a partial addition, exactly: it is modulo q."""
@@ -155,7 +164,8 @@ def load_blocks(batch: Batch, parameters: CkksParameters) -> Iterator[Any]:
         SEAL ciphertexts of two polynomials each.
 
     Raises:
-        CiphertextError: SEAL refuses one, because a residue is not below q.
+        CiphertextError: SEAL refuses one, because a residue is not below q, or one can be read
+            without a key.
     """
     context, form = seal_context(parameters), form_of(parameters, batch.kind == FRESH)
     with seal_file() as file:
@@ -166,4 +176,9 @@ def load_blocks(batch: Batch, parameters: CkksParameters) -> Iterator[Any]:
                 raise CiphertextError(
                     f"expected SEAL to accept ciphertext {index}, got: {error}"
                 ) from None
+            if ciphertext.is_transparent():
+                raise CiphertextError(
+                    f"expected an encrypted ciphertext {index}, got one that can be read without "
+                    "a key; it was not made by fedsens"
+                )
             yield ciphertext

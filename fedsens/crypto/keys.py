@@ -14,6 +14,7 @@ import tenseal.sealapi as sealapi
 
 from fedsens.crypto.params import MAP_PARAMETERS, CkksParameters
 from fedsens.crypto.seal import seal_context, seal_file
+from fedsens.crypto.secret import secret_stream
 from fedsens.errors import KeyFileError, KeyMismatchError
 
 FILE_TYPE = "fedsens secret key"
@@ -72,10 +73,9 @@ class SecretKey:
 
     def seal_key(self) -> Any:
         """The SEAL object, for the codec."""
+        parts = secret_stream(self._secrets[self.parameters], self.parameters)
         with seal_file() as file:
-            return file.load(
-                sealapi.SecretKey, seal_context(self.parameters), self._secrets[self.parameters]
-            )
+            return file.load(sealapi.SecretKey, seal_context(self.parameters), *parts)
 
     def to_bytes(self) -> bytes:
         """The whole key as JSON bytes. Secret: seal or protect it wherever it goes."""
@@ -102,7 +102,8 @@ class SecretKey:
             The key.
 
         Raises:
-            KeyFileError: the bytes are not a key of this version, or are damaged.
+            KeyFileError: the bytes are not a key of this version, or are damaged. SEAL has not
+                seen them.
         """
         try:
             content = json.loads(data)
@@ -117,6 +118,8 @@ class SecretKey:
             }
             key = cls(next(iter(secrets)), secrets)
             intact = key.fingerprint == content["fingerprint"]
+            for parameters, secret in secrets.items() if intact else ():
+                secret_stream(secret, parameters)
         except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
             intact = False
         if not intact:

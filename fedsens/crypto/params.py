@@ -52,7 +52,7 @@ class CkksParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: PresetName = "compact"
-    value_range: float = Field(gt=0, le=2.0**20, allow_inf_nan=False)
+    value_range: float = Field(ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
     phase_seed: int = Field(default=0, ge=0, lt=2**32)
 
     @classmethod

@@ -135,13 +135,22 @@ def form_of(parameters: CkksParameters, fresh: bool) -> Form:
     seed, count = (SEED, DEGREE) if fresh else (0, 2 * DEGREE)
     identifier = seal_context(parameters).first_parms_id()
     members = MEMBERS.pack(*identifier, True, 2, DEGREE, 1, 1.0, 1)
-    array = _header(COUNT.size + 8 * count) + COUNT.pack(count)
-    after = _header(INFO.size + SEED) + INFO.pack(BLAKE2XB) if fresh else b""
+    array = seal_header(COUNT.size + 8 * count) + COUNT.pack(count)
+    after = seal_header(INFO.size + SEED) + INFO.pack(BLAKE2XB) if fresh else b""
     size = len(members) + len(array) + 8 * count + len(after) + seed
-    return Form(_header(size) + members + array, after, count, seed, parameters.residue_widths)
+    return Form(seal_header(size) + members + array, after, count, seed, parameters.residue_widths)
 
 
-def _header(size: int) -> bytes:
+def seal_header(size: int, compression: int = UNCOMPRESSED) -> bytes:
+    """SEAL's header of an object.
+
+    Args:
+        size: bytes that follow it.
+        compression: SEAL's number of how these are compressed.
+
+    Returns:
+        The header.
+    """
     own = sealapi.Serialization.SEALHeader()
     version = (own.version_major, own.version_minor)
-    return HEADER.pack(own.magic, HEADER.size, *version, UNCOMPRESSED, HEADER.size + size)
+    return HEADER.pack(own.magic, HEADER.size, *version, compression, HEADER.size + size)

@@ -94,7 +94,7 @@ def _json(path: Path) -> Facts | None:
         LOCKED_TYPE: _of_locked,
         PUBLIC_TYPE: lambda each: _of_public(PublicParameters.load(each)),
     }
-    if kind in known:
+    if isinstance(kind, str) and kind in known:
         return {"kind": kind, **known[kind](path)}
     if isinstance(content, dict) and set(content) >= SUMMARY:
         names = [*sorted(SUMMARY), "accuracy", "seconds", "model_sha256"]

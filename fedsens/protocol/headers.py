@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
+from fedsens.protocol.fields import wrong_fields
 from fedsens.protocol.terms import RemainderTerms
 
 VERSION = 1
@@ -48,12 +49,9 @@ class Header(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            fields = ", ".join(
-                sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]})
-            )
             raise ProtocolError(
                 f"expected a {cls.__name__} of protocol version {VERSION}, got one with wrong "
-                f"{fields or 'content'}; use the same fedsens version on the server and all clients"
+                f"{wrong_fields(error)}; use the same fedsens version on the server and all clients"
             ) from None
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsens.crypto import CkksParameters, SecretKey
 from fedsens.crypto.keys import read_private, write_private
 from fedsens.errors import KeyFileError
+from fedsens.protocol.fields import wrong_fields
 
 LOCKED_TYPE: Final = "fedsens locked key"
 PUBLIC_TYPE: Final = "fedsens public parameters"
@@ -246,10 +247,9 @@ def locked_key_in(data: bytes) -> LockedKey | None:
     try:
         return LockedKey.model_validate(content)
     except ValidationError as error:
-        fields = sorted({str(item["loc"][0]) for item in error.errors() if item["loc"]})
         raise KeyFileError(
             f"expected a {LOCKED_TYPE} of version 1 in the allowed bounds, got one with wrong "
-            f"{', '.join(fields) or 'content'}; restore a copy"
+            f"{wrong_fields(error)}; restore a copy"
         ) from None
 
 

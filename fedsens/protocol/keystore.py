@@ -19,7 +19,7 @@ from fedsens.crypto import SecretKey
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import load_key, read_passphrase
-from fedsens.protocol.roster import load_identity, read_roster
+from fedsens.protocol.roster import load_identity, parse_public_keys, read_roster
 from fedsens.protocol.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -254,8 +254,8 @@ def _fingerprint_in(path: Path) -> str | None:
 
 def _read_parties(path: Path) -> list[bytes]:
     try:
-        return [bytes.fromhex(item) for item in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
+        return parse_public_keys(path.read_text())
+    except (OSError, ValueError):
         raise RosterError(
             f"expected the public keys that a key is shared with in {path}, got none; start the "
             "run anew, without fedsens.resume, to agree on a new key"

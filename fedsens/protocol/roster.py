@@ -48,11 +48,36 @@ def read_roster(path: Path) -> list[bytes]:
         RosterError: it is no such list.
     """
     try:
-        return [bytes.fromhex(item) for item in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
+        return parse_public_keys(path.read_text())
+    except (OSError, ValueError):
         raise RosterError(
             f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
         ) from None
+
+
+def parse_public_keys(text: str) -> list[bytes]:
+    """Read a JSON list of X25519 public keys in hexadecimal.
+
+    Args:
+        text: the JSON text.
+
+    Returns:
+        The raw public keys.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    try:
+        items = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(items, list) or not all(map(_is_public_key, items)):
+        raise ValueError("expected a list of public keys")
+    return [bytes.fromhex(item) for item in items]
+
+
+def _is_public_key(item: object) -> bool:
+    return isinstance(item, str) and re.fullmatch("[0-9a-fA-F]{64}", item) is not None
 
 
 def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:

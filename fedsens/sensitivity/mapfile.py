@@ -71,7 +71,7 @@ def load_map(path: str | os.PathLike[str]) -> SensitivityMap:
                 f"version {header['version']!r}"
             )
         return _whole(header, tensors)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SensitivityError(
             f"expected an intact {FILE_TYPE} in {path}, got {type(error).__name__} on reading it; "
             "make it again"

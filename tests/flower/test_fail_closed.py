@@ -369,7 +369,7 @@ def test_a_second_model_is_refused(ask):
 
 
 def test_an_array_that_cannot_be_read_is_refused(ask):
-    assert_refused(ask(app=answer(archive)), "ProtocolError", "archive")
+    assert_refused(ask(app=answer(archive)), "ProtocolError", "arrays of numbers")
 
 
 def test_a_model_in_an_evaluation_answer_is_protected_too(ask):
