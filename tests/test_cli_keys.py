@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -81,6 +82,28 @@ def test_open_opens_models_and_checkpoints_with_a_locked_key(tmp_path, passphras
         run(*arguments, **options)
         expected = dict(sorted(saved.model.open(KEY).items()))
         assert digest_of(dict(sorted(load_file(tmp_path / "out").items()))) == digest_of(expected)
+
+
+def test_open_adds_noise_for_publication_and_says_so(tmp_path):
+    saved = checkpoint().model
+    save_protected(saved, tmp_path / "m")
+    KEY.save(tmp_path / "k")
+    arguments = ["open", tmp_path / "m", "--key", tmp_path / "k", "--out", tmp_path / "out"]
+    assert "no noise was added" in run(*arguments)
+    before = load_file(tmp_path / "out")
+    noise = ["--security-bits", "60", "--decryptions", "100"]
+    assert "ValueRangeError" in run(*arguments, *noise, ok=False)
+    output = run(*arguments, *noise, "--accept-noise")
+    assert "60 bits and 100 published decryptions" in output
+    flat = [saved.layout.flatten(each) for each in (before, load_file(tmp_path / "out"))]
+    assert np.array_equal(flat[0] == flat[1], ~saved.mask.selected)
+
+
+def test_a_plain_model_needs_no_noise(tmp_path):
+    save_protected(protect(model(), ()), tmp_path / "m")
+    KEY.save(tmp_path / "k")
+    arguments = ["open", tmp_path / "m", "--key", tmp_path / "k", "--out", tmp_path / "out"]
+    assert "noise" not in run(*arguments, "--security-bits", "30")
 
 
 def test_identities_make_a_roster(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,12 +17,34 @@ from fedsens.cli.common import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from fedsens.crypto import SecretKey
+    from fedsens.files import Arrays
+    from fedsens.protocol.model import ProtectedModel
+
+UNFLOODED = (
+    "no noise was added: who has ciphertexts and many decrypted models can compute the key; before "
+    "you publish one, see --security-bits"
+)
+
 
 def open_model(
     model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
     key: Annotated[Path, typer.Option(help="The clients' key file.")],
     out: Annotated[Path, typer.Option(help="Where to write the opened state dict.")],
     passphrase_file: PassphraseFile = None,
+    security_bits: Annotated[
+        int,
+        typer.Option(
+            min=0, max=128, help="Statistical security of noise for publication; 0 adds none."
+        ),
+    ] = 0,
+    decryptions: Annotated[
+        int, typer.Option(min=1, help="Decryptions under this key that are ever published.")
+    ] = 1,
+    accept_noise: Annotated[
+        bool, typer.Option(help="Write the model even where the noise is large.")
+    ] = False,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
     from fedsens.files import digest_of
@@ -32,12 +54,37 @@ def open_model(
 
     with named_errors():
         protected = load_model(model)
-        arrays = protected.open(load_key(key, lambda: passphrase_of(passphrase_file)))
+        secret = load_key(key, lambda: passphrase_of(passphrase_file))
+        if protected.ciphertext is None:
+            arrays, note = protected.open(secret), ""
+        elif security_bits:
+            arrays, note = _flooded(protected, secret, security_bits, decryptions, accept_noise)
+        else:
+            arrays, note = protected.open(secret), UNFLOODED
         save_model(arrays, out)
     console.print(
         f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
         f"{protected.mask.k:,} of them decrypted; sha256 {digest_of(arrays)}",
         soft_wrap=True,
+    )
+    if note:
+        console.print(note, soft_wrap=True)
+
+
+def _flooded(
+    model: ProtectedModel, key: SecretKey, security_bits: int, decryptions: int, accept: bool
+) -> tuple[Arrays, str]:
+    """The opened model with noise on its decrypted values, and what to say about it."""
+    from fedsens.protocol.flooding import Flooding, flood
+
+    flooding = Flooding(security_bits=security_bits, decryptions=decryptions, accept=accept)
+    noisy = flood(
+        model.decrypt(key), model.ciphertext or b"", model.weight, model.parameters, flooding
+    )
+    return model.opened(noisy.values), (
+        f"added noise of standard deviation {noisy.deviation:.3g} ({noisy.share:.2g} of the "
+        f"decrypted values' root mean square) for {security_bits} bits and {decryptions} published "
+        "decryptions under this key"
     )
 
 

@@ -146,10 +146,34 @@ class CkksParameters(BaseModel):
         Returns:
             The bound, in the units of the values.
         """
+        noise, rounding = self._errors(clients)
+        return TAIL * noise + rounding
+
+    def error_norm(self, values: int, clients: int, bits: float) -> float:
+        """Bound on the l2 norm of the error of a whole decrypted vector.
+
+        The error is Gaussian to a good approximation, with the standard deviation s of
+        :meth:`error_bound` in every coordinate. Its norm is then beyond s (sqrt(n) + x) with
+        probability at most exp(-x^2 / 2) (concentration of a 1-Lipschitz function).
+
+        Args:
+            values: n, the number of values.
+            clients: how many ciphertexts were added.
+            bits: the bound is exceeded with probability at most 2^-bits.
+
+        Returns:
+            The bound, in the units of the values.
+        """
+        noise, rounding = self._errors(clients)
+        excess = math.sqrt(2 * math.log(2) * bits)
+        return noise * (math.sqrt(values) + excess) + rounding * math.sqrt(values)
+
+    def _errors(self, clients: int) -> tuple[float, float]:
+        """Standard deviation of the noise, and bound of the rounding, of each coordinate."""
         variance = clients * NOISE + clients**2 * ROUNDING
         noise = math.sqrt(variance * self.degree / 2) / self.gain
         rounding = 4 * float(np.finfo(np.float64).eps) * self.value_range * math.sqrt(self.degree)
-        return TAIL * noise + rounding
+        return noise, rounding
 
     @property
     def digest(self) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedsens.errors import ProtocolError
 from fedsens.files import Arrays
@@ -116,11 +117,17 @@ def to_arrays(record: ArrayRecord) -> Arrays:
     """
     if any(array.stype != NUMPY for array in record.values()):
         raise ProtocolError("expected NumPy arrays in the ArrayRecord, got another form")
+    if not all(name.isprintable() for name in record):  # others could forge lines of a log
+        raise ProtocolError("expected printable names in the ArrayRecord, got others")
+    return {name: _read(name, array.data) for name, array in record.items()}
+
+
+def _read(name: str, data: bytes) -> NDArray[Any]:
     try:
-        return {name: read_npy(array.data) for name, array in record.items()}
+        return read_npy(data)
     except ValueError as error:
         raise ProtocolError(
-            f"expected NumPy arrays of numbers in the ArrayRecord, got one with {error}"
+            f"expected NumPy arrays of numbers in the ArrayRecord, got {name!r} with {error}"
         ) from None
 
 

@@ -60,13 +60,26 @@ class ProtectedModel:
 
         Returns:
             Name to array in the layout's shapes and types.
-
-        Raises:
-            ProtocolError: the model is encrypted and there is no key, or the ciphertext holds
-                another number of values than the mask.
         """
         if self.ciphertext is None:
             return self._typed(self.plain)
+        return self.opened(self.decrypt(key))
+
+    def decrypt(self, key: SecretKey | None) -> NDArray[np.float64]:
+        """Decrypt the masked coordinates.
+
+        Args:
+            key: the shared secret key.
+
+        Returns:
+            The k values.
+
+        Raises:
+            ProtocolError: there is no ciphertext or no key, or the ciphertext holds another
+                number of values than the mask.
+        """
+        if self.ciphertext is None:
+            raise ProtocolError("expected an encrypted model to decrypt, got a plain one")
         if key is None:
             raise ProtocolError("expected a secret key to open an encrypted model, got none")
         total = Decryptor(key.using(self.parameters)).decrypt(self.ciphertext)
@@ -75,7 +88,18 @@ class ProtectedModel:
                 f"expected a ciphertext of {self.mask.k} values, as the mask says, got {total.size}"
             )
         total /= self.weight
-        return self._typed(join(self.plain, total, self.layout, self.mask))
+        return total
+
+    def opened(self, masked: NDArray[np.float64]) -> Arrays:
+        """The whole model.
+
+        Args:
+            masked: the k values, decrypted.
+
+        Returns:
+            Name to array in the layout's shapes and types.
+        """
+        return self._typed(join(self.plain, masked, self.layout, self.mask))
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""

@@ -72,7 +72,7 @@ def raw(name, data):
     return change
 
 
-HUGE = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},)}}"
+HUGE = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}"
 
 
 def npy(header):
@@ -142,6 +142,7 @@ def spoiled(value):
         (lambda content: content.update(arrays_=content.pop("arrays")), "names and lengths"),
         (lambda content: content["arrays"].pop("3.bias"), "3.bias is missing"),
         (lambda content: content["arrays"].update(new=Array(np.zeros(3))), "new is unexpected"),
+        (lambda content: content["arrays"].update({"a\nb": Array(np.zeros(3))}), "printable names"),
         (array("3.weight", lambda a: np.append(a, a)), "3.weight: expected shape"),
         (array("3.weight", lambda a: a.astype(float)), "3.weight"),
         (array("3.weight", lambda a: a.astype(">f4")), "3.weight"),
@@ -151,15 +152,18 @@ def spoiled(value):
         (array("3.weight", spoiled(np.nan)), "NaN or infinity"),
         (array("3.weight", spoiled(np.inf)), "NaN or infinity"),
         (array("1.num_batches_tracked", lambda a: a.astype(float)), "num_batches_tracked"),
-        (raw("3.weight", b""), "EOFError"),
-        (raw("3.weight", b"\x93NUMPY"), "ValueError"),
+        (raw("3.weight", b""), "'3.weight' with another header"),
+        (raw("3.weight", b"\x93NUMPY"), "another header"),
         (raw("3.weight", npy("{'descr': '<f4', ")), "expected NumPy arrays"),
-        (raw("3.weight", npy(HUGE.format(10**12))), "MemoryError"),
-        (raw("3.weight", npy(HUGE.format(10**30))), "OverflowError"),
-        (raw("3.weight", npy("{'descr': '|O', 'fortran_order': 0, 'shape': (3,)}")), "ValueError"),
-        (raw("3.weight", b"PK\x05\x06" + bytes(18)), "archive"),
-        (raw("3.weight", b"PK\x03\x04" + bytes(30)), "BadZipFile"),
-        (raw("3.weight", b"\x80\x04N."), "ValueError"),  # a pickle
+        (raw("3.weight", npy(HUGE.format(10**12))), "another size"),
+        (raw("3.weight", npy(HUGE.format(10**30))), "another header"),
+        (
+            raw("3.weight", npy("{'descr': '|O', 'fortran_order': 0, 'shape': (3,), }")),
+            "another header",
+        ),
+        (raw("3.weight", b"PK\x05\x06" + bytes(18)), "another header"),
+        (raw("3.weight", b"PK\x03\x04" + bytes(30)), "another header"),
+        (raw("3.weight", b"\x80\x04N."), "another header"),  # a pickle
         (lambda content: content.pop(CIPHERTEXT), CIPHERTEXT),
         (lambda content: content.update({CIPHERTEXT: ArrayRecord([np.zeros(3)])}), CIPHERTEXT),
         (ciphertext(lambda data: b""), "expected a ciphertext batch"),
