@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_NUM_THREADS ?= 1
+RUNS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help run deploy-demo test test-slow check docs-faults bench clean lock
+.PHONY: help run deploy-demo test test-slow check docs-faults fuzz bench clean lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +37,10 @@ check: .venv/installed ## Lint and type-check
 
 docs-faults: .venv/installed ## Write the table of faults from the tests
 	$(BIN)/python -m tests.e2e.fault_table
+
+fuzz: .venv/installed ## Try RUNS inputs (100,000) on every parser of another party's bytes
+	$(PIP) --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
 
 bench: .venv/installed ## Measure everything as ratios: docs/benchmarks and the README's tables
 	$(BIN)/fedsens bench all
