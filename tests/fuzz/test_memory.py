@@ -1,4 +1,4 @@
-"""Large inputs that are nearly all structure: memory stays within the stated multiple of the input."""
+"""Large inputs of nothing but structure: memory stays within the multiple that is stated."""
 
 from __future__ import annotations
 
