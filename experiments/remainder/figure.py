@@ -7,10 +7,21 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.cases import Row
 
-COLORS = ("#9d9da1", "#4c78a8", "#54a24b", "#b279a2", "#f58518", "#e45756", "#72b7b2")
+COLORS = (
+    "#9d9da1",
+    "#4c78a8",
+    "#54a24b",
+    "#b279a2",
+    "#9d755d",
+    "#bab0ac",
+    "#f58518",
+    "#e45756",
+    "#72b7b2",
+)
 
 
 def draw(rows: Sequence[Row], ways: Sequence[str], path: Path) -> None:
@@ -30,6 +41,7 @@ def draw(rows: Sequence[Row], ways: Sequence[str], path: Path) -> None:
         wide = way == "plain"
         axes.plot(rounds, curves.mean(0), color=color, label=way, linewidth=4 if wide else 1.6)
         axes.fill_between(rounds, curves.min(0), curves.max(0), color=color, alpha=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel="federated accuracy", title="10 % encrypted, but for ratio 1")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
