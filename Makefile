@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 RUNS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help run deploy-demo test test-slow check docs-faults fuzz bench clean lock
+.PHONY: help run deploy-demo test test-slow check docs-faults fuzz bench lock lock-image audit sbom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,6 +50,30 @@ lock: .venv/installed ## Write constraints.txt from what is installed
 	@(echo "# Versions that every make target installs; regenerate with: make lock"; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | sort -f) > constraints.new
 	@mv constraints.new constraints.txt
+
+# Wheels for Python 3.11 on Linux, with the hashes of all their builds. Torch's are kept by hand.
+LOCK := $(BIN)/uv pip compile --quiet --constraint constraints.txt --config-file docker/lock.toml \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
+	--generate-hashes --no-header --no-annotate
+
+lock-image: .venv/installed ## Write the image's packages and their hashes
+	@(echo "# What the image installs, each file by its hash; written by make lock-image"; \
+	  $(LOCK) pyproject.toml --extra data --no-emit-package torch) > docker/requirements.new
+	@mv docker/requirements.new docker/requirements.txt
+	@(echo "# What builds fedsens's own wheel for the image; written by make lock-image"; \
+	  echo hatchling==1.33.0 | $(LOCK) -) > docker/requirements.new
+	@mv docker/requirements.new docker/requirements-build.txt
+
+audit: .venv/installed ## Look the image's packages up in the database of known vulnerabilities
+	$(BIN)/python .ci/audit
+
+sbom: .venv/installed ## Write the image's and the environment's bills of materials (CycloneDX) to dist/
+	@mkdir -p dist
+	cat docker/requirements.txt docker/requirements-torch.txt | \
+	  $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  -o dist/fedsens-image.cdx.json -
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  -o dist/fedsens-environment.cdx.json $(BIN)/python
 
 clean: ## Remove the environment and all caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
