@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 RUNS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help run deploy-demo test test-slow check docs-faults fuzz bench lock lock-image audit sbom clean
+.PHONY: help run deploy-demo test test-slow check docs-faults docs-reliability fuzz bench lock lock-image audit sbom clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,8 @@ docs-faults: .venv/installed ## Write the table of faults from the tests
 fuzz: .venv/installed ## Try RUNS inputs (100,000) on every parser of another party's bytes
 	$(PIP) --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
+docs-reliability: .venv/installed ## Write the tables of docs/reliability.md from tests and results
+	$(BIN)/python -m tests.reliability
 
 bench: .venv/installed ## Measure everything as ratios: docs/benchmarks and the README's tables
 	$(BIN)/fedsens bench all

@@ -1,0 +1,1 @@
+"""Hundreds of rounds with clients that drop out, fail and lie."""

@@ -1,0 +1,248 @@
+"""One soak: a run of which every round is compared with the mean of its honest clients."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+
+from experiments.cases import Row
+from experiments.soak.check import largest_gap, mean_of
+from experiments.soak.clients import Clients, build_model
+from experiments.soak.grid import SoakGrid
+from experiments.soak.schedule import TWICE, Schedule
+from fedsens import FedSensConfig, SecretKey
+from fedsens.crypto.wire import parse_batch
+from fedsens.errors import BenchmarkError
+from fedsens.flower import SelectiveEncryption
+from fedsens.flower.client import Client
+from fedsens.protocol.report import PhaseReport
+
+EVERY = 25  # rounds between two masks
+COLLECTED = 10  # rounds between two collections of garbage, which cost as much as a round
+EVALUATED = 0.25  # of the clients that train
+# how the server's warnings name a client whose update is not in the mean
+NAMES = re.compile(r"node (\d+) is lost for train|left out the (?:update|answer) of node (\d+)")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one soak does.
+
+    Attributes:
+        clients: how many there are in the end.
+        rounds: how many rounds.
+        fraction: of the connected clients, sampled in every round.
+        first: clients that are there from the start.
+        joining: clients that join after every round.
+        ratio: share of parameters that are encrypted.
+        seed: of what goes wrong.
+        rotate_every: rounds under one key.
+        refresh_every: rounds under one mask.
+    """
+
+    clients: int
+    rounds: int
+    fraction: float = 1.0
+    first: int = 0
+    joining: int = 0
+    ratio: float = 0.3
+    seed: int = 0
+    rotate_every: int = 100
+    refresh_every: int = EVERY
+
+
+class Soak:
+    """A run under way.
+
+    Attributes:
+        rows: the figures of every round so far.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, on_row: Callable[[Row], None]) -> None:
+        """Set the federation up.
+
+        Args:
+            plan: what to do.
+            folder: for checkpoints and the clients' state.
+            on_row: called after every round.
+        """
+        self._plan, self._on_row, self.rows = plan, on_row, list[Row]()
+        self._config = FedSensConfig.create(
+            ratio=plan.ratio,
+            refresh_every=plan.refresh_every,
+            rotate_at=tuple(range(plan.rotate_every + 1, plan.rounds + 1, plan.rotate_every)),
+            checkpoint_dir=folder / "checkpoints",
+            map_fraction=plan.fraction,
+        )
+        self._clients = Clients(lambda node: self._grid.fault_of(node))
+        self._schedule = Schedule(plan.seed)
+        self._grid = SoakGrid(
+            self._clients.app(),
+            plan.first or plan.clients,
+            plan.clients,
+            self._schedule,
+            self._config.parameters,
+            folder / "state",
+        )
+        self._strategy = SelectiveEncryption(
+            FedAvg(plan.fraction, plan.fraction * EVALUATED), self._config, on_report=self._seen
+        )
+        self._started, self._named = time.process_time(), Named()
+        self._row: Row = {}
+
+    def run(self) -> list[Row]:
+        """Run all rounds.
+
+        Returns:
+            A row for each.
+        """
+        random.seed(self._plan.seed)
+        with listening(self._named), one_thread():
+            self._strategy.start(
+                self._grid, ArrayRecord(build_model().state_dict()), self._plan.rounds
+            )
+        return self.rows
+
+    def _seen(self, report: PhaseReport) -> None:
+        if report.phase == "train":
+            self._row = self._check(report)
+        elif report.phase == "evaluate":
+            self._end(report)
+
+    def _check(self, report: PhaseReport) -> Row:
+        sampled = report.clients + report.lost
+        faults = {node: self._grid.fault_of(node) for node in self._grid.asked}
+        honest = [node for node, fault in faults.items() if fault in {None, TWICE}]
+        wrong = {node: fault for node, fault in faults.items() if node not in honest and fault}
+        if (sampled, report.clients) != (len(faults), len(honest)):
+            raise BenchmarkError(
+                f"expected {len(honest)} of {len(faults)} clients in the mean of round "
+                f"{report.round}, got {report.clients} of {sampled}: {wrong}"
+            )
+        if unnamed := set(wrong) - self._named.nodes:
+            raise BenchmarkError(f"expected a warning that names {sorted(unnamed)}, got none")
+        model = self._strategy.model
+        opened = model.open(self._key())
+        expected = mean_of([self._clients.trained[node] for node in honest])
+        bound = self._config.parameters.error_bound(len(honest)) / model.weight
+        gap = largest_gap(opened, expected, model.layout, model.mask, bound)
+        return {
+            "round": report.round,
+            "connected": len(self._grid.nodes),
+            "sampled": sampled,
+            "in the mean": report.clients,
+            "left out": "; ".join(sorted(wrong.values())),
+            "twice": sum(fault == TWICE for fault in faults.values()),
+            **gap.figures(),
+        }
+
+    def _end(self, report: PhaseReport) -> None:
+        now = time.process_time()
+        row = {
+            **self._row,
+            "accuracy": round(report.metrics.get("accuracy", 0.0), 4),
+            "CPU seconds": round(now - self._started, 4),
+            "MiB": _mebibytes(resident()),
+        }
+        if report.round % COLLECTED == 0:
+            gc.collect()
+        self._on_row(row)
+        self.rows.append(row)
+        self._clients.trained.clear()
+        self._named.nodes.clear()
+        self._grid.next_round()
+        self._grid.join(self._plan.joining)
+        self._started = time.process_time()
+
+    def _key(self) -> SecretKey:
+        """The key of this round, read as one of its holders reads it."""
+        data = self._strategy.model.ciphertext or b""
+        fingerprint = parse_batch(data, self._config.parameters).fingerprint
+        for context in self._grid.nodes.values():
+            key = Client(context).store.key
+            if key is not None and key.fingerprint == fingerprint:
+                return key
+        raise BenchmarkError(f"expected a client with the key {fingerprint}, got none")
+
+
+class Named(logging.Handler):
+    """Collects the clients that the server's warnings name.
+
+    Attributes:
+        nodes: their numbers.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        super().__init__(logging.WARNING)
+        self.nodes: set[int] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Read one line."""
+        if match := NAMES.match(record.getMessage()):
+            self.nodes.add(int(match[1] or match[2]))
+
+
+@contextmanager
+def listening(handler: logging.Handler) -> Iterator[None]:
+    """Send fedsens's log to a handler and nowhere else, and keep Flower's quiet."""
+    logger, flower = logging.getLogger("fedsens"), logging.getLogger("flwr")
+    before = logger.propagate, flower.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    flower.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[0]
+        flower.setLevel(before[1])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster with one thread, and sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def soak(plan: Plan, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """Run a soak in a folder of its own, which is removed.
+
+    Args:
+        plan: what to do.
+        on_row: called after every round.
+
+    Returns:
+        A row for each round.
+    """
+    with TemporaryDirectory(prefix="fedsens-soak-") as folder:
+        return Soak(plan, Path(folder), on_row).run()
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now; None if unknown."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * PAGE if path.exists() else None
+
+
+def _mebibytes(count: int | None) -> float | None:
+    return None if count is None else round(count / 2**20, 2)

@@ -1,0 +1,56 @@
+"""Which client misbehaves in which round, and how: the same for the same seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+AWAY, RAISES = "away", "its function raises"
+NOT_FINITE, OTHER_SHAPE = "trained to NaN", "trained another shape"  # its own client refuses
+TWICE = "answers twice"  # is counted once
+HOSTILE = (
+    "another round",
+    "replayed answer",
+    "another key",
+    "cut ciphertext",
+    "flipped bit",
+    "a sum as ciphertext",
+    "no ciphertext",
+    "infinite values",
+    "another shape",
+    "negative examples",
+    "other examples than weighted",
+    "further metrics",
+)
+FAILURES = (AWAY, RAISES, NOT_FINITE, OTHER_SHAPE)
+KINDS = (*FAILURES, *HOSTILE, TWICE)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Draws what is wrong with a client in a round.
+
+    Attributes:
+        seed: of all draws.
+        share: probability that something is wrong; half of it is to be away.
+        begins: the first round in which anything is.
+    """
+
+    seed: int
+    share: float = 0.1
+    begins: int = 1
+
+    def of(self, server_round: int, node: int) -> str | None:
+        """What is wrong.
+
+        Args:
+            server_round: the round.
+            node: the client.
+
+        Returns:
+            One of :data:`KINDS`, None if the client is honest.
+        """
+        draw = random.Random(f"{self.seed} {server_round} {node}")
+        if server_round < self.begins or draw.random() >= self.share:
+            return None
+        return AWAY if draw.random() < 0.5 else draw.choice(KINDS[1:])
