@@ -79,7 +79,9 @@ def _said(marks: Iterable[Any]) -> list[str]:
 def _soaks(rows: list[dict[str, Any]]) -> str:
     names = dict.fromkeys((row["soak"], row["clients"]) for row in rows)
     runs = {
-        f"{clients} clients, {soak}": [r for r in rows if (r["soak"], r["clients"]) == (soak, clients)]
+        f"{clients} clients, {soak}": [
+            r for r in rows if (r["soak"], r["clients"]) == (soak, clients)
+        ]
         for soak, clients in names
     }
     told = [lines(name, own) for name, own in runs.items()]
