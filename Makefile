@@ -41,6 +41,7 @@ docs-faults: .venv/installed ## Write the table of faults from the tests
 fuzz: .venv/installed ## Try RUNS inputs (100,000) on every parser of another party's bytes
 	$(PIP) --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
+
 docs-reliability: .venv/installed ## Write the tables of docs/reliability.md from tests and results
 	$(BIN)/python -m tests.reliability
 
