@@ -28,7 +28,8 @@ def draw(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
         sizes = [row["MiB"] for row in rows]
         if None not in sizes:
             memory.plot(rounds, sizes, color=color)
-        memory.set(title=name, ylabel="memory, MiB", ylim=(0, None))
+            memory.set_ylim(0, 1.2 * max(sizes))
+        memory.set(title=name, ylabel="memory, MiB")
         error.plot(rounds, [row["of bound"] for row in rows], ".", ms=3, color=color)
         error.axhline(1, color="#9d9da1")
         error.set(xlabel="round", ylabel="largest error / its bound", ylim=(0, 1.1))
