@@ -1,6 +1,6 @@
 """A run with everything that may happen in one, and every byte that was sent, logged or written.
 
-Four clients agree on a key; the mask is made from their maps and renewed, the key is rotated. In
+Five clients agree on a key; the mask is made from their maps and renewed, the key is rotated. In
 round 2 a client's function raises with its parameters in the text, another's training ends in NaN,
 which its own client refuses, and a third answers another round, which the server refuses. In round
 3 a client is away. In round 4 the server dies; a new one resumes, and the model is exported.
@@ -44,7 +44,7 @@ from .federation import (
     train,
 )
 
-CLIENTS, ROUNDS, DIES = 4, 5, 4
+CLIENTS, ROUNDS, DIES = 5, 5, 4
 RAISES, REFUSED, HOSTILE, AWAY = 1001, 1002, 1003, 1000
 TROUBLE = 2  # the round in which three clients fail
 

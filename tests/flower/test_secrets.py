@@ -51,8 +51,8 @@ def needles(story, secrets):
 
 def test_the_story_has_everything(story, secrets):
     #  round 2: one raised, two were refused; round 3: one away; then the server died
-    assert story.outcomes[:3] == [(4, 0), (1, 3), (3, 0)]
-    assert story.outcomes[-1] == (4, 0)
+    assert story.outcomes[:3] == [(5, 0), (2, 3), (4, 0)]
+    assert story.outcomes[-1] == (5, 0)
     kinds = {name.split(" ", 1)[1] for name in story.documents}
     queries = {
         f"message query.fedsens_{each}" for each in ("keys", "sensitivity", "mask", "rotate")
@@ -62,7 +62,7 @@ def test_the_story_has_everything(story, secrets):
     files = ("protected.safetensors", "reports.jsonl", "summary.json", "report.html")
     assert kinds >= {f"file output-3/{each}" for each in files} | {"file round-000001.safetensors"}
     assert kinds >= {"log fedsens.flower.client", "log fedsens.flower.strategy"}
-    assert len(secrets) == 8 + 4  # an identity per client and run; two keys of two sets each
+    assert len(secrets) == 10 + 4  # an identity per client and run; two keys of two sets each
     assert len(story.quoted) == 1
 
 
