@@ -58,11 +58,13 @@ def recommend(
 
 
 def _planned(choice: Choice, size: int, clients: int, preset: str) -> Plan:
+    from fedsens.audit.remainder import WITHHELD
     from fedsens.crypto import CkksParameters
     from fedsens.planning.calibrate import calibrate
     from fedsens.planning.plan import Federation, make_plan
 
     with console.status("calibrating on this machine"):
         speed = calibrate(preset)
-    federation = Federation(size, clients, 1, CkksParameters.preset(preset), speed, link=1e8)
+    codec, withheld = CkksParameters.preset(preset), choice.line.remainder == WITHHELD
+    federation = Federation(size, clients, 1, codec, speed, link=1e8, withheld=withheld)
     return make_plan(federation, choice.line.ratio)
