@@ -29,7 +29,7 @@ def draw_leakage(
         megabytes: ratio to the bytes of a client in a round, both ways, in MB.
         path: the PNG file.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     unions = union_of(lines)
     ends = [line for key, line in unions.items() if key in {NOTHING, EVERYTHING}]
@@ -52,7 +52,7 @@ def draw_leakage(
             linestyle=STYLES[remainders.index(remainder) % len(STYLES)],
             color=COLORS[index % len(COLORS)],
             label=policy if remainder == PLAIN else f"{policy}, {remainder}",
-            linewidth=max(1.5, 6 - 2 * index),  # lines that coincide are all to be seen
+            linewidth=max(1.5, 4 - index),  # lines that coincide are all to be seen
         )
         axes.fill_between(
             [line.ratio for line in own],
@@ -66,7 +66,7 @@ def draw_leakage(
     axes.set(xlabel="share of the parameters that is encrypted", ylim=(-0.05, 1.05))
     axes.set_ylabel("SSIM of the strongest attack tried")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, handlelength=3.5)
     right = axes.twinx()
     ratios = sorted(megabytes)
     right.plot(ratios, [megabytes[ratio] for ratio in ratios], ":", color="#4c4c4c")

@@ -41,11 +41,12 @@ def label_shares(view: AttackView) -> Tensor | None:
     head = known & _head(view)
     used = head if head.any() else known
     rows, _, y = kept
-    rows, wanted = rows[:, used].double(), values[used].double()
-    present = torch.unique(y)
-    means = torch.stack([rows[y == label].mean(dim=0) for label in present])
-    within = rows - means[torch.searchsorted(present, y)]
-    spread = (within.square().mean(dim=0) / view.batch + view.noise**2).sqrt()
+    key = ("labels", used.numpy().tobytes())
+    if key not in view.memo:
+        view.memo[key] = _classes(rows[:, used], y)
+    present, means, within = view.memo[key]
+    wanted = values[used].double()
+    spread = (within / view.batch + view.noise**2).sqrt()
     telling = spread > 1e-9 * spread.max()
     if not telling.any():
         return None
@@ -94,6 +95,16 @@ def label_accuracy(found: Tensor | None, labels: Tensor) -> float:
     whole[rest[: count - int(whole.sum())]] += 1
     true = torch.bincount(labels, minlength=len(found))
     return float(torch.minimum(whole, true).sum()) / count
+
+
+def _classes(rows: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The classes that there are, the mean row of each, and the variance within them."""
+    present = torch.unique(y)
+    means = torch.stack([rows[y == label].double().mean(dim=0) for label in present])
+    within = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for label, mean in zip(present, means, strict=True):
+        within += (rows[y == label].double() - mean).square().sum(dim=0)
+    return present, means, within / len(rows)
 
 
 def _head(view: AttackView) -> Tensor:

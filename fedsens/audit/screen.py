@@ -73,14 +73,14 @@ def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Tab
     table = Table(
         title="Labels and presence",
         caption="label error: total-variation distance of the inferred label histogram from the "
-        "truth, beside that of a uniform guess. AUC: how well images of a batch are told from "
-        "others by one gradient of it; 0.5 is a coin's.",
+        "truth, beside that of a uniform guess; right: share of labels named. AUC: how well images "
+        "of a batch of so many are told from others by its gradient; 0.5 is a coin's.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("protection", no_wrap=True)
-    for name in ("label error", "uniform", "labels right", *(f"AUC, {b}" for b in batches)):
-        table.add_column(name, justify="right")
+    for name in ("label error", "guess", "right", *(f"AUC {b}" for b in batches)):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in labels:
         key = Protection(each.policy, each.ratio, each.remainder)
         areas = [told.get((key, batch)) for batch in batches]
