@@ -27,6 +27,7 @@ OPERATIONAL = frozenset({
     "key_min_clients",
     "map_timeout",
     "map_min_clients",
+    "train_min_clients",
     "mask_timeout",
     "checkpoint_dir",
     "resume",
@@ -72,6 +73,8 @@ class FedSensConfig(BaseModel):
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
+        train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
+            refuse an aggregate of fewer than their fedsens-min-contributors.
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
         checkpoint_dir: folder for the state after every round, of this run alone; None keeps none.
         resume: continue from the last complete round in that folder.
@@ -108,6 +111,7 @@ class FedSensConfig(BaseModel):
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
     map_min_clients: int = Field(default=2, ge=1)
+    train_min_clients: int = Field(default=2, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
     checkpoint_dir: Path | None = None
     resume: bool = False

@@ -17,6 +17,8 @@
     │   ├── DowngradeError        a message asks for less protection than agreed
     │   ├── RoundError            a message belongs to another round
     │   ├── RosterError           a public key is unknown or has changed
+    │   ├── ContributorsError     an aggregate is not the sum of enough clients' updates
+    │   ├── ModelError            a model is not one that honest clients could have made
     │   ├── EnvelopeError         a sealed key does not open
     │   └── PhaseError            a phase ended without enough answers
     ├── CheckpointError           a checkpoint is damaged, or belongs to another run
@@ -88,6 +90,14 @@ class RoundError(ProtocolError):
 
 class RosterError(ProtocolError):
     """A public key is unknown or is not the one that was pinned."""
+
+
+class ContributorsError(ProtocolError):
+    """An aggregate is not the sum that the server states, or of too few clients' updates."""
+
+
+class ModelError(ProtocolError):
+    """An opened model is not one that honest clients could have made, or exceeds a bound."""
 
 
 class EnvelopeError(ProtocolError):

@@ -21,6 +21,7 @@ from fedsens.bench.quiet import quiet_flower
 from fedsens.bench.round import moving_app
 from fedsens.flower import LocalGrid
 from fedsens.flower.local import rebuild
+from fedsens.protocol.contributors import LEAST
 
 
 @dataclass
@@ -105,9 +106,8 @@ def serve(connection: Connection, clients: int, protected: bool, state_dir: str)
     """
     seconds = []
     with quiet_flower():
-        grid = LocalGrid(
-            moving_app(protected), clients, node_config={"fedsens-state-dir": state_dir}
-        )
+        node = {"fedsens-state-dir": state_dir, "fedsens-min-contributors": min(clients, LEAST)}
+        grid = LocalGrid(moving_app(protected), clients, node_config=node)
         started = time.process_time()
         while (message := _receive(connection)) is not None:
             training = message.metadata.message_type == "train"

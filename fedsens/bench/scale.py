@@ -112,7 +112,7 @@ def _measure(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
             strategy = SelectiveEncryption(
                 inner,
                 FedSensConfig.create(
-                    ratio=ratio, policy="magnitude", key_min_clients=1, map_min_clients=1
+                    ratio=ratio, policy="magnitude", key_min_clients=1, train_min_clients=1
                 ),
             )
         with remote_grid(clients, ratio is not None, folder) as (grid, used):

@@ -45,6 +45,9 @@ def open_model(
     accept_noise: Annotated[
         bool, typer.Option(help="Write the model even where the noise is large.")
     ] = False,
+    min_contributors: Annotated[
+        int, typer.Option(min=1, help="Fewest clients whose updates must be in the model.")
+    ] = 2,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
     from fedsens.files import digest_of
@@ -56,11 +59,13 @@ def open_model(
         protected = load_model(model)
         secret = load_key(key, lambda: passphrase_of(passphrase_file))
         if protected.ciphertext is None:
-            arrays, note = protected.open(secret), ""
+            arrays, note = protected.open(secret, min_contributors), ""
         elif security_bits:
-            arrays, note = _flooded(protected, secret, security_bits, decryptions, accept_noise)
+            arrays, note = _flooded(
+                protected, secret, min_contributors, security_bits, decryptions, accept_noise
+            )
         else:
-            arrays, note = protected.open(secret), UNFLOODED
+            arrays, note = protected.open(secret, min_contributors), UNFLOODED
         save_model(arrays, out)
     console.print(
         f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
@@ -72,15 +77,19 @@ def open_model(
 
 
 def _flooded(
-    model: ProtectedModel, key: SecretKey, security_bits: int, decryptions: int, accept: bool
+    model: ProtectedModel,
+    key: SecretKey,
+    min_contributors: int,
+    security_bits: int,
+    decryptions: int,
+    accept: bool,
 ) -> tuple[Arrays, str]:
     """The opened model with noise on its decrypted values, and what to say about it."""
     from fedsens.protocol.flooding import Flooding, flood
 
     flooding = Flooding(security_bits=security_bits, decryptions=decryptions, accept=accept)
-    noisy = flood(
-        model.decrypt(key), model.ciphertext or b"", model.weight, model.parameters, flooding
-    )
+    values = model.decrypt(key, min_contributors)
+    noisy = flood(values, model.ciphertext or b"", model.weight, model.parameters, flooding)
     return model.opened(noisy.values), (
         f"added noise of standard deviation {noisy.deviation:.3g} ({noisy.share:.2g} of the "
         f"decrypted values' root mean square) for {security_bits} bits and {decryptions} published "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import os
 import stat
@@ -45,6 +46,7 @@ class SecretKey:
             )
         self.parameters = parameters
         self._secrets = dict(secrets)
+        self._root: bytes | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +78,23 @@ class SecretKey:
         parts = secret_stream(self._secrets[self.parameters], self.parameters)
         with seal_file() as file:
             return file.load(sealapi.SecretKey, seal_context(self.parameters), *parts)
+
+    def derive(self, label: bytes) -> bytes:
+        """A further secret that every holder of this key can compute, and nobody else.
+
+        HKDF with SHA-256 (RFC 5869) from all secrets of the key, one block long.
+
+        Args:
+            label: what it is for; other labels give independent secrets.
+
+        Returns:
+            32 bytes.
+        """
+        if self._root is None:
+            ordered = sorted(self._secrets.items(), key=lambda item: item[0].digest)
+            material = b"".join(each.digest + secret for each, secret in ordered)
+            self._root = hmac.digest(b"fedsens key derivation 1", material, "sha256")
+        return hmac.digest(self._root, label + b"\x01", "sha256")
 
     def to_bytes(self) -> bytes:
         """The whole key as JSON bytes. Secret: seal or protect it wherever it goes."""

@@ -8,7 +8,7 @@ import time
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
-from fedsens.crypto import Encryptor, SecretKey
+from fedsens.crypto import SecretKey
 from fedsens.errors import (
     DowngradeError,
     FedSensError,
@@ -37,7 +37,10 @@ from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.keystore import KeyStore
 from fedsens.protocol.model import not_finite, tied_apart
+from fedsens.protocol.opened import check_opened
 from fedsens.protocol.settings import ClientSettings
+from fedsens.protocol.tagged import check_values, encrypt_tagged
+from fedsens.protocol.tags import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,9 @@ class Client:
         Raises:
             DowngradeError: the message has no fedsens header, or another key is wanted.
             RoundError: the model is older than the last one this client opened.
+
+        An aggregate of too few clients, or one that is not what the server says, is a
+        ContributorsError; a model that honest clients could not have made is a ModelError.
         """
         if not any(key.startswith(PREFIX) for key in content):
             raise DowngradeError(
@@ -86,9 +92,16 @@ class Client:
                 f"expected round {self.store.last_round()} or later, got {received.header.round}"
             )
         key = self.key_for(received.header)
+        if received.header.model_round < self.store.last_model_round():
+            raise RoundError(
+                f"expected the result of round {self.store.last_model_round()} or later, got that "
+                f"of round {received.header.model_round}"
+            )
         self._check_key(received, model.ciphertext is not None, key)
         started = time.process_time()
-        arrays = model.open(key)
+        arrays = model.open(key, self.settings.min_contributors, self.store.members)
+        if model.ciphertext is not None or received.mask.k:
+            check_opened(arrays, self.settings.max_norm)
         self.decrypt_seconds = time.process_time() - started
         if model.ciphertext is not None:
             content[received.key] = to_record(arrays)
@@ -210,6 +223,7 @@ class Client:
                 layout=layout.digest,
                 fingerprint=header.fingerprint,
                 weight=weight,
+                contributor=self.store.contributor,
                 encrypt_seconds=seconds,
                 decrypt_seconds=self.decrypt_seconds,
             ),
@@ -223,8 +237,33 @@ class Client:
         def name_of(index: int) -> str:
             return received.layout.name_of(int(np.flatnonzero(received.mask.selected)[index]))
 
-        encryptor = Encryptor(key.using(received.header.parameters), self.settings.processes)
-        return encryptor.encrypt(values, name_of, weight)
+        header = received.header
+        check_values(values, header.parameters, name_of)
+        return encrypt_tagged(
+            values,
+            weight,
+            key.using(header.parameters),
+            self.scope("update", received, header.reference, header.mask),
+            self.store.contributor,
+            self.settings.processes,
+            name_of,
+        )
+
+    def scope(self, kind: str, received: Received, reference: float, mask: str = "") -> Scope:
+        """What this client's tags are bound to in a round.
+
+        Args:
+            kind: what is encrypted.
+            received: the model that is answered.
+            reference: N_ref of the weights.
+            mask: digest of the mask that selects the values.
+
+        Returns:
+            The scope.
+        """
+        return Scope(
+            kind, self.store.run, received.header.round, mask, received.layout.digest, reference
+        )
 
 
 def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:

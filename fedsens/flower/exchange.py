@@ -31,6 +31,7 @@ class Answers:
         up: plaintext and ciphertext bytes of the answers.
         down: plaintext and ciphertext bytes of the questions.
         seconds: wall time.
+        run: the Flower run; 0 where nobody was asked.
     """
 
     asked: int
@@ -38,6 +39,7 @@ class Answers:
     up: tuple[int, int] = (0, 0)
     down: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+    run: int = 0
 
 
 def ask(
@@ -77,6 +79,7 @@ def ask(
             answers.content[node] = reply.content
         else:
             take(node, reply.content)
+    answers.run = sent[0].run_id if sent else 0  # known once they are sent
     known = answers.content
     answers.content = {m.dst_node_id: known[m.dst_node_id] for m in sent if m.dst_node_id in known}
     answers.seconds = time.monotonic() - started

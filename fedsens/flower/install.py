@@ -11,8 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsens.crypto import MAP_PARAMETERS, Decryptor, Encryptor, SecretKey, generate_key
-from fedsens.crypto.wire import parse_batch
+from fedsens.crypto import MAP_PARAMETERS, SecretKey, generate_key
 from fedsens.errors import (
     DowngradeError,
     EnvelopeError,
@@ -42,6 +41,7 @@ from fedsens.flower.rotation import encrypt_anew
 from fedsens.mask import get_policy, select_mask
 from fedsens.protocol.envelope import roster_fingerprint, seal, unseal
 from fedsens.protocol.headers import KeyReply, KeyRequest, MapReply, MapRequest, MaskRequest
+from fedsens.protocol.tagged import decrypt_tagged, encrypt_tagged
 
 if TYPE_CHECKING:  # it loads torch, for which a server or another framework's client would wait
     from fedsens.sensitivity import SensitivityMap
@@ -182,11 +182,15 @@ def _map(
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started
-    flat = smap.flat(received.layout) * (examples(context) / request.reference)
+    weight = _map_weight(examples(context), request.reference)
     answer = RecordDict()
-    put_header(answer, MapReply(samples=smap.count, seconds=seconds))
+    contributor = client.store.contributor
+    put_header(
+        answer,
+        MapReply(samples=smap.count, seconds=seconds, weight=weight, contributor=contributor),
+    )
     name = PLAIN_MAP if request.maps == "plain" else MAP
-    encoded = _encode(flat, request, received, client)
+    encoded = _encode(smap.flat(received.layout), weight, request, received, client)
     answer[name] = bytes_to_record(encoded)
     logger.info(
         "round %d map: %d samples, %s, %d B up, %.2f s",
@@ -199,14 +203,29 @@ def _map(
     return answer
 
 
-def _encode(flat: np.ndarray, request: MapRequest, received: Received, client: Client) -> bytes:
+def _map_weight(examples: int, reference: float) -> float:
+    if examples <= 0:
+        raise ProtocolError(f"expected a positive number of examples for a map, got {examples}")
+    return examples / reference
+
+
+def _encode(
+    flat: np.ndarray, weight: float, request: MapRequest, received: Received, client: Client
+) -> bytes:
     if request.maps == "plain":
-        return np.asarray(flat, "<f8").tobytes()
+        return np.asarray(flat * weight, "<f8").tobytes()
     key = client.key_for(received.header)
     if key is None:
         raise ProtocolError("expected a secret key to encrypt the map with, got none")
-    encryptor = Encryptor(key.using(MAP_PARAMETERS), client.settings.processes)
-    return encryptor.encrypt(np.asarray(flat, np.float64), received.layout.name_of)
+    return encrypt_tagged(
+        np.asarray(flat, np.float64),
+        weight,
+        key.using(MAP_PARAMETERS),
+        client.scope("map", received, request.reference),
+        client.store.contributor,
+        client.settings.processes,
+        received.layout.name_of,
+    )
 
 
 def _mask(message: Message, client: Client) -> RecordDict:
@@ -214,7 +233,7 @@ def _mask(message: Message, client: Client) -> RecordDict:
     batch = record_to_bytes(message.content, MAP) if request.scores else None
     received = client.open(message.content)
     layout = received.layout
-    scores = None if batch is None else _scores(batch, client.key_for(received.header))
+    scores = None if batch is None else _scores(batch, request, received, client)
     weights = None
     if "weights" in get_policy(request.policy).needs:
         weights = layout.flatten(to_arrays(message.content.array_records[received.key]))
@@ -241,11 +260,25 @@ def _mask(message: Message, client: Client) -> RecordDict:
     return answer
 
 
-def _scores(batch: bytes, key: SecretKey | None) -> np.ndarray:
+def _scores(batch: bytes, request: MaskRequest, received: Received, client: Client) -> np.ndarray:
+    key, contributors = client.key_for(received.header), request.contributors
     if key is None:
         raise ProtocolError("expected a secret key to open the aggregated map, got none")
-    scores = Decryptor(key.using(MAP_PARAMETERS)).decrypt(batch)
-    summands = parse_batch(batch, MAP_PARAMETERS).summands
+    if contributors is None or contributors.moved or contributors.run != client.store.run:
+        raise ProtocolError(
+            "expected the list of this run's clients whose maps were added, got none"
+        )
+    scores = decrypt_tagged(
+        batch,
+        received.layout.size,
+        contributors.weight,
+        key.using(MAP_PARAMETERS),
+        client.scope("map", received, contributors.reference),
+        contributors,
+        client.settings.min_contributors,
+        client.store.members,
+    )
     # Below the noise nothing is known: make exact zeros again, so that ties go by index.
-    scores[scores < MAP_PARAMETERS.error_bound(summands)] = 0.0
+    noise = MAP_PARAMETERS.error_bound(len(contributors.names)) / contributors.weight
+    scores[scores < noise] = 0.0
     return scores

@@ -110,6 +110,7 @@ class LocalGrid(Grid):
         sent = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
+            message.metadata.__dict__["_run_id"] = self._run_id
             sent.append(message.metadata.message_id)
             self._sent[message.metadata.message_id] = message
         return sent

@@ -10,9 +10,11 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
-from fedsens.errors import FedSensError, MaskError
+from fedsens.errors import FedSensError, MaskError, ProtocolError
 from fedsens.flower.records import MAP, PLAIN_MAP, record_to_bytes, take_header
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import MapReply
+from fedsens.protocol.tags import tagged
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +23,34 @@ class MapSum(ABC):
     """Adds maps; a wrong one is left out by name.
 
     Attributes:
-        used: how many maps were added.
+        weights: contributor to weight of each map that was added.
     """
 
     def __init__(self) -> None:
         """Start with no map."""
-        self.used = 0
+        self.weights: dict[str, float] = {}
+
+    @property
+    def used(self) -> int:
+        """How many maps were added."""
+        return len(self.weights)
+
+    def contributors(self, run: int, reference: float) -> Contributors:
+        """Whose maps were added.
+
+        Args:
+            run: the Flower run.
+            reference: N_ref of the weights.
+
+        Returns:
+            The list for the key holder that opens the sum.
+        """
+        return Contributors(
+            run=str(run),
+            reference=reference,
+            names=tuple(self.weights),
+            weights=tuple(self.weights.values()),
+        )
 
     def take(self, node: int, content: RecordDict) -> None:
         """Check one answer and add its map.
@@ -36,11 +60,16 @@ class MapSum(ABC):
             content: the answer; the map is removed from it.
         """
         try:
-            take_header(content, MapReply)
+            reply = take_header(content, MapReply)
+            self._check_new(reply.contributor)
             self._add(content)
-            self.used += 1
+            self.weights[reply.contributor] = reply.weight
         except FedSensError as error:
             logger.warning("left out the map of node %s: %s", node, error)
+
+    def _check_new(self, contributor: str) -> None:
+        if contributor in self.weights:
+            raise ProtocolError("expected one map from each contributor, got a second one")
 
     @abstractmethod
     def _add(self, content: RecordDict) -> None:
@@ -58,7 +87,8 @@ class EncryptedMapSum(MapSum):
             fingerprint: of the federation's key.
         """
         super().__init__()
-        self._aggregator = Aggregator(MAP_PARAMETERS, size, fingerprint)
+        count = tagged(size, MAP_PARAMETERS)
+        self._aggregator = Aggregator(MAP_PARAMETERS, count, fingerprint)
 
     def _add(self, content: RecordDict) -> None:
         self._aggregator.add(record_to_bytes(content, MAP), fresh=True)

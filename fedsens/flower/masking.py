@@ -27,6 +27,7 @@ from fedsens.flower.records import (
 )
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import MapRequest, MaskRequest
 from fedsens.protocol.report import PhaseReport
 
@@ -73,7 +74,9 @@ class Masking:
             return select_mask(
                 None, self._layout, config.policy, config.ratio, config.force, seed=config.seed
             )
-        scores = self._maps(grid, model, server_round) if "scores" in needs else None
+        scores, contributors = None, None
+        if "scores" in needs:
+            scores, contributors = self._maps(grid, model, server_round)
         if isinstance(scores, np.ndarray) and "weights" not in needs:  # plain maps
             return select_mask(
                 scores, self._layout, config.policy, config.ratio, config.force, seed=config.seed
@@ -83,9 +86,11 @@ class Masking:
                 f"expected encrypted maps for policy {config.policy!r}, which also looks at the "
                 "weights, got plain ones; set fedsens.maps to 'encrypted'"
             )
-        return self._ask_holder(grid, model, scores, server_round)
+        return self._ask_holder(grid, model, scores, contributors, server_round)
 
-    def _maps(self, grid: Grid, model: Model, server_round: int) -> bytes | np.ndarray:
+    def _maps(
+        self, grid: Grid, model: Model, server_round: int
+    ) -> tuple[bytes | np.ndarray, Contributors]:
         config = self._config
         nodes = self._sample(grid)
         content = model()
@@ -111,7 +116,7 @@ class Masking:
                 f"expected maps from at least {config.map_min_clients} clients, got {used}; see "
                 "the warnings above, or lower fedsens.map-min-clients"
             )
-        return result
+        return result, maps.contributors(answers.run, reference)
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
@@ -122,7 +127,12 @@ class Masking:
         return sorted(np.random.default_rng(config.seed).choice(nodes, count, False).tolist())
 
     def _ask_holder(
-        self, grid: Grid, model: Model, scores: bytes | None, server_round: int
+        self,
+        grid: Grid,
+        model: Model,
+        scores: bytes | None,
+        contributors: Contributors | None,
+        server_round: int,
     ) -> EncryptionMask:
         config = self._config
         request = MaskRequest(
@@ -131,6 +141,7 @@ class Masking:
             force=config.force,
             seed=config.seed,
             scores=scores is not None,
+            contributors=contributors,
         )
         holders = sorted(set(grid.get_node_ids()) & set(self._keys.examples))
         for holder in holders[:ATTEMPTS]:

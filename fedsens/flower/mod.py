@@ -62,6 +62,8 @@ class SelectiveEncryptionMod:
         received = client.open(message.content)
         client.check_mask(received.mask)
         client.remainder.begin(message, received)
+        if received.mask.k:
+            client.store.bind_mask(received.header)
         try:
             reply = call_next(message, context)
         except Exception as error:  # an error of fedsens too, since the app may have written it

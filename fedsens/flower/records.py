@@ -223,6 +223,7 @@ def take_model(content: RecordDict) -> tuple[ProtectedModel, Received]:
         header.weight,
         header.parameters,
         header.model_round,
+        header.contributors,
     )
     if mask.layout_digest != layout.digest:
         raise ProtocolError("expected a mask for this model's layout, got one for another model")

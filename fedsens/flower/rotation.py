@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedsens.crypto import Aggregator, Encryptor
+from fedsens.crypto import Aggregator, SecretKey
 from fedsens.errors import FedSensError, PhaseError, ProtocolError
 from fedsens.flower.agreement import ATTEMPTS, KeyAgreement
 from fedsens.flower.client import Client
@@ -21,6 +22,7 @@ from fedsens.flower.records import (
     CIPHERTEXT,
     REQUEST,
     ROTATE_ACTION,
+    Received,
     bytes_to_record,
     put_header,
     record_to_bytes,
@@ -29,6 +31,8 @@ from fedsens.flower.records import (
 )
 from fedsens.protocol.headers import RotateRequest
 from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.tagged import encrypt_tagged
+from fedsens.protocol.tags import Scope, tagged
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +68,17 @@ def move_model(
         answers = ask(grid, {node: content}, ROTATE_ACTION, timeout)
         try:
             batch = record_to_bytes(answers.content.get(node, RecordDict()), CIPHERTEXT)
-            aggregator = Aggregator(model.parameters, model.mask.k, new.fingerprint)
+            count = tagged(model.mask.k, model.parameters)
+            aggregator = Aggregator(model.parameters, count, new.fingerprint)
             aggregator.add(batch, fresh=True)
         except FedSensError as error:
             logger.warning("node %s did not move the model to the new key: %s", node, error)
             continue
-        return replace(model, ciphertext=aggregator.result(), weight=1.0), answers
+        contributors = model.contributors and model.contributors.after_move()
+        moved = replace(
+            model, ciphertext=aggregator.result(), weight=1.0, contributors=contributors
+        )
+        return moved, answers
     raise PhaseError(
         f"expected one of {len(both)} clients with both keys to encrypt the model under the new "
         "key, got none; see the warnings above, then resume the run"
@@ -104,5 +113,28 @@ def encrypt_anew(content: RecordDict, client: Client) -> RecordDict:
         )
     arrays = to_arrays(content.array_records[received.key])
     _, masked = split(arrays, received.model_mask, received.layout)
-    encryptor = Encryptor(key.using(received.header.parameters), client.settings.processes)
-    return RecordDict({CIPHERTEXT: bytes_to_record(encryptor.encrypt(masked))})
+    batch = _encrypt(masked, key, received, client)
+    return RecordDict({CIPHERTEXT: bytes_to_record(batch)})
+
+
+def _encrypt(masked: np.ndarray, key: SecretKey, received: Received, client: Client) -> bytes:
+    """Tags say what the aggregate was made of, which :meth:`Client.open` has verified."""
+    header = received.header
+    if header.contributors is None:
+        raise ProtocolError("expected an encrypted model to move to the new key, got a plain one")
+    moved = header.contributors.after_move()
+    return encrypt_tagged(
+        masked,
+        moved.weight,
+        key.using(header.parameters),
+        Scope(
+            "moved",
+            moved.run,
+            header.model_round,
+            header.model_mask,
+            received.layout.digest,
+            moved.reference,
+        ),
+        moved.digest,
+        client.settings.processes,
+    )

@@ -31,6 +31,7 @@ from fedsens.flower.statistics import check_statistics
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count
 from fedsens.protocol.checkpoint import Checkpoint
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import PublicParameters, load_publics
 from fedsens.protocol.model import ProtectedModel, check_plain, split
@@ -112,14 +113,18 @@ class Session:
         )
 
     def replace(
-        self, arrays: ArrayRecord, ciphertext: bytes | None, weight: float, server_round: int
+        self,
+        arrays: ArrayRecord,
+        ciphertext: bytes | None,
+        contributors: Contributors | None,
+        server_round: int,
     ) -> None:
         """Take the result of a round.
 
         Args:
             arrays: the averaged remainder.
             ciphertext: the summed ciphertexts.
-            weight: the sum of their weights.
+            contributors: who they are from.
             server_round: the round.
         """
         old = self.model
@@ -128,9 +133,10 @@ class Session:
             self.mask,
             to_arrays(arrays),
             ciphertext,
-            weight,
+            contributors.weight if contributors else 0.0,
             old.parameters,
             server_round,
+            contributors,
         )
 
     def prepare(self, server_round: int, grid: Grid) -> None:
@@ -251,6 +257,11 @@ class Session:
                 logger.warning("node %s is lost for %s: %s", node, what, reason_of(reply.error))
             yield node, reply
 
+    @property
+    def run(self) -> int:
+        """The Flower run, once messages have been sent; 0 where nobody was asked."""
+        return self.sent[0].run_id if self.sent else 0
+
     def in_order(self, answers: Mapping[int, T]) -> list[T]:
         """Answers in the order of the messages, so that sums do not depend on who is first.
 
@@ -281,6 +292,7 @@ class Session:
             fingerprint=self.keys.fingerprint,
             generation=self.keys.generation,
             weight=self.model.weight,
+            contributors=self.model.contributors,
             reference=self.reference,
             weighted_by=self._weighted_by,
             remainder=self.terms,
@@ -319,6 +331,7 @@ class Session:
         up: tuple[int, int],
         metrics: MetricRecord | None,
         seconds: dict[str, float],
+        refused: int = 0,
     ) -> PhaseReport:
         """Report the phase that began with :meth:`dress`.
 
@@ -329,6 +342,7 @@ class Session:
             up: plaintext and ciphertext bytes of all answers.
             metrics: the inner strategy's.
             seconds: CPU seconds of encrypting, adding and decrypting.
+            refused: answers that were left out as wrong.
 
         Returns:
             The report, which has been emitted.
@@ -339,6 +353,7 @@ class Session:
             round=server_round,
             clients=clients,
             lost=len(self.sent) - clients,
+            refused=refused,
             bytes_up_plain=up[0],
             bytes_up_encrypted=up[1],
             bytes_down_plain=self._down[0],

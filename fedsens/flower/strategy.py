@@ -19,10 +19,11 @@ from fedsens.flower.compatibility import check_strategy
 from fedsens.flower.exchange import plus, total
 from fedsens.flower.logs import FIGURES
 from fedsens.flower.records import HEADER, examples_of, size_of, to_record
+from fedsens.flower.refusal import stop_if_refused
 from fedsens.flower.resume import Checkpoints, History, config_of_start
 from fedsens.flower.rounds import EvaluateFn, Rounds, go_on
 from fedsens.flower.session import Session
-from fedsens.flower.updates import Updates, usable_metrics
+from fedsens.flower.updates import Form, Updates, usable_metrics
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
 
@@ -86,6 +87,7 @@ class SelectiveEncryption(Strategy):
         self._started = False
         self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._session: Session | None = None
+        self._form: Form | None = None
 
     @property
     def model(self) -> ProtectedModel:
@@ -131,6 +133,7 @@ class SelectiveEncryption(Strategy):
                 "one; evaluate on the clients, or open an exported model with the key"
             )
         self._session, self._checkpoints, self._history = None, None, History()
+        self._form = None
         self.reports.clear()
         self._deadline, self._started = timeout, True
         grid = StreamingGrid(grid)
@@ -261,18 +264,25 @@ class SelectiveEncryption(Strategy):
             run.mask,
             run.keys.fingerprint,
             withheld := run.withheld(),
+            self._form,
         )
+        errors = dict[int, Message]()
         for node, reply in run.attribute("train", server_round, replies):
             up = plus(up, size_of(reply.content)) if reply.has_content() else up
-            if not run.mask.k:
+            if not run.mask.k or updates.take(node, reply):
                 answers[node] = reply
-            elif not updates.take(node, reply):
+            else:
                 run.keys.forget(node)
-        ciphertext, weight, seconds = None, 0.0, dict[str, float]()
+                errors[node] = reply
+        self._stop_if_refused("training", server_round, {**answers, **errors})
+        ciphertext, contributors, seconds = None, None, dict[str, float]()
         if run.mask.k:
-            answers, ciphertext, weight = updates.result()
-            seconds = updates.seconds()
-            self._learn(server_round, answers, weight)
+            answers, ciphertext, contributors = updates.result(run.run)
+            self._form, seconds = updates.form, updates.seconds()
+            self._learn(server_round, answers, contributors.weight if contributors else 0.0)
+            if 0 < len(answers) < self.config.train_min_clients:
+                self._warn_of_few(server_round, len(answers))
+                answers = {}
         good = run.in_order(answers)
         arrays, metrics = self.inner.aggregate_train(server_round, good)
         if arrays is not None and not run.mask.k:
@@ -280,15 +290,32 @@ class SelectiveEncryption(Strategy):
         elif arrays is not None and good:
             if withheld is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = withheld.array_records.values()
-            run.replace(arrays, ciphertext, weight, server_round)
+            run.replace(arrays, ciphertext, contributors, server_round)
         clients = sum(reply.has_content() for reply in good)
-        report = run.report("train", server_round, clients, up, metrics, seconds)
+        report = run.report("train", server_round, clients, up, metrics, seconds, updates.refused)
         if metrics is not None:
             metrics.update(_as_metrics(report))
             self._history.train[server_round] = metrics
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, run, self._history, self.reports)
         return arrays, metrics
+
+    def _stop_if_refused(
+        self, phase: str, server_round: int, answers: Mapping[int, Message]
+    ) -> None:
+        model = self._run.model
+        if model.ciphertext is not None:
+            what = f"{phase} of round {server_round}"
+            stop_if_refused(answers, what, model.round, self.config.checkpoint_dir)
+
+    def _warn_of_few(self, server_round: int, count: int) -> None:
+        logger.warning(
+            "round %d changes nothing: %d updates arrived, %d are needed; wait for more clients, "
+            "or lower fedsens.train-min-clients if all accept so few (fedsens-min-contributors)",
+            server_round,
+            count,
+            self.config.train_min_clients,
+        )
 
     def _learn(self, server_round: int, answers: dict[int, Message], weight: float) -> None:
         for node, reply in answers.items():
@@ -317,6 +344,7 @@ class SelectiveEncryption(Strategy):
         answers = dict(run.attribute("evaluate", server_round, replies))
         contents = [reply.content for reply in answers.values() if reply.has_content()]
         errors = {node: reply for node, reply in answers.items() if reply.has_error()}
+        self._stop_if_refused("evaluation", server_round, answers)
         for node, reply in errors.items():
             if reply.error.code == REFUSED:
                 run.keys.forget(node)
@@ -324,11 +352,13 @@ class SelectiveEncryption(Strategy):
         good = [reply for reply in run.in_order(answers) if not reply.has_error()]
         for reply in good:
             reply.content.pop(HEADER, None)
+        came = len(good)
         if run.mask.k:
             good = usable_metrics(good, self._weighted_by)
         metrics = self.inner.aggregate_evaluate(server_round, [*good, *errors.values()])
         if run.sent:
-            run.report("evaluate", server_round, len(good), up, metrics, {})
+            refused = came - len(good)
+            run.report("evaluate", server_round, len(good), up, metrics, {}, refused)
         if metrics is not None:
             self._history.evaluate[server_round] = metrics
         return metrics

@@ -25,12 +25,15 @@ from fedsens.flower.records import (
 )
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.model import check_plain, not_finite
+from fedsens.protocol.tags import tagged
 
 logger = logging.getLogger(__name__)
 
 Form = frozenset[tuple[str, str, int]]
+FORMS = 4  # clients of one app have one; more are somebody's mistake or malice
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Updates:
 
     Of a ciphertext nothing is kept but the sum that it went into. A strategy can average only what
     has the same records and metrics, so there is a sum for each form; the most frequent one counts.
+    A sum takes 16 bytes for each encrypted parameter, so there are :data:`FORMS` of them at most.
+
+    Attributes:
+        refused: answers that were left out as wrong.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Updates:
         mask: EncryptionMask,
         fingerprint: str,
         withheld: RecordDict | None = None,
+        usual: Form | None = None,
     ) -> None:
         """Remember what was asked.
 
@@ -72,12 +80,16 @@ class Updates:
             mask: the mask that answers must be split by; without one there is nothing to add.
             fingerprint: of the federation's key.
             withheld: the record that stands for the remainder where clients withhold it.
+            usual: the form that counted in the round before, which always has a place.
         """
         self._withheld = withheld
         self._sent = sent
         self._layout = layout
         self._mask = mask
         self._fingerprint = fingerprint
+        self._expected = usual
+        self._names: set[str] = set()
+        self.refused = 0
         self._groups: dict[Form, Group] = {}
         self._add_seconds = 0.0
 
@@ -96,36 +108,61 @@ class Updates:
         try:
             header, ciphertext = self._check(reply)
             form = _form(reply.content)
-            group = self._groups.get(form) or Group(
-                Aggregator(self._sent.parameters, self._mask.k, self._fingerprint)
-            )
+            group = self._groups.get(form) or self._new_group(form)
             started = time.process_time()
             group.aggregator.add(ciphertext, fresh=True)
             self._add_seconds += time.process_time() - started
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
+            self.refused += 1
             return False
         group.updates[node] = Update(reply, header)
         self._groups[form] = group
+        self._names.add(header.contributor)
         return True
 
-    def result(self) -> tuple[dict[int, Message], bytes | None, float]:
+    def _new_group(self, form: Form) -> Group:
+        reserved = {self._expected} - {None} - set(self._groups)
+        if form != self._expected and len(self._groups) + len(reserved) >= FORMS:
+            raise ProtocolError(
+                f"expected answers of at most {FORMS} different forms in a round, got records or "
+                "metrics of yet other names or lengths; run the same app on every client"
+            )
+        count = tagged(self._mask.k, self._sent.parameters)
+        return Group(Aggregator(self._sent.parameters, count, self._fingerprint))
+
+    def result(self, run: int) -> tuple[dict[int, Message], bytes | None, Contributors | None]:
         """The sum of what was added.
+
+        Args:
+            run: the Flower run.
 
         Returns:
             Node to the answer that went in, for the inner strategy; the sum of the ciphertexts
-            (None where nobody answered); the sum of their weights.
+            and who they are from (None where nobody answered).
         """
         if (usual := self._usual()) is None:
-            return {}, None, 0.0
+            return {}, None, None
         for group in self._groups.values():
             for node in group.updates if group is not usual else ():
                 _warn_of_form(node)
+                self.refused += 1
         started = time.process_time()
         ciphertext = usual.aggregator.result()
         self._add_seconds += time.process_time() - started
-        weight = math.fsum(update.header.weight for update in usual.updates.values())
-        return {node: each.reply for node, each in usual.updates.items()}, ciphertext, weight
+        headers = [update.header for update in usual.updates.values()]
+        contributors = Contributors(
+            run=str(run),
+            reference=self._sent.reference,
+            names=tuple(header.contributor for header in headers),
+            weights=tuple(header.weight for header in headers),
+        )
+        return {node: each.reply for node, each in usual.updates.items()}, ciphertext, contributors
+
+    @property
+    def form(self) -> Form | None:
+        """The form that counts; None where nobody answered."""
+        return max(self._groups, key=lambda f: len(self._groups[f].updates), default=None)
 
     def seconds(self) -> dict[str, float]:
         """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
@@ -138,7 +175,7 @@ class Updates:
         }
 
     def _usual(self) -> Group | None:
-        return max(self._groups.values(), key=lambda group: len(group.updates), default=None)
+        return None if self.form is None else self._groups[self.form]
 
     def _check(self, reply: Message) -> tuple[UpdateHeader, bytes]:
         content, sent = reply.content, self._sent
@@ -160,6 +197,8 @@ class Updates:
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"
             )
+        if header.contributor in self._names:
+            raise ProtocolError("expected one update from each contributor, got a second one")
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
         strange = [key for key in content if key.startswith(PREFIX)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.planning.memory import client_memory, server_memory
+from fedsens.protocol.tags import capacity
 from fedsens.protocol.traffic import FLOAT, HEADER, largest_count, traffic
 
 
@@ -115,7 +116,7 @@ def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
     def plan_of(count: int) -> Plan:
         return _plan(federation, count / size, count)
 
-    count = largest_count(size, federation.codec.degree, lambda count: fits(plan_of(count)))
+    count = largest_count(size, capacity(federation.codec), lambda count: fits(plan_of(count)))
     return plan_of(count)
 
 

@@ -27,6 +27,7 @@ from fedsens.protocol.terms import Lineage
 logger = logging.getLogger(__name__)
 
 FILE_TYPE = "fedsens checkpoint"
+VERSION = 2  # 2: with the contributors
 NEXT_MASK, INNER = "fedsens.next-mask", "inner."
 KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
 NAME = re.compile(r"round-(\d{6,})\.safetensors")
@@ -80,7 +81,7 @@ class CheckpointHeader(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     type: str = FILE_TYPE
-    version: int = 1
+    version: int = VERSION
     model: ModelFileHeader
     progress: Progress
 
@@ -141,8 +142,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         text, tensors = read_checked(path, FILE_TYPE)
         header = CheckpointHeader.model_validate_json(text)
-        if (header.type, header.version) != (FILE_TYPE, 1):
-            raise CheckpointError(f"expected a {FILE_TYPE} of version 1 in {path}, got another")
+        if (header.type, header.version) != (FILE_TYPE, VERSION):
+            raise CheckpointError(
+                f"expected a {FILE_TYPE} of version {VERSION} in {path}, got another"
+            )
         return Checkpoint(
             model=model_from(header.model, tensors),
             mask=EncryptionMask.from_bytes(tensors[NEXT_MASK].tobytes()),

@@ -148,7 +148,12 @@ def _of_model(model: ProtectedModel) -> Facts:
     }
     if model.ciphertext is not None:
         batch = parse_batch(model.ciphertext, model.parameters)
-        facts |= {"key": batch.fingerprint, "ciphertext_bytes": len(model.ciphertext)}
+        names = model.contributors.names if model.contributors else ()
+        facts |= {
+            "contributors": len(names),
+            "key": batch.fingerprint,
+            "ciphertext_bytes": len(model.ciphertext),
+        }
     return facts
 
 

@@ -12,9 +12,11 @@ from fedsens.errors import ProtocolError
 from fedsens.files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.model import ProtectedModel
 
 FILE_TYPE = "fedsens protected model"
+VERSION = 2  # 2: with the contributors
 PLAIN = "plain."
 MASK, CIPHERTEXT = "fedsens.mask", "fedsens.ciphertext"
 
@@ -25,11 +27,12 @@ class ModelFileHeader(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str = FILE_TYPE
-    version: int = 1
+    version: int = VERSION
     layout: str
     parameters: CkksParameters
     weight: float = Field(ge=0, allow_inf_nan=False)
     round: int = Field(ge=0)
+    contributors: Contributors | None = None
 
 
 def save_protected(model: ProtectedModel, path: str | os.PathLike[str]) -> None:
@@ -57,8 +60,10 @@ def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
     text, tensors = read_checked(path, FILE_TYPE)
     try:
         header = ModelFileHeader.model_validate_json(text)
-        if (header.type, header.version) != (FILE_TYPE, 1):
-            raise ProtocolError(f"expected a {FILE_TYPE} of version 1 in {path}, got another")
+        if (header.type, header.version) != (FILE_TYPE, VERSION):
+            raise ProtocolError(
+                f"expected a {FILE_TYPE} of version {VERSION} in {path}, got another"
+            )
         return model_from(header, tensors)
     except (KeyError, ValidationError) as error:
         raise ProtocolError(
@@ -73,6 +78,7 @@ def header_of(model: ProtectedModel) -> ModelFileHeader:
         parameters=model.parameters,
         weight=model.weight,
         round=model.round,
+        contributors=model.contributors,
     )
 
 
@@ -99,6 +105,7 @@ def model_from(header: ModelFileHeader, tensors: Arrays) -> ProtectedModel:
         weight=header.weight,
         parameters=header.parameters,
         round=header.round,
+        contributors=header.contributors,
     )
 
 

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
+from fedsens.protocol.contributors import Contributors, Name
 from fedsens.protocol.fields import wrong_fields
 from fedsens.protocol.terms import RemainderTerms
 
-VERSION = 1
+VERSION = 2  # 2: tags inside the ciphertexts, and who contributed beside them
 MOST = 2**53  # counts up to here are exact as floats
 PublicKey = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # X25519, hexadecimal, or none
 
@@ -27,7 +28,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
 
     def to_json(self) -> str:
         """The header as JSON text."""
@@ -68,6 +69,7 @@ class ModelHeader(Header):
         fingerprint: of the agreed key; empty if nothing is encrypted.
         generation: how often the key has been rotated.
         weight: sum of the weights n_i / N_ref in the aggregated ciphertext; 0 if there is none.
+        contributors: who went into the aggregated ciphertext; None if there is none.
         reference: N_ref of this round; the answer's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.
         remainder: what becomes of the plaintext remainder of the answer.
@@ -82,6 +84,7 @@ class ModelHeader(Header):
     fingerprint: str = ""
     generation: Generation = 0
     weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    contributors: Contributors | None = None
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: str = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
@@ -96,6 +99,7 @@ class UpdateHeader(Header):
         layout: digest of the layout.
         fingerprint: of the client's key.
         weight: examples / N_ref, the factor of the encrypted values.
+        contributor: by which name the client tagged them.
         encrypt_seconds: CPU seconds to encrypt.
         decrypt_seconds: CPU seconds to decrypt the model that came with the message.
     """
@@ -105,6 +109,7 @@ class UpdateHeader(Header):
     layout: str
     fingerprint: str = ""
     weight: float = Field(gt=0, allow_inf_nan=False)
+    contributor: Name
     encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
@@ -167,10 +172,14 @@ class MapReply(Header):
     Attributes:
         samples: samples that the map averages over.
         seconds: CPU seconds to compute the map.
+        weight: examples / reference, the factor of an encrypted map.
+        contributor: by which name the client tagged it.
     """
 
     samples: int = Field(ge=1, le=MOST)
     seconds: float = Field(ge=0, allow_inf_nan=False)
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    contributor: Name
 
 
 class MaskRequest(Header):
@@ -182,6 +191,7 @@ class MaskRequest(Header):
         force: forced layers.
         seed: seed of random policies.
         scores: whether an aggregated, encrypted map travels beside it.
+        contributors: who went into that map.
     """
 
     policy: str
@@ -189,6 +199,7 @@ class MaskRequest(Header):
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     scores: bool
+    contributors: Contributors | None = None
 
 
 class RotateRequest(Header):

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedsens.crypto import SecretKey
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
+from fedsens.protocol.binding import bind_mask
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import load_key, read_passphrase
 from fedsens.protocol.roster import load_identity, parse_public_keys, read_roster
@@ -39,6 +40,7 @@ class KeyStore:
         self._settings = settings
         self._keys: dict[int, SecretKey] = {}
         self.run = str(run_id)
+        self._node = node_id
         self._folder = settings.state_dir / f"run-{run_id}" / f"node-{node_id}"
 
     @cached_property
@@ -55,6 +57,26 @@ class KeyStore:
     def folder(self) -> Path:
         """This client's folder in this run, made if it is missing (mode 0700)."""
         return self._prepare()
+
+    @property
+    def contributor(self) -> str:
+        """The name that this client tags its values with.
+
+        The server assigns node numbers and could give one client two, so a client with an identity
+        of its own uses that.
+        """
+        return str(self._node) if self._settings.identity_file is None else self.public_key.hex()
+
+    @property
+    def members(self) -> frozenset[str] | None:
+        """Contributors that count for this client: a pinned roster's; None if all do.
+
+        A roster counts here if this client itself goes by its identity.
+        """
+        path = self._settings.roster_file
+        if path is None or self._settings.identity_file is None:
+            return None
+        return frozenset(key.hex() for key in read_roster(path))
 
     @property
     def provisioned(self) -> bool:
@@ -198,6 +220,18 @@ class KeyStore:
             "sha256": sha256,
         }
         self._write(self._prepare() / "model.json", json.dumps(record))
+
+    def bind_mask(self, header: ModelHeader) -> None:
+        """Accept one mask in a round only, see :func:`~fedsens.protocol.binding.bind_mask`.
+
+        Args:
+            header: of the model, with the mask for the answer.
+        """
+        bind_mask(self._prepare(), header.round, header.mask)
+
+    def last_model_round(self) -> int:
+        """Round whose result the last recorded model was; 0 if there is none."""
+        return self._recorded("model_round")
 
     def last_round(self) -> int:
         """Round of the last recorded model; 0 if there is none."""

@@ -20,6 +20,7 @@ class PhaseReport(BaseModel):
         round: the server round it belongs to.
         clients: usable answers.
         lost: nodes that were asked and gave no usable answer.
+        refused: those of them whose answer the server left out as wrong.
         bytes_up_plain: plaintext bytes from clients.
         bytes_up_encrypted: ciphertext bytes from clients.
         bytes_down_plain: plaintext bytes to clients.
@@ -39,6 +40,7 @@ class PhaseReport(BaseModel):
     round: int
     clients: int
     lost: int = 0
+    refused: int = 0
     bytes_up_plain: int = 0
     bytes_up_encrypted: int = 0
     bytes_down_plain: int = 0

@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsens.errors import ConfigurationError
+from fedsens.protocol.contributors import LEAST
 from fedsens.protocol.terms import Remainder
 
 PREFIX = "fedsens-"
@@ -42,6 +43,10 @@ class ClientSettings(BaseModel):
             ``noised`` or ``withheld`` (``fedsens-remainder``, ``FEDSENS_REMAINDER``).
         min_noise: the smallest ``fedsens.noise-scale`` that it accepts where ``remainder`` is
             ``noised`` (``fedsens-min-noise``, ``FEDSENS_MIN_NOISE``).
+        min_contributors: the fewest clients of which this one opens an aggregate, be it a model or
+            a map (``fedsens-min-contributors``, ``FEDSENS_MIN_CONTRIBUTORS``).
+        max_norm: the largest L2 norm of an opened model, over all floating-point values; 0 for no
+            bound (``fedsens-max-norm``, ``FEDSENS_MAX_NORM``).
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -60,6 +65,8 @@ class ClientSettings(BaseModel):
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     remainder: Remainder = "plain"
     min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    min_contributors: int = Field(default=LEAST, ge=1)
+    max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
 

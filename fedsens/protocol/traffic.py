@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
+from fedsens.protocol.tags import capacity
 
 FLOAT = 4  # bytes of a plaintext parameter
 HEADER = 1000  # bytes of headers and metrics of a message, about
@@ -25,7 +26,7 @@ def traffic(
     Returns:
         Bytes up and bytes down, the mask included.
     """
-    padded = -(-count // codec.degree) * codec.degree
+    padded = -(-count // capacity(codec)) * codec.degree
     visible = FLOAT * (size - count) + HEADER
     up = (HEADER if withheld else visible) + padded * codec.bytes_per_parameter
     return up, visible + size / 8 + padded * codec.bytes_per_parameter_down
@@ -39,7 +40,7 @@ def largest_count(size: int, block: int, fits: Callable[[int], bool]) -> int:
 
     Args:
         size: P.
-        block: values in a ciphertext.
+        block: values in a ciphertext, tags left out.
         fits: whether a number is within the budget; whatever is less must fit too.
 
     Returns:
@@ -80,7 +81,7 @@ def ratio_within(
         ConfigurationError: no ciphertext fits.
     """
     count = largest_count(
-        size, codec.degree, lambda k: sum(traffic(codec, size, k, withheld)) <= 1e6 * megabytes
+        size, capacity(codec), lambda k: sum(traffic(codec, size, k, withheld)) <= 1e6 * megabytes
     )
     if not count:
         raise ConfigurationError(

@@ -16,6 +16,7 @@ from fedsens.protocol.export import load_protected, save_model
 from fedsens.protocol.keyfile import load_key, read_passphrase
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
+from fedsens.protocol.settings import ClientSettings
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
 from fedsens.simulation.summary import SimulationSummary, summarize
 from fedsens.simulation.superlink import superlink
@@ -92,7 +93,7 @@ def _open(
             raise SimulationError(f"expected a client's key below {nodes}, found none")
         place = os.environ.get("FEDSENS_PASSPHRASE_FILE")  # the clients read it there, too
         key = load_key(path, partial(read_passphrase, Path(place)) if place else None)
-    arrays = model.open(key)
+    arrays = model.open(key, ClientSettings.from_node({}).min_contributors)  # as clients do
     save_model(arrays, folder / "model.safetensors")
     if key is None:
         return None, 0

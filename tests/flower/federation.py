@@ -148,7 +148,7 @@ class Run:
     def _seen(self, report) -> None:
         if report.phase == "train":
             key = self.key if self.strategy.model.ciphertext else None
-            self.models[report.round] = self.strategy.model.open(key)
+            self.models[report.round] = self.strategy.model.open(key, min_contributors=1)
 
     @property
     def key(self) -> SecretKey:

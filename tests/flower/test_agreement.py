@@ -257,7 +257,7 @@ def change_reply(node, **fields):
         {"public_key": "00" * 32},
         {"examples": -1},
         {"examples": 10**400},
-        {"version": 2},
+        {"version": 3},
     ],
     ids=["no hex", "low order", "negative", "huge", "version"],
 )

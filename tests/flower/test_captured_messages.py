@@ -241,4 +241,5 @@ def test_what_the_run_returns_has_nan_for_masked_coordinates(capture):
 def test_state_is_where_it_should_be(capture):
     assert not state_dir().exists()
     names = {path.name for path in (capture.folder / "run-1" / "node-1000").iterdir()}
-    assert names == {"identity", "key", "key.parties.json", "model.json"}
+    newest_mask = "mask-3"
+    assert names == {"identity", "key", "key.parties.json", "model.json", newest_mask}

@@ -145,19 +145,36 @@ def test_every_client_but_the_creator_of_the_key_may_lose_it(recorder):
             for node in (1001, 1002):
                 shutil.rmtree(state_dir() / "run-1" / f"node-{node}", ignore_errors=True)
 
-    run = Run(grid=LocalGrid(make_app(recorder), 3, tap=forget), rounds=3, ratio=0.5)
+    alone = {"fedsens-min-contributors": 1}
+    grid = LocalGrid(make_app(recorder), 3, tap=forget, node_config=alone)
+    run = Run(grid=grid, rounds=3, ratio=0.5, train_min_clients=1)
     assert [sorted(recorder.trained[r]) for r in (2, 3)] == [[1000], ALL]
     assert largest_difference(run.models[2], recorder.mean(2)) <= bound(run, [1000])
 
 
+def test_a_round_with_too_few_updates_changes_nothing(recorder, caplog):
+    def lose_two(message):
+        if is_request(message) and message.content["config"]["server-round"] == 2:
+            for node in (1001, 1002):
+                shutil.rmtree(state_dir() / "run-1" / f"node-{node}", ignore_errors=True)
+
+    run = Run(grid=LocalGrid(make_app(recorder), 3, tap=lose_two), rounds=3, ratio=0.5)
+    assert "round 2 changes nothing: 1 updates arrived, 2 are needed" in caplog.text
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(3, 0), (0, 3), (3, 0)]
+    assert largest_difference(run.models[2], run.models[1]) == 0
+    assert sorted(recorder.trained[3]) == ALL
+    assert largest_difference(run.models[3], recorder.mean(3)) <= bound(run)
+
+
 def test_one_client_alone(recorder):
     run = Run(
-        grid=LocalGrid(make_app(recorder), 1),
+        grid=LocalGrid(make_app(recorder), 1, node_config={"fedsens-min-contributors": 1}),
         inner=FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1),
         rounds=2,
         ratio=0.5,
         key_min_clients=1,
         map_min_clients=1,
+        train_min_clients=1,
     )
     assert largest_difference(run.models[2], recorder.mean(2)) <= bound(run)
 

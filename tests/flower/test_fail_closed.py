@@ -48,8 +48,11 @@ def ask(stage, tmp_path):
 
     def put(change=lambda content: None, kind="train", app=None, **settings):
         message = copy.deepcopy(stage.requests[kind])
+        record = tmp_path / "copy" / "run-1" / f"node-{NODE}" / "model.json"
         if kind.startswith("query."):  # these are of round 1, before any model was opened
-            (tmp_path / "copy" / "run-1" / f"node-{NODE}" / "model.json").unlink()
+            record.unlink()
+        elif kind == "train":  # this one comes before the evaluation of its round's result
+            record.write_text(record.read_text().replace('"model_round": 2', '"model_round": 1'))
         change(message.content)
         node_config = {"partition-id": 0, "num-partitions": 2}
         node_config["fedsens-state-dir"] = str(tmp_path / "copy")
@@ -177,7 +180,7 @@ def test_the_unchanged_message_is_answered(ask):
         (drop(MASK), "ProtocolError"),
         (drop(CIPHERTEXT), "ProtocolError"),
         (drop("arrays"), "ProtocolError"),
-        (edit(version=2), "ProtocolError"),
+        (edit(version=3), "ProtocolError"),
         (edit(extra=1), "ProtocolError"),
         (edit(mask="ab" * 32), "ProtocolError"),
         (edit(model_mask="ab" * 32), "ProtocolError"),
@@ -238,7 +241,8 @@ def test_the_data_owner_cannot_lower_the_apps_minimum(ask):
     assert_refused(ask(app=make_app(min_ratio=0.6), min_ratio=0.1), "DowngradeError")
 
 
-def test_a_smaller_mask_for_the_answer_is_refused(ask):
+def test_a_smaller_mask_for_the_answer_is_refused(ask, tmp_path):
+    (tmp_path / "copy" / "run-1" / f"node-{NODE}" / "mask-2").unlink()
     change = with_mask(lambda mask: mask.selected & (np.cumsum(mask.selected) <= 20))
     assert ask(change).has_content()  # nobody demanded more
     assert_refused(ask(change, min_ratio=RATIO), "DowngradeError", "got 20")
@@ -255,7 +259,9 @@ def unencrypted(content):
     content["arrays"] = initial_arrays()
     content[MASK] = bytes_to_record(empty.to_bytes())
     content.pop(CIPHERTEXT)
-    edit(mask=empty.digest, model_mask=empty.digest, weight=0, fingerprint="")(content)
+    edit(mask=empty.digest, model_mask=empty.digest, weight=0, fingerprint="", contributors=None)(
+        content
+    )
 
 
 def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):

@@ -121,7 +121,7 @@ def spoiled(value):
         (edit(weight=0.5), "expected the weight"),
         (edit(weight=30 / 90 * (1 + 1e-7)), "expected the weight"),
         (edit(weight=-1), "wrong weight"),
-        (edit(version=2), "wrong version"),
+        (edit(version=3), "wrong version"),
         (edit(extra="x" * 1000), "wrong extra"),
         (lambda content: content.pop(HEADER), "expected a UpdateHeader in the message, got none"),
         (lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}), "got none"),
@@ -186,7 +186,7 @@ def test_a_ciphertext_of_more_values_is_left_out(recorder, caplog):
 
     grid = Meddling(longer, train=recorder)
     run = Run(grid=grid, rounds=3, ratio=0.5, policy="random")
-    assert_left_out(run, recorder, caplog, "expected a batch of 57 values, got 40960")
+    assert_left_out(run, recorder, caplog, "expected a batch of 61 values, got 40960")
 
 
 def test_a_second_reply_to_one_message_is_dropped(recorder, caplog):

@@ -68,6 +68,7 @@ class Rotated(Run):
 
 
 def as_another_run(grid):
+    grid._run_id = 2
     for context in grid.nodes.values():
         context.run_id = 2
 

@@ -18,6 +18,7 @@ from fedsens.errors import ConfigurationError
 from fedsens.planning.calibrate import calibrate
 from fedsens.planning.plan import Federation, Speed, largest_plan, make_plan
 from fedsens.planning.size import parameters_of
+from fedsens.protocol.tags import capacity
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
 COMPACT = CkksParameters.preset("compact")
@@ -77,9 +78,9 @@ def test_the_largest_plan_fits_and_one_more_block_would_not(size, budget):
         assert not fits(make_plan(federation(size), 0.0))
         return
     assert fits(plan)
-    more = plan.encrypted + COMPACT.degree
+    more = plan.encrypted + capacity(COMPACT)
     if plan.encrypted < size:
-        assert plan.encrypted % COMPACT.degree == 0
+        assert plan.encrypted % capacity(COMPACT) == 0
         assert not fits(make_plan(federation(size), min(size, more) / size))
 
 
@@ -114,7 +115,7 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
     assert asked["encrypted"] == 10_000
     assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
-    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.41"]
+    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.409"]
     assert "256-bit" in result.output
 
 

@@ -4,8 +4,11 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsens import CkksParameters, EncryptionMask, Encryptor, ParameterLayout, generate_key
+from fedsens import Aggregator, CkksParameters, EncryptionMask, ParameterLayout, generate_key
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.tagged import encrypt_tagged
+from fedsens.protocol.tags import Scope
 
 PARAMETERS = CkksParameters.preset("compact")
 KEY = generate_key(PARAMETERS)
@@ -37,8 +40,20 @@ def protect(arrays, chosen, weight=0.5, key=KEY):
     layout = ParameterLayout.from_state_dict(arrays)
     mask = mask_of(layout, *chosen)
     plain, masked = split(arrays, mask, layout)
-    ciphertext = Encryptor(key).encrypt(masked * weight) if mask.k else None
-    return ProtectedModel(layout, mask, plain, ciphertext, weight, key.parameters, 3)
+    if not mask.k:
+        return ProtectedModel(layout, mask, plain, None, weight, key.parameters, 3)
+    contributors = Contributors(
+        run="1", reference=10, names=("7", "8"), weights=(weight / 4, 3 * weight / 4)
+    )
+    scope = Scope("update", "1", 3, mask.digest, layout.digest, 10)
+    batches = [
+        encrypt_tagged(masked, each, key, scope, name)
+        for name, each in contributors.summands.items()
+    ]
+    total = Aggregator(key.parameters).sum(batches)
+    return ProtectedModel(
+        layout, mask, plain, total, contributors.weight, key.parameters, 3, contributors
+    )
 
 
 @st.composite

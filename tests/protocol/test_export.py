@@ -157,7 +157,7 @@ def swap_mask(tensors, _):
         edit(weight=0),
         edit(weight=-1),
         edit(round=4),
-        edit(version=2),
+        edit(version=3),
         edit(type="another"),
         edit(extra=1),
         edit(layout="[]"),

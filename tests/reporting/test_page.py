@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fedsens import CkksParameters, EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.cli import app
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.export import save_protected
 from fedsens.protocol.model import ProtectedModel
 from fedsens.reporting.page import page
@@ -124,9 +125,10 @@ def write_run(folder, accuracy=0.75, baseline=True):
     parameters = CkksParameters.preset("compact")
     layout = ParameterLayout.from_shapes([("w", (3,), "float32"), ("b", (1,), "float32")])
     mask = EncryptionMask(np.array([True, False, False, False]), layout.digest)
-    ciphertext = Encryptor(generate_key(parameters)).encrypt(np.ones(1))
+    ciphertext = Encryptor(generate_key(parameters)).encrypt(np.ones(5))
+    who = Contributors(run="1", reference=1, names=("1", "2"), weights=(0.5, 0.5))
     arrays = {"w": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
-    model = ProtectedModel(layout, mask, arrays, ciphertext, 1.0, parameters)
+    model = ProtectedModel(layout, mask, arrays, ciphertext, 1.0, parameters, 0, who)
     save_protected(model, folder / "protected.safetensors")
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedsens import CkksParameters, EncryptionMask, ParameterLayout
 from fedsens.errors import SimulationError
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport, ReportFile, read_reports
 from fedsens.simulation.figure import draw
@@ -46,7 +47,9 @@ def model():
     layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
     mask = EncryptionMask(np.array([True, False, False, False]), layout.digest)
     plain = {"w": np.zeros(3, np.float32)}
-    return ProtectedModel(layout, mask, plain, b"ciphertext", 1.0, CkksParameters.preset("compact"))
+    who = Contributors(run="1", reference=1, names=("1", "2"), weights=(0.5, 0.5))
+    parameters = CkksParameters.preset("compact")
+    return ProtectedModel(layout, mask, plain, b"ciphertext", 1.0, parameters, 0, who)
 
 
 def simulation(folder):
