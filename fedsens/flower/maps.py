@@ -10,9 +10,9 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
-from fedsens.errors import FedSensError, MaskError, ProtocolError
+from fedsens.errors import FedSensError, MaskError
 from fedsens.flower.records import MAP, PLAIN_MAP, record_to_bytes, take_header
-from fedsens.protocol.contributors import Contributors
+from fedsens.protocol.contributors import Contributors, check_name
 from fedsens.protocol.headers import MapReply
 from fedsens.protocol.tags import tagged
 
@@ -61,15 +61,11 @@ class MapSum(ABC):
         """
         try:
             reply = take_header(content, MapReply)
-            self._check_new(reply.contributor)
+            check_name(reply.contributor, node, self.weights)
             self._add(content)
             self.weights[reply.contributor] = reply.weight
         except FedSensError as error:
             logger.warning("left out the map of node %s: %s", node, error)
-
-    def _check_new(self, contributor: str) -> None:
-        if contributor in self.weights:
-            raise ProtocolError("expected one map from each contributor, got a second one")
 
     @abstractmethod
     def _add(self, content: RecordDict) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedsens.crypto import CkksParameters
-from fedsens.errors import ContributorsError
+from fedsens.errors import ContributorsError, ProtocolError
 from fedsens.protocol.tags import forgery_bits
 
 LEAST = 2  # contributors that a client accepts by default
@@ -22,6 +23,26 @@ LEAST_BITS = 24  # a contributor counts if its share could be made up once in 2^
 
 # A node's number, or the public key of a client with an identity file of its own.
 Name = Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]
+
+
+IDENTITY = 64  # hexadecimal digits of a public key; a node's number is shorter
+
+
+def check_name(name: str, node: int, known: Collection[str]) -> None:
+    """Refuse a name that a client has taken from another one; the server's half.
+
+    Args:
+        name: by which a client says that it tagged its values.
+        node: the client's number.
+        known: names of the answers before.
+
+    Raises:
+        ProtocolError: it is another node's number, or it came before.
+    """
+    if len(name) < IDENTITY and name != str(node):
+        raise ProtocolError(f"expected the contributor {node} or a public key, got {name}")
+    if name in known:
+        raise ProtocolError("expected one answer from each contributor, got a second one")
 
 
 class Contributors(BaseModel):

@@ -1,17 +1,35 @@
 """One client answers wrongly: it is left out by name, and the others' run goes on."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import FedAvg
 
-from fedsens import Aggregator, CkksParameters, EncryptionMask, Encryptor, generate_key
+from fedsens import (
+    Aggregator,
+    CkksParameters,
+    EncryptionMask,
+    Encryptor,
+    FedSensConfig,
+    generate_key,
+)
 from fedsens.crypto import MAP_PARAMETERS
-from fedsens.flower import LocalGrid
+from fedsens.errors import PhaseError
+from fedsens.flower import LocalGrid, SelectiveEncryption, updates
 from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
 
-from .federation import Run, is_reply, largest_difference, make_app, rounding, shared_key
+from .federation import (
+    Run,
+    initial_arrays,
+    is_reply,
+    largest_difference,
+    make_app,
+    rounding,
+    shared_key,
+)
 
 NODES, HOSTILE = [1000, 1001, 1002], 1001
 OTHERS = [1000, 1002]
@@ -43,8 +61,11 @@ def tolerance(run, nodes):
 
 def assert_left_out(run, recorder, caplog, text):
     assert [(r.clients, r.lost) for r in run.reports("train")] == [(3, 0), (2, 1), (3, 0)]
+    assert [r.refused for r in run.reports("train")] == [0, 1, 0]
+    metrics = run.result.train_metrics_clientapp
+    assert [metrics[number]["fedsens.refused"] for number in (1, 2, 3)] == [0, 1, 0]
     assert f"node {HOSTILE}: " in caplog.text
-    assert text in caplog.text
+    assert any(each in caplog.text for each in text.split("|"))
     for server_round, nodes in ((1, NODES), (2, OTHERS), (3, NODES)):
         mean = recorder.mean(server_round, nodes)
         assert largest_difference(run.models[server_round], mean) <= tolerance(run, nodes)
@@ -54,6 +75,16 @@ def edit(**fields):
     def change(content):
         header = {**json.loads(content[HEADER]["json"]), **fields}
         content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+
+    return change
+
+
+def examples(count):
+    """A count that metrics and header agree on."""
+
+    def change(content):
+        content["metrics"]["num-examples"] = count
+        edit(weight=count / 90)(content)
 
     return change
 
@@ -100,6 +131,11 @@ def under_another_key(data):
     return Encryptor(key).encrypt(np.zeros(57))
 
 
+def under_other_parameters(data):
+    key = generate_key(MAP_PARAMETERS.preset("balanced"))
+    return Encryptor(key).encrypt(np.zeros(61))
+
+
 def spoiled(value):
     def make(array):
         array = array.copy()
@@ -123,6 +159,13 @@ def spoiled(value):
         (edit(weight=-1), "wrong weight"),
         (edit(version=3), "wrong version"),
         (edit(extra="x" * 1000), "wrong extra"),
+        (edit(contributor="1000"), "expected the contributor 1001 or a public key, got 1000"),
+        (edit(contributor="no hex"), "wrong contributor"),
+        (edit(weight=float("inf")), "wrong weight"),
+        (edit(weight=0), "wrong weight"),
+        (examples(2**60), "at most 2 times the examples"),
+        (examples(181), "at most 2 times the examples"),
+        (examples(float("inf")), "wrong weight|'num-examples'"),
         (lambda content: content.pop(HEADER), "expected a UpdateHeader in the message, got none"),
         (lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}), "got none"),
         (lambda content: content.update({HEADER: ConfigRecord({"json": "{" * 9999})}), "content"),
@@ -172,6 +215,7 @@ def spoiled(value):
         (ciphertext(lambda data: data * 300), "checksum"),
         (ciphertext(lambda data: bytes(20_000_000)), "expected a ciphertext batch"),
         (ciphertext(under_another_key), "under the key"),
+        (ciphertext(under_other_parameters), "under the parameters"),
     ],
 )
 def test_a_wrong_update_is_left_out_by_name(change, text, recorder, caplog):
@@ -187,6 +231,68 @@ def test_a_ciphertext_of_more_values_is_left_out(recorder, caplog):
     grid = Meddling(longer, train=recorder)
     run = Run(grid=grid, rounds=3, ratio=0.5, policy="random")
     assert_left_out(run, recorder, caplog, "expected a batch of 61 values, got 40960")
+
+
+def test_an_answer_of_an_earlier_round_sent_again_is_left_out(recorder, caplog):
+    kept = []
+
+    def replay(message):
+        if is_reply(message) and message.metadata.src_node_id == HOSTILE:
+            kept.append(copy.deepcopy(message.content))
+            if len(kept) == 2:
+                for name in list(message.content):
+                    message.content[name] = kept[0][name]
+
+    run = Run(
+        grid=LocalGrid(make_app(recorder), 3, tap=replay), rounds=3, ratio=0.5, policy="random"
+    )
+    assert_left_out(run, recorder, caplog, "expected an update of round 2, got 1")
+
+
+def test_a_ciphertext_of_an_earlier_round_under_a_new_header_opens_for_nobody(recorder):
+    """The server cannot tell, but no client trains on such a sum."""
+    kept = []
+
+    def replay(content):
+        content[CIPHERTEXT] = kept[0]
+
+    def keep(message):
+        if is_reply(message) and message.metadata.src_node_id == HOSTILE:
+            kept.append(copy.deepcopy(message.content[CIPHERTEXT]))
+            if len(kept) == 2:
+                replay(message.content)
+
+    grid = LocalGrid(make_app(recorder), 3, tap=keep)
+    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(ratio=0.5, policy="random"))
+    with pytest.raises(PhaseError, match=r"model of round 2 .*3 refusals.*ContributorsError"):
+        strategy.start(grid, initial_arrays(), 3)
+    assert sorted(recorder.trained) == [1, 2]
+
+
+def odd(message, nodes, since):
+    """Gives the answers of some nodes each a metric of its own."""
+    node = message.metadata.src_node_id
+    if is_reply(message) and node in nodes:
+        late = json.loads(message.content[HEADER]["json"])["round"] >= since
+        message.content["metrics"].update({f"own-{node}": 1.0} if late else {})
+
+
+def test_strange_forms_take_bounded_memory_and_cannot_crowd_out_the_usual_one(
+    recorder, caplog, monkeypatch
+):
+    """Each form of answers takes a sum of its own: 16 bytes for every encrypted parameter."""
+    sums = []
+    real = updates.Group
+    monkeypatch.setattr(updates, "Group", lambda *a: sums.append(1) or real(*a))
+    strange, usual = range(1000, 1006), [1006, 1007]  # the strange ones answer first
+    grid = LocalGrid(make_app(recorder), 8, tap=lambda m: odd(m, strange, 2))
+    run = Run(grid=grid, rounds=2, ratio=0.5, policy="random")
+    assert [(r.clients, r.refused) for r in run.reports("train")] == [(8, 0), (2, 6)]
+    assert len(sums) == 1 + updates.FORMS
+    assert caplog.text.count("at most 4 different forms") == 3
+    weight = sum(20 + 10 * (node - 1000) for node in usual) / 440
+    bound = run.strategy.config.parameters.error_bound(2) / weight + rounding(run.models[1])
+    assert largest_difference(run.models[2], recorder.mean(2, usual)) <= bound
 
 
 def test_a_second_reply_to_one_message_is_dropped(recorder, caplog):
