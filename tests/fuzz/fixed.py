@@ -12,6 +12,7 @@ from fedsens.crypto import SecretKey
 from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import ModelHeader
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -59,6 +60,12 @@ def mask() -> EncryptionMask:
 
 
 @cache
+def contributors() -> Contributors:
+    """Who went into the ciphertext of the model."""
+    return Contributors(run=RUN, reference=20.0, names=("5", "6"), weights=(0.25, 0.25))
+
+
+@cache
 def sent() -> ModelHeader:
     """What the server sent before it got an update."""
     return ModelHeader(
@@ -70,5 +77,6 @@ def sent() -> ModelHeader:
         parameters=key().parameters,
         fingerprint=key().fingerprint,
         weight=0.5,
+        contributors=contributors(),
         reference=20.0,
     )

@@ -30,6 +30,7 @@ from fedsens.protocol.describe import describe, load_model
 from fedsens.protocol.envelope import unseal
 from fedsens.protocol.keyfile import PublicParameters, load_key, locked_key_in
 from fedsens.protocol.roster import read_roster
+from fedsens.protocol.tags import tagged
 from fedsens.sensitivity.mapfile import load_map
 
 from . import fixed
@@ -135,7 +136,8 @@ def update_message(data: bytes) -> None:
     content["metrics"] = MetricRecord({"num-examples": value})
     updates = Updates(fixed.sent(), fixed.layout(), fixed.mask(), fixed.key().fingerprint)
     _, ciphertext = updates._check(Message(content, metadata=ANSWER))
-    Aggregator(COMPACT, fixed.mask().k, fixed.key().fingerprint).add(ciphertext, fresh=True)
+    count = tagged(fixed.mask().k, COMPACT)
+    Aggregator(COMPACT, count, fixed.key().fingerprint).add(ciphertext, fresh=True)
 
 
 def plain_map(data: bytes) -> None:

@@ -26,6 +26,8 @@ from fedsens.protocol.export import save_model, save_protected
 from fedsens.protocol.keyfile import LockedKey, PublicParameters, ScryptCost
 from fedsens.protocol.model import ProtectedModel, split
 from fedsens.protocol.report import PhaseReport
+from fedsens.protocol.tagged import encrypt_tagged
+from fedsens.protocol.tags import Scope
 from fedsens.sensitivity import SensitivityMap
 from fedsens.sensitivity.mapfile import save_map
 
@@ -99,7 +101,7 @@ def kinds() -> dict[str, bytes]:
         headers.KeyRequest(step="share", parameters=sent.parameters, roster={5: public}),
         headers.KeyReply(public_key=public, fingerprint="ab" * 16, examples=10),
         headers.MapRequest(rule="vector", maps="encrypted", reference=20.0),
-        headers.MapReply(samples=10, seconds=0.5),
+        headers.MapReply(samples=10, seconds=0.5, weight=0.5, contributor="5"),
         headers.MaskRequest(policy="sensitivity", ratio=0.1, force=("a.*",), scores=True),
         headers.RotateRequest(generation=1, fingerprint="ab" * 16),
     ]
@@ -122,14 +124,21 @@ def _update_header() -> headers.UpdateHeader:
         layout=fixed.layout().digest,
         fingerprint=fixed.key().fingerprint,
         weight=0.5,
+        contributor="5",
     )
 
 
 def _protected() -> ProtectedModel:
     plain, masked = split(fixed.arrays(), fixed.mask(), fixed.layout())
-    ciphertext = Encryptor(fixed.key()).encrypt(masked * 0.5)
+    layout, mask, who = fixed.layout(), fixed.mask(), fixed.contributors()
+    scope = Scope("update", who.run, 2, mask.digest, layout.digest, who.reference)
+    batches = [
+        encrypt_tagged(masked, weight, fixed.key(), scope, name)
+        for name, weight in who.summands.items()
+    ]
     parameters = fixed.key().parameters
-    return ProtectedModel(fixed.layout(), fixed.mask(), plain, ciphertext, 0.5, parameters, 2)
+    total = Aggregator(parameters).sum(batches)
+    return ProtectedModel(layout, mask, plain, total, who.weight, parameters, 2, who)
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -152,7 +161,9 @@ def models() -> dict[str, bytes]:
     """A message with an encrypted model and one with a plain one."""
     model, header = _protected(), fixed.sent()
     none = EncryptionMask(np.zeros(fixed.layout().size, bool), fixed.layout().digest)
-    bare = header.model_copy(update={"weight": 0.0, "model_mask": none.digest})
+    bare = header.model_copy(
+        update={"weight": 0.0, "model_mask": none.digest, "contributors": None}
+    )
     first = [header.to_json().encode(), fixed.mask().to_bytes(), b"", model.ciphertext or b""]
     second = [bare.to_json().encode(), fixed.mask().to_bytes(), none.to_bytes(), b""]
     return {
@@ -164,8 +175,12 @@ def models() -> dict[str, bytes]:
 def updates() -> dict[str, bytes]:
     """An answer; the number of examples is in the place of the model's mask."""
     model = _protected()
+    _, masked = split(fixed.arrays(), fixed.mask(), fixed.layout())
+    who, digests = fixed.contributors(), (fixed.mask().digest, fixed.layout().digest)
+    scope = Scope("update", who.run, 3, *digests, who.reference)
+    ciphertext = encrypt_tagged(masked, 0.5, fixed.key(), scope, "5")
     examples = struct.pack("<d", 10.0)
-    frames = [_update_header().to_json().encode(), b"", examples, model.ciphertext or b""]
+    frames = [_update_header().to_json().encode(), b"", examples, ciphertext]
     return {"answer": join(frames + _pairs(model.plain))}
 
 

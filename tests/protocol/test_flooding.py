@@ -15,8 +15,11 @@ from fedsens import Aggregator, CkksParameters, EncryptionMask, Encryptor, Param
 from fedsens.crypto import Decryptor, generate_key
 from fedsens.errors import ValueRangeError
 from fedsens.files import digest_of
+from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.flooding import Flooding, flood, gaussian
 from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.tagged import encrypt_tagged
+from fedsens.protocol.tags import Scope
 
 PRECISE = generate_key(CkksParameters.preset("precise"))
 COMPACT = generate_key(CkksParameters.preset("compact"))
@@ -27,14 +30,17 @@ def protected(arrays, key, share=0.5, weight=0.5, summands=1):
     layout = ParameterLayout.from_state_dict(arrays)
     mask = EncryptionMask(np.arange(layout.size) < share * layout.size, layout.digest)
     plain, masked = split(arrays, mask, layout)
-    data = Encryptor(key).encrypt(masked * (weight / summands))
-    total = Aggregator(key.parameters).sum([data] * summands)
-    return ProtectedModel(layout, mask, plain, total, weight, key.parameters, 1)
+    names = tuple(map(str, range(summands)))
+    who = Contributors(run="1", reference=1, names=names, weights=(weight / summands,) * summands)
+    scope = Scope("update", "1", 1, mask.digest, layout.digest, 1)
+    uploads = [encrypt_tagged(masked, w, key, scope, name) for name, w in who.summands.items()]
+    total = Aggregator(key.parameters).sum(uploads)
+    return ProtectedModel(layout, mask, plain, total, who.weight, key.parameters, 1, who)
 
 
 def flooded(model, key, **options):
     return flood(
-        model.decrypt(key), model.ciphertext, model.weight, model.parameters, Flooding(**options)
+        model.decrypt(key, 1), model.ciphertext, model.weight, model.parameters, Flooding(**options)
     )
 
 
@@ -78,7 +84,7 @@ def test_the_noise_has_the_stated_deviation():
 
 def test_visible_values_stay_bit_for_bit():
     model = protected(weights(), PRECISE, share=0.3)
-    opened = model.open(PRECISE)
+    opened = model.open(PRECISE, 1)
     noisy = model.opened(flooded(model, PRECISE).values)
     changed = opened["w"].reshape(-1) != noisy["w"].reshape(-1)
     selected = model.mask.selected
