@@ -418,7 +418,7 @@ def poisoning(number):
         if is_reply(message) and message.metadata.src_node_id == POISON:
             header = header_of(message.content)
             if header["round"] == number:
-                edit(message.content, contributor="77")  # its tags are for another name
+                edit(message.content, contributor="77" * 32)  # its tags are for another name
 
     return meddle
 

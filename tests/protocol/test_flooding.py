@@ -73,7 +73,7 @@ def test_the_deviation_is_the_papers():
 def test_the_noise_has_the_stated_deviation():
     model = protected(weights(), PRECISE, summands=3)
     noisy = flooded(model, PRECISE, decryptions=4)
-    noise = noisy.values - model.decrypt(PRECISE)
+    noise = noisy.values - model.decrypt(PRECISE, 1)
     flooding = Flooding(decryptions=4)
     assert noisy.deviation == 2 * flooding.deviation(PRECISE.parameters, 10_000, 3)  # weight 0.5
     assert np.std(noise) == pytest.approx(noisy.deviation, rel=0.05)  # 7 standard errors
@@ -91,7 +91,7 @@ def test_visible_values_stay_bit_for_bit():
     assert not changed[~selected].any()
     assert changed[selected].mean() > 0.9
     assert noisy["w"].dtype == np.float32
-    assert digest_of(model.opened(model.decrypt(PRECISE))) == digest_of(opened)
+    assert digest_of(model.opened(model.decrypt(PRECISE, 1))) == digest_of(opened)
 
 
 @pytest.mark.parametrize("options", [{}, {"security_bits": 40}, {"decryptions": 1000}])
