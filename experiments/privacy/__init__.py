@@ -1,0 +1,1 @@
+"""What gradient inversion finds under masks, by ratio, policy, attacker, and the model's age."""
