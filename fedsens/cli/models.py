@@ -88,8 +88,7 @@ def _flooded(
     from fedsens.protocol.flooding import Flooding, flood
 
     flooding = Flooding(security_bits=security_bits, decryptions=decryptions, accept=accept)
-    values = model.decrypt(key, min_contributors)
-    noisy = flood(values, model.ciphertext or b"", model.weight, model.parameters, flooding)
+    noisy = flood(model.decrypt(key, min_contributors), model, flooding)
     return model.opened(noisy.values), (
         f"added noise of standard deviation {noisy.deviation:.3g} ({noisy.share:.2g} of the "
         f"decrypted values' root mean square) for {security_bits} bits and {decryptions} published "

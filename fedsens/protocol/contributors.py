@@ -45,6 +45,10 @@ def check_name(name: str, node: int, known: Collection[str]) -> None:
         raise ProtocolError("expected one answer from each contributor, got a second one")
 
 
+# Beyond 2^53 no number of examples is exact, and sums of far larger ones overflow.
+Weight = Annotated[float, Field(ge=-(2.0**53), le=2.0**53, allow_inf_nan=False)]
+
+
 class Contributors(BaseModel):
     """Who contributed to an aggregate; ``names[i]`` with ``weights[i]``.
 
@@ -62,7 +66,7 @@ class Contributors(BaseModel):
     run: str = Field(pattern="^[0-9]{1,20}$")
     reference: float = Field(gt=0, allow_inf_nan=False)
     names: tuple[Name, ...]
-    weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    weights: tuple[Weight, ...]
     moved: bool = False
 
     @property

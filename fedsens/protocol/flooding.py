@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsens.crypto import CkksParameters
 from fedsens.crypto.wire import parse_batch
 from fedsens.errors import ValueRangeError
+from fedsens.protocol.model import ProtectedModel
 
 MOST = 0.1  # noise that is accepted unasked, relative to the values' root mean square
 
@@ -78,20 +79,12 @@ class Flooded:
     share: float
 
 
-def flood(
-    values: NDArray[np.float64],
-    ciphertext: bytes,
-    weight: float,
-    parameters: CkksParameters,
-    flooding: Flooding,
-) -> Flooded:
+def flood(values: NDArray[np.float64], model: ProtectedModel, flooding: Flooding) -> Flooded:
     """Add the noise to decrypted values.
 
     Args:
-        values: the decrypted sum, divided by ``weight``.
-        ciphertext: what was decrypted; says how many were added up.
-        weight: sum of the clients' weights.
-        parameters: of the ciphertext.
+        values: what ``model.decrypt`` returned.
+        model: the model.
         flooding: how much.
 
     Returns:
@@ -100,8 +93,11 @@ def flood(
     Raises:
         ValueRangeError: the noise would exceed a tenth of the values' root mean square.
     """
-    summands = parse_batch(ciphertext, parameters).summands
-    deviation = flooding.deviation(parameters, values.size, summands) / weight
+    parameters = model.parameters
+    # The ciphertext's own count is not authenticated; the list that its tags agree with is.
+    listed = len(model.contributors.summands) if model.contributors else 0
+    claimed = parse_batch(model.ciphertext, parameters).summands if model.ciphertext else 0
+    deviation = flooding.deviation(parameters, values.size, max(listed, claimed)) / model.weight
     size = math.sqrt(float(values @ values) / values.size)
     share = deviation / size if size else math.inf
     if share > MOST and not flooding.accept:

@@ -20,8 +20,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .mutate import mutate
-
 FLUSH = 5000  # inputs between two writes of the result
 MENDED = 0.8  # share of the inputs whose checksums are made right
 
@@ -47,7 +45,7 @@ class Drive:
 
     def mutate(self, data: bytes, most: int) -> bytes:
         """A new input from an old one."""
-        changed = mutate(data, self._random, self._seeds, most)
+        changed = self.target.mutate(data, self._random, self._seeds)[:most]
         if self._random.random() < MENDED:
             return bytes(self.target.mend(changed))[:most]
         return changed

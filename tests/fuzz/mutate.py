@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from collections.abc import Callable, Sequence
 
 NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53)
@@ -12,6 +14,7 @@ TOKENS = (
     *(b"1" * 400, b"9" * 4300, b"1e308", b"18446744073709551616", b'"\\ud800"', b'"\\n"', b'"a"'),
     *(b"[" * 990, b'{"a":' * 200, b"[0,[0,0]]", b'"float32"', b'"type"', b'"precise"', b"4096"),
 )
+VALUE = re.compile(rb'[:\[,]\s*("(?:[^"\\]|\\.)*"|-?[0-9.eE+-]+|true|false|null)')
 Change = Callable[[bytearray, random.Random, Sequence[bytes]], None]
 
 
@@ -72,7 +75,16 @@ def token(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
         data[at:at] = rng.choice(TOKENS)
 
 
-CHANGES: tuple[Change, ...] = (flip, byte, number, number, cut, repeat, splice, token, token)
+def value(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    """Replace a value of a JSON text, or repeat it behind itself."""
+    found = list(itertools.islice(VALUE.finditer(data), 200))
+    if found:
+        low, high = rng.choice(found).span(1)
+        new = rng.choice(TOKENS)
+        data[low:high] = new if rng.random() < 0.9 else bytes(data[low:high]) + b"," + new
+
+
+CHANGES: tuple[Change, ...] = (flip, byte, number, number, cut, repeat, splice, token, value, value)
 
 
 def mutate(data: bytes, rng: random.Random, others: Sequence[bytes], most: int) -> bytes:

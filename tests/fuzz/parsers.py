@@ -110,7 +110,7 @@ def header(data: bytes) -> None:
 
 
 def layout(data: bytes) -> None:
-    """A layout, and the mask of it that a client checks next."""
+    """A layout."""
     found = ParameterLayout.from_json(data.decode(errors="replace"))
     _ = (found.digest, found.dtype, found.size, found.to_json())
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import fixed, mend, parsers
+from .frames import join, join_file, split, split_file, whole
+from .mutate import mutate
 
 
 def _same(data: bytes) -> bytes:
     return data
+
+
+WHOLE = (whole, b"".join)
+MESSAGE, FILE = (split, join), (split_file, join_file)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Target:
             ``FIXED`` (see ``guard``).
         mend: makes checksums right again after a mutation.
         most: the longest input.
+        parts: cuts an input into parts that are mutated one by one, and joins them.
         corpus: folder of its seeds and findings.
     """
 
@@ -32,6 +40,15 @@ class Target:
     mend: Callable[[bytes], bytes] = _same
     most: int = 4096
     corpus: str = ""
+    parts: tuple[Callable[[bytes], list[bytes]], Callable[[list[bytes]], bytes]] = WHOLE
+
+    def mutate(self, data: bytes, rng: random.Random, others: Sequence[bytes]) -> bytes:
+        """Change one part of an input, the first one half of the time."""
+        split, join = self.parts
+        parts = split(data) or [b""]
+        place = 0 if rng.random() < 0.5 else rng.randrange(len(parts))
+        parts[place] = mutate(parts[place], rng, others, self.most)
+        return join(parts)[: self.most]
 
     @property
     def what(self) -> str:
@@ -58,13 +75,13 @@ ALL = (
     Target("roster", parsers.roster, 32),
     Target("header", parsers.header, 64),
     Target("layout", parsers.layout, 48),
-    Target("arrays", parsers.arrays, 16),
-    Target("model-message", parsers.model_message, 64, mend.model_message, LONG),
-    Target("update-message", parsers.update_message, 64, mend.update_message, LONG),
+    Target("arrays", parsers.arrays, 16, parts=MESSAGE),
+    Target("model-message", parsers.model_message, 64, mend.model_message, LONG, parts=MESSAGE),
+    Target("update-message", parsers.update_message, 64, mend.update_message, LONG, parts=MESSAGE),
     Target("plain-map", parsers.plain_map, 8),
-    Target("checkpoint", parsers.checkpoint, 64, mend.tensors, LONG),
-    Target("model-file", parsers.model_file, 64, mend.tensors, LONG),
-    Target("map-file", parsers.map_file, 64, mend.tensors),
-    Target("inspect", parsers.inspect, 64, mend.tensors, LONG),
+    Target("checkpoint", parsers.checkpoint, 64, mend.tensors, LONG, parts=FILE),
+    Target("model-file", parsers.model_file, 64, mend.tensors, LONG, parts=FILE),
+    Target("map-file", parsers.map_file, 64, mend.tensors, parts=FILE),
+    Target("inspect", parsers.inspect, 64, mend.tensors, LONG, parts=FILE),
 )
 BY_NAME = {target.name: target for target in ALL}

@@ -65,7 +65,7 @@ def test_any_bytes_are_accepted_or_refused_by_name(target, data):
 def test_any_mutation_is_accepted_or_refused_by_name(target, seed, mended):
     rng = random.Random(seed)
     seeds = target.seeds()
-    data = mutate(rng.choice(seeds), rng, seeds, target.most)
+    data = target.mutate(rng.choice(seeds), rng, seeds)
     Guard(target, traced=1).try_input(target.mend(data) if mended else data)
 
 
@@ -84,7 +84,7 @@ def test_mending_brings_mutations_behind_the_checksum(name):
     seeds = list(seeds_of(target, "seed").values())
     texts = set()
     for _ in range(150):
-        data = target.mend(mutate(rng.choice(seeds), rng, seeds, target.most))
+        data = target.mend(target.mutate(rng.choice(seeds), rng, seeds))
         try:
             target.parse(data)
         except FedSensError as error:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsens.crypto import Aggregator, CkksParameters, Decryptor, Encryptor, generate_key
+from fedsens.crypto import CkksParameters, generate_key
 from fedsens.protocol.flooding import MOST, Flooding, flood
+
+from .sealed import protected
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "publish.md"
 BEGIN, END = "<!-- measured: python -m tests.protocol.flooding_table -->\n", "<!-- end -->\n"
@@ -18,7 +20,7 @@ HEAD = (
     + "\n"
 )
 SIZES = ((1_000, 10), (100_000, 10))
-RMS, WEIGHT = 0.1, 1.0
+RMS = 0.1
 
 
 def bits(errors: np.ndarray) -> float:
@@ -28,18 +30,13 @@ def bits(errors: np.ndarray) -> float:
 
 def row(name: str, values: int, clients: int) -> str:
     """One row of the table, measured."""
-    parameters = CkksParameters.preset(name)
-    key = generate_key(parameters)
+    key = generate_key(CkksParameters.preset(name))
     exact = np.random.default_rng(0).normal(0, RMS, values)
-    aggregator = Aggregator(parameters)
-    for _ in range(clients):
-        aggregator.add(Encryptor(key).encrypt(exact, scale=WEIGHT / clients))
-    total = aggregator.result()
-    opened = Decryptor(key).decrypt(total)
+    model = protected({"w": exact}, key, share=1.0, weight=1.0, summands=clients)
+    opened = model.decrypt(key)
     cells = [f"{bits(opened - exact):.1f}"]
     for security in (20, 30, 40):
-        flooding = Flooding(security_bits=security, accept=True)
-        noisy = flood(opened, total, WEIGHT, parameters, flooding)
+        noisy = flood(opened, model, Flooding(security_bits=security, accept=True))
         left = f"{bits(noisy.values - exact):.1f}"
         cells.append(left if noisy.share <= MOST else f"{left} (refused)")
     return f"| {name} | {values:,} | {clients} | {' | '.join(cells)} |\n"

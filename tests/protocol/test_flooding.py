@@ -11,37 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from fedsens import Aggregator, CkksParameters, EncryptionMask, Encryptor, ParameterLayout
+from fedsens import Aggregator, CkksParameters, Encryptor
 from fedsens.crypto import Decryptor, generate_key
 from fedsens.errors import ValueRangeError
 from fedsens.files import digest_of
-from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.flooding import Flooding, flood, gaussian
-from fedsens.protocol.model import ProtectedModel, split
-from fedsens.protocol.tagged import encrypt_tagged
-from fedsens.protocol.tags import Scope
+
+from .sealed import protected
 
 PRECISE = generate_key(CkksParameters.preset("precise"))
 COMPACT = generate_key(CkksParameters.preset("compact"))
 
 
-def protected(arrays, key, share=0.5, weight=0.5, summands=1):
-    """A model whose first coordinates are encrypted, as the sum of some clients."""
-    layout = ParameterLayout.from_state_dict(arrays)
-    mask = EncryptionMask(np.arange(layout.size) < share * layout.size, layout.digest)
-    plain, masked = split(arrays, mask, layout)
-    names = tuple(map(str, range(summands)))
-    who = Contributors(run="1", reference=1, names=names, weights=(weight / summands,) * summands)
-    scope = Scope("update", "1", 1, mask.digest, layout.digest, 1)
-    uploads = [encrypt_tagged(masked, w, key, scope, name) for name, w in who.summands.items()]
-    total = Aggregator(key.parameters).sum(uploads)
-    return ProtectedModel(layout, mask, plain, total, who.weight, key.parameters, 1, who)
-
-
 def flooded(model, key, **options):
-    return flood(
-        model.decrypt(key, 1), model.ciphertext, model.weight, model.parameters, Flooding(**options)
-    )
+    return flood(model.decrypt(key), model, Flooding(**options))
 
 
 def weights(count=20_000):
@@ -84,7 +67,7 @@ def test_the_noise_has_the_stated_deviation():
 
 def test_visible_values_stay_bit_for_bit():
     model = protected(weights(), PRECISE, share=0.3)
-    opened = model.open(PRECISE, 1)
+    opened = model.open(PRECISE)
     noisy = model.opened(flooded(model, PRECISE).values)
     changed = opened["w"].reshape(-1) != noisy["w"].reshape(-1)
     selected = model.mask.selected
