@@ -64,8 +64,16 @@ def flat(finished, arrays):
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])
 def test_without_noise_a_noised_remainder_is_the_plain_one_bit_for_bit(noise):
     plain, noised = (
-        run(remainder=remainder, noise=noise, noise_scale=0).strategy.model.plain
-        for remainder in ("plain", "noised")
+        Run(
+            grid=LocalGrid(make_app(), 3, run_id=number),
+            rounds=1,
+            ratio=0.3,
+            force=FORCE,
+            remainder=remainder,
+            noise=noise,
+            noise_scale=0,
+        ).strategy.model.plain
+        for number, remainder in enumerate(("plain", "noised"), 1)
     )
     assert {n: a.tobytes() for n, a in noised.items()} == {n: a.tobytes() for n, a in plain.items()}
 
