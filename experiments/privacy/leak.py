@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,13 @@ def masks_for(model: nn.Module, scene: Scene) -> Callable[[str, float], Encrypti
 
 
 def attack_image(
-    model: nn.Module, scene: Scene, mask: EncryptionMask, attack: str, image: int, steps: int
+    model: nn.Module,
+    scene: Scene,
+    mask: EncryptionMask,
+    attack: str,
+    image: int,
+    steps: int,
+    memo: dict[Any, Any] | None = None,
 ) -> Row:
     """Attack the gradient of one image.
 
@@ -93,6 +100,7 @@ def attack_image(
         attack: a registered one, or ``guess``.
         image: number of the victim.
         steps: of the attack's optimiser, from one start.
+        memo: what attacks keep for the next image; the same one for the same model only.
 
     Returns:
         SSIM, UQI, VIF, PSNR, whether the image is told from 500 others, and CPU seconds.
@@ -103,7 +111,9 @@ def attack_image(
         found = scene.others.x[scene.others.y == label].mean(dim=0)
     else:
         effort = Effort(steps, 1, torch.Generator().manual_seed(image))
-        found = get_attack(attack).run(_view(model, scene, mask, image), effort)[0]
+        view = _view(model, scene, mask, image)
+        kept: dict[Any, Any] = {} if memo is None else memo
+        found = get_attack(attack).run(replace(view, memo=kept), effort)[0]
     seconds = time.process_time() - started
     return _figures(found, true, scene.others.x[:CANDIDATES]) | {"seconds": round(seconds, 2)}
 

@@ -1,0 +1,92 @@
+"""The pure parts of the audit of old masks: averaging, the union, void rounds, the cases."""
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.privacy.leak import GUESS
+from experiments.staleness.audit import ATTACKS, POLICIES, ROUNDS, cases_of
+from experiments.staleness.audit_figure import draw
+from experiments.staleness.training import Federation, mean_state
+from experiments.staleness.union import NEW, NOTHING, OLD, attacks_of, lines_of, union_of, working
+from fedsens.data import Dataset
+
+
+def row(number, policy, made, attack, image, ssim, found):
+    mask = {"round": number, "policy": policy, "made": made, "staleness": 0.5 * (made == OLD)}
+    return mask | {"attack": attack, "image": image, "ssim": ssim, "found": found}
+
+
+def test_states_are_weighted_by_images():
+    states = [{"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([4.0, 0.0])}]
+    mean = mean_state(states, [30, 10])["w"]
+    assert mean.tolist() == [1.0, 3.0]
+    assert mean.dtype == torch.float32
+
+
+def test_a_federation_learns_and_keeps_its_models():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    x = torch.rand((400, 1, 4, 4), generator=generator) * 0.5 + 0.5 * y[:, None, None, None]
+    first = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    given = first[1].weight.detach().clone()
+    federation = Federation(first, [Dataset(x[:100], y[:100], 2), Dataset(x[100:], y[100:], 2)])
+    last = federation.after(3)
+    assert federation.after(3) is last
+    assert torch.equal(first[1].weight, given)
+    assert torch.equal(federation.after(0)[1].weight, given)
+    assert not torch.equal(federation.after(1)[1].weight, last[1].weight)
+    assert (last(x).argmax(dim=1) == y).double().mean() > 0.85
+
+
+def test_the_union_is_the_best_of_the_attacks_image_by_image():
+    rows = [
+        row(1, "front", OLD, "dlg-tv", 0, 0.9, 0),
+        row(1, "front", OLD, "learned", 0, 0.2, 1),
+        row(1, "front", OLD, "dlg-tv", 1, 0.1, 0),
+        row(1, "front", OLD, "learned", 1, 0.3, 0),
+        row(1, "front", OLD, GUESS, 1, 1.0, 1),
+        row(1, "front", NEW, "learned", 1, 1.0, 1),
+        row(5, "front", OLD, "learned", 1, 1.0, 1),
+    ]
+    assert union_of(rows, 1, "front", OLD) == (pytest.approx(0.6), 0.5)
+
+
+def test_a_round_is_void_where_no_attack_works_with_nothing_encrypted():
+    rows = [
+        row(0, NOTHING, NEW, GUESS, 0, 1.0, 1),
+        row(0, NOTHING, NEW, "dlg-tv", 0, 0.99, 0),
+        row(0, NOTHING, NEW, "learned", 0, 0.5, 0),
+        row(5, NOTHING, NEW, "dlg-tv", 0, 0.9, 0),
+        row(5, NOTHING, NEW, "learned", 0, 0.3, 1),
+        row(20, NOTHING, NEW, "dlg-tv", 0, 0.9, 0),
+        row(20, NOTHING, NEW, "learned", 0, 0.9, 0),
+        row(20, "front", NEW, "learned", 0, 1.0, 1),
+    ]
+    assert [working(rows, number) for number in (0, 5, 20)] == [["dlg-tv"], ["learned"], []]
+
+
+def test_lines_are_in_the_order_of_the_rounds_and_say_how_old_the_mask_is(tmp_path):
+    masks = attacks_of((0, 20), ("front",))
+    rows = [row(mask["round"], mask["policy"], mask["made"], "dlg-tv", 0, 1.0, 1) for mask in masks]
+    lines = lines_of(rows, (0, 20), ("front",))
+    assert [(line["round"], line["policy"], line["made"]) for line in lines] == [
+        (0, NOTHING, NEW),
+        (0, "front", NEW),
+        (20, NOTHING, NEW),
+        (20, "front", OLD),
+        (20, "front", NEW),
+    ]
+    assert [line["staleness"] for line in lines] == [0, 0, 0, 0.5, 0]
+    draw(lines, 0.3, "title", tmp_path / "audit.png")
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_case_is_measured_once_and_anchors_have_ratio_0():
+    cases = cases_of({"ratio": 0.3}, image=2)
+    masks = len(ROUNDS) + len(POLICIES) * (2 * len(ROUNDS) - 1)
+    assert len(cases) == 1 + masks * len(ATTACKS)
+    assert len({tuple(case.items()) for case in cases}) == len(cases)
+    ratios = {case["policy"]: case["ratio"] for case in cases}
+    assert ratios == {NOTHING: 0.0, **dict.fromkeys(POLICIES, 0.3)}
+    assert {case["image"] for case in cases} == {2}
