@@ -98,6 +98,12 @@ class Client:
                 f"of round {received.header.model_round}"
             )
         self._check_key(received, model.ciphertext is not None, key)
+        if model.ciphertext is None and received.header.model_round and self.store.holds_key:
+            raise DowngradeError(
+                f"expected the result of round {received.header.model_round} encrypted, because "
+                "this client holds a key and only an initial model is plain, got it in plaintext; "
+                "remove the key to take part in an unencrypted run"
+            )
         started = time.process_time()
         arrays = model.open(key, self.settings.min_contributors, self.store.members)
         if model.ciphertext is not None or received.mask.k:

@@ -113,7 +113,11 @@ class PlainMapSum(MapSum):
         scores = np.frombuffer(data, "<f8")
         if not (np.isfinite(scores).all() and (scores >= 0).all()):
             raise MaskError("expected finite scores of at least 0, got others")
-        self._total += scores
+        with np.errstate(over="ignore"):
+            total = self._total + scores
+        if not np.isfinite(total).all():
+            raise MaskError("expected scores that can be added up, got larger ones")
+        self._total = total
 
     def result(self) -> NDArray[np.float64]:
         """The sum."""

@@ -21,20 +21,21 @@ def bind_mask(folder: Path, server_round: int, digest: str) -> None:
 
     Raises:
         MaskError: the round has another mask already.
-        RoundError: a later round has begun.
         KeyFileError: the folder cannot be written.
+
+    A later round that has begun is a RoundError.
     """
-    newest = max(map(_round_of, folder.glob("mask-*")), default=0)
-    if server_round < newest:
-        raise RoundError(f"expected round {newest} or later, got {server_round}")
     path = folder / f"mask-{server_round}"
+    _check_newest(folder, server_round)
     if not path.exists():
         try:
             write_private(path, digest.encode())
         except KeyFileError:
             if not path.exists():
                 raise
-    if path.read_bytes() != digest.encode():
+    bound = path.read_bytes() == digest.encode()
+    _check_newest(folder, server_round)  # a later round's message removes what was bound before
+    if not bound:
         raise MaskError(
             f"expected the mask that round {server_round} began with, got the mask "
             f"{digest[:16]}...; two masks in one round would reveal what one of them protects"
@@ -42,6 +43,12 @@ def bind_mask(folder: Path, server_round: int, digest: str) -> None:
     for old in folder.glob("mask-*"):
         if _round_of(old) < server_round:
             old.unlink(missing_ok=True)
+
+
+def _check_newest(folder: Path, server_round: int) -> None:
+    newest = max(map(_round_of, folder.glob("mask-*")), default=0)
+    if server_round < newest:
+        raise RoundError(f"expected round {newest} or later, got {server_round}")
 
 
 def _round_of(path: Path) -> int:

@@ -46,7 +46,8 @@ def check_name(name: str, node: int, known: Collection[str]) -> None:
 
 
 # Beyond 2^53 no number of examples is exact, and sums of far larger ones overflow.
-Weight = Annotated[float, Field(ge=-(2.0**53), le=2.0**53, allow_inf_nan=False)]
+MOST_WEIGHT = 2.0**53
+Weight = Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]
 
 
 class Contributors(BaseModel):

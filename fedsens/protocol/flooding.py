@@ -94,10 +94,9 @@ def flood(values: NDArray[np.float64], model: ProtectedModel, flooding: Flooding
         ValueRangeError: the noise would exceed a tenth of the values' root mean square.
     """
     parameters = model.parameters
-    # The ciphertext's own count is not authenticated; the list that its tags agree with is.
-    listed = len(model.contributors.summands) if model.contributors else 0
+    listed, weight = _listed(model)
     claimed = parse_batch(model.ciphertext, parameters).summands if model.ciphertext else 0
-    deviation = flooding.deviation(parameters, values.size, max(listed, claimed)) / model.weight
+    deviation = flooding.deviation(parameters, values.size, max(listed, claimed)) / weight
     size = math.sqrt(float(values @ values) / values.size)
     share = deviation / size if size else math.inf
     if share > MOST and not flooding.accept:
@@ -108,6 +107,18 @@ def flood(values: NDArray[np.float64], model: ProtectedModel, flooding: Flooding
             "value range, ask for less, or accept the noise"
         )
     return Flooded(values + gaussian(values.size, deviation), deviation, share)
+
+
+def _listed(model: ProtectedModel) -> tuple[int, float]:
+    """How many were added with which weight, by the list that the tags agree with.
+
+    The ciphertext's own count is not authenticated. After a key rotation it is a single one, but
+    its values still hold the error of the sum, which depends on the key before.
+    """
+    if model.contributors is None:
+        return 0, model.weight
+    total = math.fsum(model.contributors.weights)
+    return len(model.contributors.names), min(model.weight, total)
 
 
 def gaussian(count: int, deviation: float) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
-from fedsens.protocol.contributors import Contributors, Name
+from fedsens.protocol.contributors import MOST_WEIGHT, Contributors, Name
 from fedsens.protocol.fields import wrong_fields
 from fedsens.protocol.terms import RemainderTerms
 
@@ -178,7 +178,7 @@ class MapReply(Header):
 
     samples: int = Field(ge=1, le=MOST)
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    weight: float = Field(gt=0, allow_inf_nan=False)
+    weight: float = Field(gt=0, le=MOST_WEIGHT, allow_inf_nan=False)
     contributor: Name
 
 

@@ -388,6 +388,35 @@ def test_a_wrong_plain_map_is_left_out_by_name(make, recorder, caplog):
     assert run.reports("map")[0].clients == 2
 
 
+@pytest.mark.parametrize("maps", ["encrypted", "plain"])
+def test_a_weight_of_a_map_beyond_what_a_list_may_hold_is_left_out(maps, caplog):
+    def meddle(message):
+        kind = "query.fedsens_sensitivity"
+        if is_reply(message, kind) and message.metadata.src_node_id == HOSTILE:
+            edit(weight=2.0**54)(message.content)
+
+    grid = LocalGrid(make_app(), 3, tap=meddle, node_config={"fedsens-allow-plain-maps": True})
+    run = Run(grid=grid, rounds=1, ratio=0.5, maps=maps)
+    assert f"left out the map of node {HOSTILE}: " in caplog.text
+    assert run.reports("map")[0].clients == 2
+
+
+def test_plain_maps_that_overflow_are_left_out(caplog):
+    def meddle(message):
+        kind = "query.fedsens_sensitivity"
+        if is_reply(message, kind) and message.metadata.src_node_id != OTHERS[-1]:
+            record = message.content["fedsens.plain-map"]
+            count = sum(len(array.data) for array in record.values()) // 8
+            most = np.full(count, np.finfo("<f8").max)
+            message.content["fedsens.plain-map"] = bytes_to_record(most.tobytes())
+
+    grid = LocalGrid(make_app(), 3, tap=meddle, node_config={"fedsens-allow-plain-maps": True})
+    run = Run(grid=grid, rounds=1, ratio=0.5, maps="plain")
+    assert "expected scores that can be added up" in caplog.text
+    assert run.reports("map")[0].clients == 2
+    assert run.strategy.model.mask.k == 57
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

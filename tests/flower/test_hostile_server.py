@@ -258,10 +258,21 @@ def another_layout(content):
     edit(content, layout=json.dumps(layout[:-1]))
 
 
+def a_model_of_the_servers_own(content):
+    """Whole and plain, to be answered under the same mask as ever."""
+    mask = EncryptionMask.from_bytes(bytes_of(content, MASK))
+    empty = EncryptionMask(np.zeros(mask.size, bool), mask.layout_digest)
+    content["arrays"] = initial_arrays()
+    content[MODEL_MASK] = bytes_to_record(empty.to_bytes())
+    content.pop(CIPHERTEXT)
+    edit(content, model_mask=empty.digest, weight=0, contributors=None)
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize(
     ("change", "error", "settings"),
     [
+        (a_model_of_the_servers_own, "DowngradeError", {}),
         (no_protection, "DowngradeError", {}),
         (drop(MASK), "ProtocolError", {}),
         (with_mask(lambda mask: np.zeros(mask.size, bool)), "DowngradeError", {}),
@@ -274,6 +285,7 @@ def another_layout(content):
         (lambda content: edit(content, version=1), "ProtocolError", {}),
     ],
     ids=[
+        "a plain model",
         "plaintext",
         "no mask",
         "an empty mask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fedsens.crypto import Decryptor, generate_key
 from fedsens.errors import ValueRangeError
 from fedsens.files import digest_of
 from fedsens.protocol.flooding import Flooding, flood, gaussian
+from fedsens.protocol.tagged import encrypt_tagged
 
 from .sealed import protected
 
@@ -63,6 +65,18 @@ def test_the_noise_has_the_stated_deviation():
     assert abs(np.mean(noise)) < 7 * noisy.deviation / 100
     assert noisy.share == pytest.approx(noisy.deviation / 0.1, rel=0.05)
     assert not np.array_equal(noise, flooded(model, PRECISE, decryptions=4).values)
+
+
+def test_after_a_rotation_the_noise_hides_the_error_of_the_sum_under_the_key_before():
+    """The moved ciphertext is one with weight 1, but its values were decrypted from a sum of 8."""
+    old = protected(weights(), PRECISE, weight=0.25, summands=8)
+    assert old.contributors is not None
+    list_moved = old.contributors.after_move()
+    scope = replace(old.scope(list_moved), kind="moved")
+    batch = encrypt_tagged(old.decrypt(PRECISE), 1.0, PRECISE, scope, list_moved.digest)
+    total = Aggregator(PRECISE.parameters).sum([batch])
+    moved = replace(old, ciphertext=total, weight=1.0, contributors=list_moved)
+    assert flooded(moved, PRECISE).deviation == flooded(old, PRECISE).deviation
 
 
 def test_visible_values_stay_bit_for_bit():
