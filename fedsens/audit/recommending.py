@@ -31,7 +31,7 @@ def choice_table(found: Sequence[Choice], size: int, confidence: float, margin: 
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("protection", no_wrap=True)
+    table.add_column("protection")  # wraps where the terminal is narrow: numbers must not be cut
     for name in ("MB up", "MB down", "SSIM", "excess", "found", "may be", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for each in found:
