@@ -92,8 +92,7 @@ def show(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], not
     """
     table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        # Where the terminal is narrow the first column wraps: numbers must not be cut.
-        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     console.print(table)
