@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -14,7 +13,7 @@ from torch import nn
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.federation import DataSource
 from experiments.privacy.figure import draw, mean_of
-from experiments.privacy.leak import GUESS, Scene, attack_image, masks_for, scene_of
+from experiments.privacy.leak import GUESS, Images, Scene, Steps, attack_image, masks_for, scene_of
 from fedsens.audit.models import leaking_lenet
 from fedsens.mask import EncryptionMask
 
@@ -34,8 +33,8 @@ app = typer.Typer(add_completion=False)
 def main(
     out: OutFolder = RESULTS,
     data: DataSource = "digits",
-    images: Annotated[int, typer.Option(min=1, max=64, help="Images to attack.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")] = 200,
+    images: Images = 4,
+    steps: Steps = 200,
     fresh: Fresh = False,
 ) -> None:
     """Attack single-image gradients of the untrained LeNet of DLG under masks."""

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.cases import Row
 from fedsens.audit.fidelity import uqi, vif
+from fedsens.audit.judge import class_mean
 from fedsens.audit.metrics import identified, psnr, ssim
 from fedsens.audit.registry import Effort, get_attack
 from fedsens.audit.view import AttackView, view_of_gradient
@@ -23,6 +25,8 @@ from fedsens.mask import EncryptionMask, get_policy, select_mask
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 RESERVED = 64  # images that only ever are victims
+Images = Annotated[int, typer.Option(min=1, max=RESERVED, help="Images to attack.")]
+Steps = Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")]
 CALIBRATION, CANDIDATES, PUBLIC = 256, 500, 1000  # of the others: for maps, to tell from, known
 GUESS = "guess"  # no attack: the mean public image of the victim's class
 
@@ -108,7 +112,7 @@ def attack_image(
     true, label = scene.victims.x[image], scene.victims.y[image]
     started = time.process_time()
     if attack == GUESS:
-        found = scene.others.x[scene.others.y == label].mean(dim=0)
+        found = class_mean(int(label), scene.others.x, scene.others.y)
     else:
         effort = Effort(steps, 1, torch.Generator().manual_seed(image))
         view = _view(model, scene, mask, image)

@@ -14,7 +14,15 @@ import typer
 from client.task import test
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, rows_of, show
 from experiments.federation import Clients, DataSource
-from experiments.privacy.leak import GUESS, PUBLIC, attack_image, masks_for, scene_of
+from experiments.privacy.leak import (
+    GUESS,
+    PUBLIC,
+    Images,
+    Steps,
+    attack_image,
+    masks_for,
+    scene_of,
+)
 from experiments.staleness.audit_figure import draw
 from experiments.staleness.training import Federation, dealt
 from experiments.staleness.union import NEW, NOTHING, attacks_of, lines_of
@@ -33,8 +41,8 @@ app = typer.Typer(add_completion=False)
 def main(
     out: OutFolder = RESULTS,
     data: DataSource = "digits",
-    images: Annotated[int, typer.Option(min=1, max=64, help="Images to attack.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")] = 200,
+    images: Images = 4,
+    steps: Steps = 200,
     clients: Clients = 8,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="Share in the mask.")] = 0.3,
     fresh: Fresh = False,

@@ -67,8 +67,21 @@ def guess(x: Tensor, y: Tensor, others_x: Tensor, others_y: Tensor) -> float:
     Returns:
         The mean over the images.
     """
-    found = []
-    for image, label in zip(x, y, strict=True):
-        same = others_x[others_y == label]
-        found.append(ssim((same if len(same) else others_x).mean(dim=0), image))
+    pairs = zip(x, y, strict=True)
+    found = [ssim(class_mean(int(label), others_x, others_y), image) for image, label in pairs]
     return sum(found) / len(found)
+
+
+def class_mean(label: int, others_x: Tensor, others_y: Tensor) -> Tensor:
+    """The guess at an image of a class: the mean of public images.
+
+    Args:
+        label: the class.
+        others_x: public images.
+        others_y: their labels.
+
+    Returns:
+        The mean of those of the class; of all where the class has none.
+    """
+    same = others_x[others_y == label]
+    return (same if len(same) else others_x).mean(dim=0)
