@@ -53,7 +53,7 @@ def footprint(task: Task, x: Inputs) -> Footprint:
     def note(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.data_ptr()] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
-        return tensor
+        return tensor.detach()  # an output that its own node holds would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         recorder, z = record(task, x, 1)

@@ -1,5 +1,8 @@
 """Maps of many kinds of module equal the literal definition, on whichever engine is chosen."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -455,6 +458,20 @@ def test_module(name, rule):
     assert_same(fast, exact)
     assert_same(sensitivity_map(model, [batch], rule=rule, engine="loop"), exact)
     assert any(float(value.max()) > 0 for value in fast.sums.values())
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("name", ZOO)
+def test_a_map_keeps_nothing_of_its_model(name, engine):
+    """A client makes maps again and again, and a graph that holds itself is never collected."""
+    if engine == "func" and ZOO[name][2] == "all":
+        pytest.skip("no vmap over branches that depend on data")
+    model, batch, _ = build(name)
+    parameters = [weakref.ref(parameter) for parameter in model.parameters()]
+    sensitivity_map(model, [batch], rule="true_label", engine=engine)
+    del model
+    gc.collect()
+    assert not [parameter for parameter in parameters if parameter() is not None]
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf"])
