@@ -1,7 +1,8 @@
 """Writes the tables of docs/reliability.md from tests and results: ``make docs-reliability``.
 
-The names of the tests are sentences, and the cases of a test are its parameters, so what was tried
-is what the tests try. Inputs fuzzed have a section of their own: see tests.fuzz.
+The names of the tests are sentences, and the cases of a test are its parameters, by name where they
+have one, so what was tried is what the tests try. Inputs fuzzed have a section of their own: see
+tests.fuzz.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "experiments" / "soak" / "results" / "soak.json"
 CLIENTS = ("flower/test_hostile_answers.py", "flower/test_dropouts.py", "crypto/test_tampered.py")
 SERVERS = ("flower/test_fail_closed.py", "flower/test_hostile_server*.py")
+AGREEMENT = ("flower/test_agreement.py", "flower/test_rotation.py", "protocol/test_tags.py")
 SECRETS = ("flower/test_secrets.py", "flower/test_captured_messages.py")
 
 
@@ -38,42 +40,67 @@ def page() -> str:
 def tables() -> dict[str, str]:
     """Every table by the name of its place."""
     return {
-        "faults": f"{len(faults())} faults.\n",
+        "faults": _table(("what happens", "outcome"), ((f.event, f.outcome) for f in faults())),
         "clients": _table(("what a client does", "cases", "what is said"), _tried(CLIENTS)),
         "servers": _table(("what a server does", "cases", "what is said"), _tried(SERVERS)),
+        "agreement": _table(("what holds", "cases", "what is said"), _tried(AGREEMENT)),
         "soaks": _soaks(json.loads(RESULTS.read_text())["rows"]),
         "secrets": _table(("what holds", "cases"), (row[:2] for row in _tried(SECRETS))),
     }
 
 
 def _tried(patterns: Iterable[str]) -> Iterable[tuple[str, str, str]]:
+    """A row for each test, and below it one for each of its cases that has a name."""
     folder = ROOT / "tests"
     for path in (found for pattern in patterns for found in sorted(folder.glob(pattern))):
         module = importlib.import_module(f"tests.{path.parent.name}.{path.stem}")
         for name, function in vars(module).items():
             if name.startswith("test_") and function.__module__ == module.__name__:
                 marks = [m for m in getattr(function, "pytestmark", ()) if m.name == "parametrize"]
-                cases = math.prod(len(list(mark.args[1])) for mark in marks)
                 link = f"[{_sentence(name)}](../{path.relative_to(ROOT)})"
-                yield link, str(cases), "; ".join(_said(marks))
+                named = [(mark, names) for mark in marks if (names := _names(mark))]
+                count = math.prod(len(list(mark.args[1])) for mark in marks)
+                yield link, str(count), "" if named else _said(marks)
+                for mark, names in named:
+                    each = str(count // len(names))
+                    for case, values in zip(names, _values(mark), strict=True):
+                        yield f"&nbsp;&nbsp;{case}", each, _quoted([values])
 
 
 def _sentence(name: str) -> str:
     return name.removeprefix("test_").replace("_", " ")
 
 
-def _said(marks: Iterable[Any]) -> list[str]:
-    """What refusals of the cases say: parameters named text or error."""
+def _names(mark: Any) -> list[str]:
+    """The names of a test's cases: their ids, or the lies they are named after."""
+    ids = mark.kwargs.get("ids", ())
+    if ids and not callable(ids):
+        return [str(each) for each in ids]
+    return [_sentence(values["lie"]) for values in _values(mark) if "lie" in values]
+
+
+def _values(mark: Any) -> list[dict[str, Any]]:
+    """Parameter to value, for each case."""
+    names = mark.args[0]
+    names = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    cases = (getattr(case, "values", case) for case in mark.args[1])
+    return [
+        dict(zip(names, case if len(names) > 1 else (case,), strict=True))
+        for case in (tuple(case) if len(names) > 1 else case for case in cases)
+    ]
+
+
+def _said(marks: Iterable[Any]) -> str:
+    return _quoted(values for mark in marks for values in _values(mark))
+
+
+def _quoted(cases: Iterable[dict[str, Any]]) -> str:
+    """What refusals of the cases say: parameters named error and text."""
     said = dict[str, None]()
-    for mark in marks:
-        names = mark.args[0]
-        names = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
-        for index in (i for i, name in enumerate(names) if name in {"text", "error"}):
-            for case in mark.args[1]:
-                values = getattr(case, "values", case)
-                value = values[index] if len(names) > 1 else values
-                said[getattr(value, "__name__", str(value))] = None
-    return [f"`{each}`" for each in said if "|" not in each and "`" not in each]
+    for values in cases:
+        for value in (values[name] for name in ("error", "text") if values.get(name)):
+            said |= dict.fromkeys(getattr(value, "__name__", str(value)).split("|"))
+    return "; ".join(f"`{each}`" for each in said if "`" not in each)
 
 
 def _soaks(rows: list[dict[str, Any]]) -> str:

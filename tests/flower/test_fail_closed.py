@@ -171,46 +171,55 @@ def test_the_unchanged_message_is_answered(ask):
     assert ask(kind="evaluate").content["metrics"]["num-examples"] == 20
 
 
+CHANGES = {
+    "no record of fedsens": (every_own_record, "DowngradeError"),
+    "no header": (drop(HEADER), "ProtocolError"),
+    "no mask": (drop(MASK), "ProtocolError"),
+    "no ciphertext": (drop(CIPHERTEXT), "ProtocolError"),
+    "no model": (drop("arrays"), "ProtocolError"),
+    "another protocol version": (edit(version=3), "ProtocolError"),
+    "an unknown field in the header": (edit(extra=1), "ProtocolError"),
+    "another mask than the header's": (edit(mask="ab" * 32), "ProtocolError"),
+    "another mask of the model than the header's": (edit(model_mask="ab" * 32), "ProtocolError"),
+    "a weight of zero": (edit(weight=0), "ProtocolError"),
+    "a negative weight": (edit(weight=-0.5), "ProtocolError"),
+    "an empty layout": (edit(layout="[]"), "ProtocolError|MaskError"),
+    "a broken layout": (edit(layout="{"), "LayoutError"),
+    "another key": (edit(fingerprint="ab" * 16), "ProtocolError"),
+    "no key": (edit(fingerprint=""), "ProtocolError"),
+    "other parameters": (
+        edit(parameters={"name": "precise", "value_range": 64.0}),
+        "KeyMismatchError",
+    ),
+    "an old round": (edit(round=1), "RoundError"),
+    "a bit of the mask": (replace(MASK, flip(60)), "MaskError"),
+    "a bit of the mask's checksum": (replace(MASK, flip(85)), "MaskError"),
+    "a mask cut short": (replace(MASK, lambda data: data[:-1]), "MaskError"),
+    "an empty mask record": (replace(MASK, lambda data: b""), "MaskError"),
+    "a shifted mask": (replace(MASK, lambda data: other_mask(data).to_bytes()), "ProtocolError"),
+    "a mask for another model": (foreign_mask, "MaskError"),
+    "another layout": (other_layout, "MaskError"),
+    "another model": (other_model, "LayoutError"),
+    "an archive for an array": (archive, "ProtocolError"),
+    "a cut array": (not_an_array, "ProtocolError"),
+    "a ciphertext without its end": (
+        replace(CIPHERTEXT, lambda data: data[:-1]),
+        "CiphertextError",
+    ),
+    "half a ciphertext": (
+        replace(CIPHERTEXT, lambda data: data[: len(data) // 2]),
+        "CiphertextError",
+    ),
+    "an empty ciphertext": (replace(CIPHERTEXT, lambda data: b""), "CiphertextError"),
+    "another version of ciphertexts": (replace(CIPHERTEXT, flip(5)), "CiphertextError"),
+    "another key in the ciphertext": (replace(CIPHERTEXT, flip(30)), "CiphertextError"),
+    "a bit of the ciphertext": (replace(CIPHERTEXT, flip(10_000)), "CiphertextError"),
+    "a ciphertext under a foreign key": (foreign_ciphertext(), "KeyMismatchError"),
+}
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        (every_own_record, "DowngradeError"),
-        (drop(HEADER), "ProtocolError"),
-        (drop(MASK), "ProtocolError"),
-        (drop(CIPHERTEXT), "ProtocolError"),
-        (drop("arrays"), "ProtocolError"),
-        (edit(version=3), "ProtocolError"),
-        (edit(extra=1), "ProtocolError"),
-        (edit(mask="ab" * 32), "ProtocolError"),
-        (edit(model_mask="ab" * 32), "ProtocolError"),
-        (edit(weight=0), "ProtocolError"),
-        (edit(weight=-0.5), "ProtocolError"),
-        (edit(layout="[]"), "ProtocolError|MaskError"),
-        (edit(layout="{"), "LayoutError"),
-        (edit(fingerprint="ab" * 16), "ProtocolError"),
-        (edit(fingerprint=""), "ProtocolError"),
-        (edit(parameters={"name": "precise", "value_range": 64.0}), "KeyMismatchError"),
-        (edit(round=1), "RoundError"),
-        (replace(MASK, flip(60)), "MaskError"),
-        (replace(MASK, flip(85)), "MaskError"),
-        (replace(MASK, lambda data: data[:-1]), "MaskError"),
-        (replace(MASK, lambda data: b""), "MaskError"),
-        (replace(MASK, lambda data: other_mask(data).to_bytes()), "ProtocolError"),
-        (foreign_mask, "MaskError"),
-        (other_layout, "MaskError"),
-        (other_model, "LayoutError"),
-        (archive, "ProtocolError"),
-        (not_an_array, "ProtocolError"),
-        (replace(CIPHERTEXT, lambda data: data[:-1]), "CiphertextError"),
-        (replace(CIPHERTEXT, lambda data: data[: len(data) // 2]), "CiphertextError"),
-        (replace(CIPHERTEXT, lambda data: b""), "CiphertextError"),
-        (replace(CIPHERTEXT, flip(5)), "CiphertextError"),
-        (replace(CIPHERTEXT, flip(30)), "CiphertextError"),
-        (replace(CIPHERTEXT, flip(10_000)), "CiphertextError"),
-        (foreign_ciphertext(), "KeyMismatchError"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error"), CHANGES.values(), ids=CHANGES)
 def test_a_changed_message_is_refused_before_user_code_runs(ask, change, error, kind):
     def never(message, context):
         pytest.fail("user code ran")
@@ -324,15 +333,21 @@ def test_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask,
     assert "9.87" not in reply.error.reason
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda arrays: {**arrays, "3.weight": np.zeros((3, 9), np.float32)}, "3.weight: expected"),
-        (lambda arrays: {**arrays, "3.bias": arrays["3.bias"].astype(float)}, "float64"),
-        (lambda arrays: {**arrays, "extra": np.zeros(3)}, "extra is unexpected"),
-        (lambda arrays: dict(list(arrays.items())[1:]), "0.weight is missing"),
-    ],
-)
+OTHER_MODELS = {
+    "another shape": (
+        lambda arrays: {**arrays, "3.weight": np.zeros((3, 9), np.float32)},
+        "3.weight: expected",
+    ),
+    "another type": (
+        lambda arrays: {**arrays, "3.bias": arrays["3.bias"].astype(float)},
+        "float64",
+    ),
+    "an extra tensor": (lambda arrays: {**arrays, "extra": np.zeros(3)}, "extra is unexpected"),
+    "a missing tensor": (lambda arrays: dict(list(arrays.items())[1:]), "0.weight is missing"),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), OTHER_MODELS.values(), ids=OTHER_MODELS)
 def test_a_model_of_another_layout_does_not_leave(ask, change, text):
     assert_refused(ask(app=trained(change)), "LayoutError", text)
 
@@ -348,18 +363,18 @@ def answer(change):
     return make_app(train=train_and_change)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c: c["metrics"].pop("num-examples"),
-        lambda c: c["metrics"].update({"num-examples": 0}),
-        lambda c: c["metrics"].update({"num-examples": -3}),
-        lambda c: c["metrics"].update({"num-examples": float("nan")}),
-        lambda c: c["metrics"].update({"num-examples": float("inf")}),
-        lambda c: c["metrics"].update({"num-examples": [20, 20]}),
-        lambda c: c.update({"more": MetricRecord({"num-examples": 20})}),
-    ],
-)
+NO_EXAMPLES = {
+    "none": lambda c: c["metrics"].pop("num-examples"),
+    "zero": lambda c: c["metrics"].update({"num-examples": 0}),
+    "negative": lambda c: c["metrics"].update({"num-examples": -3}),
+    "NaN": lambda c: c["metrics"].update({"num-examples": float("nan")}),
+    "infinite": lambda c: c["metrics"].update({"num-examples": float("inf")}),
+    "a list": lambda c: c["metrics"].update({"num-examples": [20, 20]}),
+    "two of them": lambda c: c.update({"more": MetricRecord({"num-examples": 20})}),
+}
+
+
+@pytest.mark.parametrize("change", NO_EXAMPLES.values(), ids=NO_EXAMPLES)
 def test_an_answer_without_a_number_of_examples_is_refused(ask, change):
     assert_refused(ask(app=answer(change)), "ProtocolError", "num-examples")
 
@@ -489,16 +504,16 @@ def test_a_mask_below_the_minimum_is_not_even_made(ask):
     assert_refused(ask(kind="query.fedsens_mask", min_ratio=0.5), "DowngradeError", "at least 57")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        replace("fedsens.map", lambda data: data[:-1]),
-        replace("fedsens.map", flip(5000)),
-        drop("fedsens.map"),
-        foreign_ciphertext(),
-        lambda content: content.update({"fedsens.map": bytes_to_record(b"")}),
-    ],
-)
+DAMAGED_MAPS = {
+    "cut short": replace("fedsens.map", lambda data: data[:-1]),
+    "a flipped bit": replace("fedsens.map", flip(5000)),
+    "no map": drop("fedsens.map"),
+    "a map under a foreign key": foreign_ciphertext(),
+    "an empty map": lambda content: content.update({"fedsens.map": bytes_to_record(b"")}),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED_MAPS.values(), ids=DAMAGED_MAPS)
 def test_a_damaged_map_makes_no_mask(ask, change):
     def put(content):
         change(content)

@@ -145,79 +145,145 @@ def spoiled(value):
     return make
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (edit(round=1), "expected an update of round 2, got 1"),
-        (edit(round=3), "expected an update of round 2, got 3"),
-        (edit(mask="ab" * 32), "under the mask"),
-        (edit(layout="ab" * 32), "under the layout"),
-        (edit(fingerprint="ab" * 16), "under the key"),
-        (edit(fingerprint=""), "under the key"),
-        (edit(weight=0.5), "expected the weight"),
-        (edit(weight=30 / 90 * (1 + 1e-7)), "expected the weight"),
-        (edit(weight=-1), "wrong weight"),
-        (edit(version=3), "wrong version"),
-        (edit(extra="x" * 1000), "wrong extra"),
-        (edit(contributor="1000"), "expected the contributor 1001 or a public key, got 1000"),
-        (edit(contributor="no hex"), "wrong contributor"),
-        (edit(weight=float("inf")), "wrong weight"),
-        (edit(weight=0), "wrong weight"),
-        (examples(2**60), "at most 2 times the examples"),
-        (examples(181), "at most 2 times the examples"),
-        (examples(float("inf")), "wrong weight|'num-examples'"),
-        (lambda content: content.pop(HEADER), "expected a UpdateHeader in the message, got none"),
-        (lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}), "got none"),
-        (lambda content: content.update({HEADER: ConfigRecord({"json": "{" * 9999})}), "content"),
-        (lambda content: content.pop("arrays"), "exactly one ArrayRecord"),
-        (lambda content: content.update({"more": ArrayRecord()}), "exactly one ArrayRecord"),
-        (lambda content: content.update({"fedsens.more": ArrayRecord()}), "no more records"),
-        (lambda content: content.pop("metrics"), "'num-examples'"),
-        (lambda content: content["metrics"].update({"num-examples": 0}), "'num-examples'"),
-        (lambda content: content["metrics"].update({"num-examples": -30}), "'num-examples'"),
-        (lambda content: content["metrics"].update({"num-examples": 31}), "expected the weight"),
-        (lambda content: content["metrics"].update({"num-examples": [30]}), "'num-examples'"),
-        (lambda content: content["metrics"].update({"extra": 1.0}), "names and lengths"),
-        (lambda content: content["metrics"].update({"loss": [1.0, 2.0]}), "names and lengths"),
-        (lambda content: content["metrics"].pop("loss"), "names and lengths"),
-        (lambda content: content.update({"more": MetricRecord({"a": 1})}), "one MetricRecord"),
-        (lambda content: content.update(metrics_=content.pop("metrics")), "names and lengths"),
-        (lambda content: content.update(arrays_=content.pop("arrays")), "names and lengths"),
-        (lambda content: content["arrays"].pop("3.bias"), "3.bias is missing"),
-        (lambda content: content["arrays"].update(new=Array(np.zeros(3))), "new is unexpected"),
-        (lambda content: content["arrays"].update({"a\nb": Array(np.zeros(3))}), "printable names"),
-        (array("3.weight", lambda a: np.append(a, a)), "3.weight: expected shape"),
-        (array("3.weight", lambda a: a.astype(float)), "3.weight"),
-        (array("3.weight", lambda a: a.astype(">f4")), "3.weight"),
-        (array("3.weight", lambda a: a.astype(complex)), "3.weight"),
-        (array("3.weight", lambda a: a.astype("S4")), "3.weight"),
-        (array("3.weight", lambda a: np.zeros(a.shape, [("a", "f4")])), "3.weight"),
-        (array("3.weight", spoiled(np.nan)), "NaN or infinity"),
-        (array("3.weight", spoiled(np.inf)), "NaN or infinity"),
-        (array("1.num_batches_tracked", lambda a: a.astype(float)), "num_batches_tracked"),
-        (raw("3.weight", b""), "'3.weight' with another header"),
-        (raw("3.weight", b"\x93NUMPY"), "another header"),
-        (raw("3.weight", npy("{'descr': '<f4', ")), "expected NumPy arrays"),
-        (raw("3.weight", npy(HUGE.format(10**12))), "another size"),
-        (raw("3.weight", npy(HUGE.format(10**30))), "another header"),
-        (
-            raw("3.weight", npy("{'descr': '|O', 'fortran_order': 0, 'shape': (3,), }")),
-            "another header",
-        ),
-        (raw("3.weight", b"PK\x05\x06" + bytes(18)), "another header"),
-        (raw("3.weight", b"PK\x03\x04" + bytes(30)), "another header"),
-        (raw("3.weight", b"\x80\x04N."), "another header"),  # a pickle
-        (lambda content: content.pop(CIPHERTEXT), CIPHERTEXT),
-        (lambda content: content.update({CIPHERTEXT: ArrayRecord([np.zeros(3)])}), CIPHERTEXT),
-        (ciphertext(lambda data: b""), "expected a ciphertext batch"),
-        (ciphertext(lambda data: data[:-7]), "checksum"),
-        (ciphertext(flipped), "checksum"),
-        (ciphertext(lambda data: data * 300), "checksum"),
-        (ciphertext(lambda data: bytes(20_000_000)), "expected a ciphertext batch"),
-        (ciphertext(under_another_key), "under the key"),
-        (ciphertext(under_other_parameters), "under the parameters"),
-    ],
-)
+WRONG_UPDATES = {
+    "a round that is over": (edit(round=1), "expected an update of round 2, got 1"),
+    "a round to come": (edit(round=3), "expected an update of round 2, got 3"),
+    "another mask": (edit(mask="ab" * 32), "under the mask"),
+    "another layout": (edit(layout="ab" * 32), "under the layout"),
+    "another key": (edit(fingerprint="ab" * 16), "under the key"),
+    "no key": (edit(fingerprint=""), "under the key"),
+    "another weight than its examples give": (edit(weight=0.5), "expected the weight"),
+    "a weight that is off by 1e-7": (edit(weight=30 / 90 * (1 + 1e-7)), "expected the weight"),
+    "a negative weight": (edit(weight=-1), "wrong weight"),
+    "another protocol version": (edit(version=3), "wrong version"),
+    "an unknown field in the header": (edit(extra="x" * 1000), "wrong extra"),
+    "the number of another client": (
+        edit(contributor="1000"),
+        "expected the contributor 1001 or a public key, got 1000",
+    ),
+    "a name that is no public key": (edit(contributor="no hex"), "wrong contributor"),
+    "an infinite weight": (edit(weight=float("inf")), "wrong weight"),
+    "a weight of zero": (edit(weight=0), "wrong weight"),
+    "2^60 examples": (examples(2**60), "at most 2 times the examples"),
+    "twice the examples of all clients": (examples(181), "at most 2 times the examples"),
+    "infinitely many examples": (examples(float("inf")), "wrong weight|'num-examples'"),
+    "no header": (
+        lambda content: content.pop(HEADER),
+        "expected a UpdateHeader in the message, got none",
+    ),
+    "a header of bytes": (
+        lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}),
+        "got none",
+    ),
+    "a header of 9999 brackets": (
+        lambda content: content.update({HEADER: ConfigRecord({"json": "{" * 9999})}),
+        "content",
+    ),
+    "no model": (lambda content: content.pop("arrays"), "exactly one ArrayRecord"),
+    "two models": (
+        lambda content: content.update({"more": ArrayRecord()}),
+        "exactly one ArrayRecord",
+    ),
+    "another record of fedsens's names": (
+        lambda content: content.update({"fedsens.more": ArrayRecord()}),
+        "no more records",
+    ),
+    "no metrics": (lambda content: content.pop("metrics"), "'num-examples'"),
+    "no examples": (
+        lambda content: content["metrics"].update({"num-examples": 0}),
+        "'num-examples'",
+    ),
+    "negative examples": (
+        lambda content: content["metrics"].update({"num-examples": -30}),
+        "'num-examples'",
+    ),
+    "other examples than weighted": (
+        lambda content: content["metrics"].update({"num-examples": 31}),
+        "expected the weight",
+    ),
+    "a list of examples": (
+        lambda content: content["metrics"].update({"num-examples": [30]}),
+        "'num-examples'",
+    ),
+    "an extra metric": (
+        lambda content: content["metrics"].update({"extra": 1.0}),
+        "names and lengths",
+    ),
+    "a list for a metric": (
+        lambda content: content["metrics"].update({"loss": [1.0, 2.0]}),
+        "names and lengths",
+    ),
+    "a missing metric": (lambda content: content["metrics"].pop("loss"), "names and lengths"),
+    "a second MetricRecord": (
+        lambda content: content.update({"more": MetricRecord({"a": 1})}),
+        "one MetricRecord",
+    ),
+    "metrics under another name": (
+        lambda content: content.update(metrics_=content.pop("metrics")),
+        "names and lengths",
+    ),
+    "a model under another name": (
+        lambda content: content.update(arrays_=content.pop("arrays")),
+        "names and lengths",
+    ),
+    "a missing tensor": (lambda content: content["arrays"].pop("3.bias"), "3.bias is missing"),
+    "an extra tensor": (
+        lambda content: content["arrays"].update(new=Array(np.zeros(3))),
+        "new is unexpected",
+    ),
+    "a tensor whose name forges a line of a log": (
+        lambda content: content["arrays"].update({"a\nb": Array(np.zeros(3))}),
+        "printable names",
+    ),
+    "another shape": (array("3.weight", lambda a: np.append(a, a)), "3.weight: expected shape"),
+    "float64 for float32": (array("3.weight", lambda a: a.astype(float)), "3.weight"),
+    "big-endian numbers": (array("3.weight", lambda a: a.astype(">f4")), "3.weight"),
+    "complex numbers": (array("3.weight", lambda a: a.astype(complex)), "3.weight"),
+    "text for numbers": (array("3.weight", lambda a: a.astype("S4")), "3.weight"),
+    "records for numbers": (
+        array("3.weight", lambda a: np.zeros(a.shape, [("a", "f4")])),
+        "3.weight",
+    ),
+    "NaN": (array("3.weight", spoiled(np.nan)), "NaN or infinity"),
+    "infinity": (array("3.weight", spoiled(np.inf)), "NaN or infinity"),
+    "floats for integers": (
+        array("1.num_batches_tracked", lambda a: a.astype(float)),
+        "num_batches_tracked",
+    ),
+    "an array without bytes": (raw("3.weight", b""), "'3.weight' with another header"),
+    "an array that ends after its magic": (raw("3.weight", b"\x93NUMPY"), "another header"),
+    "an array with a broken header": (
+        raw("3.weight", npy("{'descr': '<f4', ")),
+        "expected NumPy arrays",
+    ),
+    "an array that claims 4 TB": (raw("3.weight", npy(HUGE.format(10**12))), "another size"),
+    "an array whose size overflows": (raw("3.weight", npy(HUGE.format(10**30))), "another header"),
+    "an array of objects": (
+        raw("3.weight", npy("{'descr': '|O', 'fortran_order': 0, 'shape': (3,), }")),
+        "another header",
+    ),
+    "an empty archive for an array": (raw("3.weight", b"PK\x05\x06" + bytes(18)), "another header"),
+    "an archive for an array": (raw("3.weight", b"PK\x03\x04" + bytes(30)), "another header"),
+    "a pickle for an array": (raw("3.weight", b"\x80\x04N."), "another header"),
+    "no ciphertext": (lambda content: content.pop(CIPHERTEXT), CIPHERTEXT),
+    "an array for a ciphertext": (
+        lambda content: content.update({CIPHERTEXT: ArrayRecord([np.zeros(3)])}),
+        CIPHERTEXT,
+    ),
+    "an empty ciphertext": (ciphertext(lambda data: b""), "expected a ciphertext batch"),
+    "a ciphertext cut short": (ciphertext(lambda data: data[:-7]), "checksum"),
+    "a flipped bit": (ciphertext(flipped), "checksum"),
+    "a ciphertext repeated 300 times": (ciphertext(lambda data: data * 300), "checksum"),
+    "20 MB of zeros": (ciphertext(lambda data: bytes(20_000_000)), "expected a ciphertext batch"),
+    "a ciphertext under another key": (ciphertext(under_another_key), "under the key"),
+    "a ciphertext under other parameters": (
+        ciphertext(under_other_parameters),
+        "under the parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), WRONG_UPDATES.values(), ids=WRONG_UPDATES)
 def test_a_wrong_update_is_left_out_by_name(change, text, recorder, caplog):
     assert_left_out(meddled(change, recorder), recorder, caplog, text)
 
@@ -320,20 +386,20 @@ def test_a_reply_to_another_message_is_dropped(recorder):
     assert largest_difference(run.models[1], recorder.mean(1, OTHERS)) <= tolerance(run, OTHERS)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content.pop("metrics"),
-        lambda content: content["metrics"].pop("num-examples"),
-        lambda content: content["metrics"].update({"num-examples": [30, 1]}),
-        lambda content: content["metrics"].update({"num-examples": float("nan")}),
-        lambda content: content["metrics"].update({"extra": 1.0}),
-        lambda content: content["metrics"].update({"accuracy": [1.0, 2.0]}),
-        lambda content: content["metrics"].pop("accuracy"),
-        lambda content: content.update(more=MetricRecord({"a": 1.0})),
-        lambda content: content.update(other=content.pop("metrics")),
-    ],
-)
+WRONG_METRICS = {
+    "no metrics": lambda content: content.pop("metrics"),
+    "no examples": lambda content: content["metrics"].pop("num-examples"),
+    "a list of examples": lambda content: content["metrics"].update({"num-examples": [30, 1]}),
+    "NaN examples": lambda content: content["metrics"].update({"num-examples": float("nan")}),
+    "an extra metric": lambda content: content["metrics"].update({"extra": 1.0}),
+    "a list for a metric": lambda content: content["metrics"].update({"accuracy": [1.0, 2.0]}),
+    "a missing metric": lambda content: content["metrics"].pop("accuracy"),
+    "a second MetricRecord": lambda content: content.update(more=MetricRecord({"a": 1.0})),
+    "metrics under another name": lambda content: content.update(other=content.pop("metrics")),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_METRICS.values(), ids=WRONG_METRICS)
 def test_wrong_metrics_of_an_evaluation_are_left_out_by_name(change, recorder, caplog):
     run = meddled(change, recorder, kind="evaluate")
     assert [(r.clients, r.lost) for r in run.reports("evaluate")] == [(3, 0), (2, 1), (3, 0)]
@@ -342,14 +408,14 @@ def test_wrong_metrics_of_an_evaluation_are_left_out_by_name(change, recorder, c
     assert 0 <= run.result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (lambda data: data[:-1], "checksum"),
-        (lambda data: b"", "expected a ciphertext batch"),
-        (under_another_key, "parameters"),
-    ],
-)
+WRONG_MAPS = {
+    "cut short": (lambda data: data[:-1], "checksum"),
+    "empty": (lambda data: b"", "expected a ciphertext batch"),
+    "under another key": (under_another_key, "parameters"),
+}
+
+
+@pytest.mark.parametrize(("make", "text"), WRONG_MAPS.values(), ids=WRONG_MAPS)
 def test_a_wrong_map_is_left_out_by_name(make, text, recorder, caplog):
     def meddle(message):
         kind = "query.fedsens_sensitivity"
@@ -364,14 +430,14 @@ def test_a_wrong_map_is_left_out_by_name(make, text, recorder, caplog):
     assert run.strategy.model.mask.k == 57
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda data: np.frombuffer(data) * -1,
-        lambda data: np.frombuffer(data) / 0.0,
-        lambda d: d[8:],
-    ],
-)
+WRONG_PLAIN_MAPS = {
+    "negative scores": lambda data: np.frombuffer(data) * -1,
+    "infinite scores": lambda data: np.frombuffer(data) / 0.0,
+    "cut short": lambda d: d[8:],
+}
+
+
+@pytest.mark.parametrize("make", WRONG_PLAIN_MAPS.values(), ids=WRONG_PLAIN_MAPS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_wrong_plain_map_is_left_out_by_name(make, recorder, caplog):
     def meddle(message):

@@ -268,36 +268,27 @@ def a_model_of_the_servers_own(content):
     edit(content, model_mask=empty.digest, weight=0, contributors=None)
 
 
+LESS = {
+    "a whole plain model of the server's own": (a_model_of_the_servers_own, "DowngradeError", {}),
+    "no protection at all": (no_protection, "DowngradeError", {}),
+    "no mask": (drop(MASK), "ProtocolError", {}),
+    "an empty mask": (with_mask(lambda mask: np.zeros(mask.size, bool)), "DowngradeError", {}),
+    "a mask below the client's minimum": (
+        lambda content: None,
+        "DowngradeError",
+        {"min_ratio": 0.9},
+    ),
+    "another layout": (another_layout, "LayoutError|MaskError|ProtocolError", {}),
+    "no ciphertext": (drop(CIPHERTEXT), "ProtocolError", {}),
+    "an old round": (lambda content: edit(content, round=1), "RoundError", {}),
+    "an old model": (lambda content: edit(content, model_round=1), "RoundError", {}),
+    "another key": (lambda content: edit(content, fingerprint="ab" * 16), "ProtocolError", {}),
+    "another protocol version": (lambda content: edit(content, version=1), "ProtocolError", {}),
+}
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-@pytest.mark.parametrize(
-    ("change", "error", "settings"),
-    [
-        (a_model_of_the_servers_own, "DowngradeError", {}),
-        (no_protection, "DowngradeError", {}),
-        (drop(MASK), "ProtocolError", {}),
-        (with_mask(lambda mask: np.zeros(mask.size, bool)), "DowngradeError", {}),
-        (lambda content: None, "DowngradeError", {"min_ratio": 0.9}),
-        (another_layout, "LayoutError|MaskError|ProtocolError", {}),
-        (drop(CIPHERTEXT), "ProtocolError", {}),
-        (lambda content: edit(content, round=1), "RoundError", {}),
-        (lambda content: edit(content, model_round=1), "RoundError", {}),
-        (lambda content: edit(content, fingerprint="ab" * 16), "ProtocolError", {}),
-        (lambda content: edit(content, version=1), "ProtocolError", {}),
-    ],
-    ids=[
-        "a plain model",
-        "plaintext",
-        "no mask",
-        "an empty mask",
-        "below the floor",
-        "another layout",
-        "no ciphertext",
-        "an old round",
-        "an old model",
-        "another key",
-        "another version",
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "settings"), LESS.values(), ids=LESS)
 def test_a_message_that_asks_for_less_protection(put, kind, change, error, settings):
     reply = put(change, kind, ROUND, **settings)
     assert not reply.has_content()
