@@ -38,8 +38,11 @@ check: .venv/installed ## Lint and type-check
 docs-faults: .venv/installed ## Write the table of faults from the tests
 	$(BIN)/python -m tests.e2e.fault_table
 
-fuzz: .venv/installed ## Try RUNS inputs (100,000) on every parser of another party's bytes
+.venv/fuzz: .venv/installed
 	$(PIP) --editable '.[fuzz]'
+	@touch $@
+
+fuzz: .venv/fuzz ## Try RUNS inputs (100,000) on every parser of another party's bytes
 	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
 
 docs-reliability: .venv/installed ## Write the tables of docs/reliability.md from tests and results

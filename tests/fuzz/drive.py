@@ -38,6 +38,9 @@ class Drive:
         self._old: dict[str, Any] = (
             json.loads(self._path.read_text()) if self._path.exists() else {}
         )
+        self._version = importlib.import_module("tests.fuzz.version").version()
+        if self._old.get("version", self._version) != self._version:
+            raise SystemExit(f"expected results of this version in {work}, got another's")
         self.left = max(runs - self._old.get("inputs", 0), 0)
         self._seeds = self.target.seeds()
         self._random = random.Random(self._old.get("inputs", 0))
@@ -77,6 +80,7 @@ class Drive:
         old, guard = self._old, self.guard
         seconds = time.process_time() - self._started
         result = {
+            "version": self._version,
             "inputs": old.get("inputs", 0) + guard.inputs,
             "outcomes": dict(Counter(old.get("outcomes", {})) + guard.outcomes),
             "cpu_seconds": old.get("cpu_seconds", 0.0) + seconds,

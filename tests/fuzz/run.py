@@ -1,7 +1,7 @@
 """Tries inputs on every parser and writes docs/reliability/fuzz.json: ``make fuzz``.
 
 Each target has a process of its own, with a limit of memory and of time for each input. A run that
-was stopped goes on where it ended: give it the same folder.
+was stopped goes on where it ended, if neither fedsens nor the fuzzers have changed since.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from . import table
 from .targets import ALL, BY_NAME
+from .version import version
 
 COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)/")
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", choices=sorted(BY_NAME), help="only this parser")
     parser.add_argument("--runs", type=int, default=1_000_000, help="inputs per parser")
-    parser.add_argument("--work", type=Path, default=Path(".fuzz"))
+    parser.add_argument("--work", type=Path, default=Path(".fuzz") / version())
     parser.add_argument("--blind", action="store_true", help="mutations only, without atheris")
     parser.add_argument("--write", action="store_true", help="write the results into docs/")
     given = parser.parse_args()

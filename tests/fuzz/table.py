@@ -43,7 +43,12 @@ def table() -> str:
     rows = "".join(_row(name, result) for name, result in targets.items())
     inputs = sum(result["inputs"] for result in targets.values())
     seconds = sum(result["cpu_seconds"] for result in targets.values())
-    return f"{BEGIN}{HEAD}{rows}\n{inputs:,} inputs in {seconds:,.0f} CPU seconds.\n{END}"
+    versions = ", ".join(sorted({f"`{result['version']}`" for result in targets.values()}))
+    total = (
+        f"{inputs:,} inputs in {seconds:,.0f} CPU seconds, of version {versions} of the code "
+        "(`python -m tests.fuzz.version` prints today's)."
+    )
+    return f"{BEGIN}{HEAD}{rows}\n{total}\n{END}"
 
 
 def _row(name: str, result: dict[str, Any]) -> str:

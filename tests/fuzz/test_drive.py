@@ -35,6 +35,12 @@ def test_a_run_goes_on_where_it_ended(tmp_path):
     assert again["outcomes"] == first["outcomes"]
 
 
+def test_counts_of_another_version_are_not_added_to(tmp_path):
+    (tmp_path / "mask.json").write_text(json.dumps({"version": "another", "inputs": 5}))
+    with pytest.raises(SystemExit, match="results of this version"):
+        Drive("mask", 10, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="make fuzz installs it")
 def test_coverage_guides_the_inputs(tmp_path):
@@ -63,3 +69,5 @@ def test_the_page_holds_the_table_of_the_results():
     results = json.loads(table.RESULTS.read_text())["targets"]
     assert list(results) == list(BY_NAME)
     assert all(sum(each["outcomes"].values()) == each["inputs"] for each in results.values())
+    assert all(each["inputs"] >= 1_000_000 for each in results.values())
+    assert len({each["version"] for each in results.values()}) == 1
