@@ -19,6 +19,7 @@ from fedsens.flower.records import (
     put_header,
     take_header,
 )
+from fedsens.protocol.examples import planned
 from fedsens.protocol.headers import KeyReply, KeyRequest
 from fedsens.protocol.report import PhaseReport
 
@@ -57,6 +58,7 @@ class KeyAgreement:
         self._parameters = parameters
         self._timeout = timeout
         self._public: dict[int, str] = {}
+        self._capped: dict[int, int] = {}
 
     def agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> PhaseReport | None:
         """Bring every node that can be reached into the possession of the key.
@@ -92,6 +94,32 @@ class KeyAgreement:
         """Trust the number of examples that a client trained on over what it announced."""
         if node in self.examples:
             self.examples[node] = round(examples)
+
+    def reference(self, nodes: Iterable[int]) -> float:
+        """N_ref of a round: the examples of its clients, without what somebody overstates.
+
+        The weights n_i / N_ref of whoever answers then add up to at most 1, unless a client trains
+        on more examples than it announced, or than :func:`planned` believes it.
+
+        Args:
+            nodes: the clients; all hold the key.
+
+        Returns:
+            A positive number.
+        """
+        counts, nodes = planned(self.examples), list(nodes)
+        for node in nodes:
+            announced = self.examples[node]
+            if counts[node] < announced and self._capped.get(node) != announced:
+                self._capped[node] = announced
+                logger.warning(
+                    "node %s announces %d examples, far more than the others; they count as %d, "
+                    "and it is left out if it really trains on more than twice the total",
+                    node,
+                    announced,
+                    counts[node],
+                )
+        return float(sum(counts[node] for node in nodes)) or 1.0
 
     def forget(self, node: int) -> None:
         """Ask this node again next time: it failed, so it may have lost its key."""

@@ -13,6 +13,7 @@ from fedsens.crypto import MAP_PARAMETERS, Aggregator
 from fedsens.errors import FedSensError, MaskError
 from fedsens.flower.records import MAP, PLAIN_MAP, record_to_bytes, take_header
 from fedsens.protocol.contributors import Contributors, check_name
+from fedsens.protocol.examples import check_weight
 from fedsens.protocol.headers import MapReply
 from fedsens.protocol.tags import tagged
 
@@ -62,6 +63,7 @@ class MapSum(ABC):
         try:
             reply = take_header(content, MapReply)
             check_name(reply.contributor, node, self.weights)
+            check_weight(reply.weight)
             self._add(content)
             self.weights[reply.contributor] = reply.weight
         except FedSensError as error:

@@ -94,7 +94,7 @@ class Masking:
         config = self._config
         nodes = self._sample(grid)
         content = model()
-        reference = float(sum(self._keys.examples[node] for node in nodes)) or 1.0
+        reference = self._keys.reference(nodes)
         request = MapRequest(rule=config.rule, maps=config.maps, reference=reference)
         put_header(content, request, REQUEST)
         questions, seconds = dict.fromkeys(nodes, content), 0.0

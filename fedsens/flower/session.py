@@ -225,8 +225,7 @@ class Session:
                         message.metadata.dst_node_id,
                     )
             messages = [m for m in messages if m.metadata.dst_node_id in known]
-            # The weights n_i / N_ref of whoever answers add up to at most 1.
-            self.reference = float(sum(known[m.metadata.dst_node_id] for m in messages)) or 1.0
+            self.reference = self.keys.reference(m.metadata.dst_node_id for m in messages)
         header = self.header(server_round)
         self._record = next((model_key(m.content) for m in messages), self._record)
         for content in {id(m.content): m.content for m in messages}.values():

@@ -26,6 +26,7 @@ from fedsens.flower.records import (
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol.contributors import Contributors, check_name
+from fedsens.protocol.examples import check_weight
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.model import check_plain, not_finite
 from fedsens.protocol.tags import tagged
@@ -33,9 +34,6 @@ from fedsens.protocol.tags import tagged
 logger = logging.getLogger(__name__)
 
 Form = frozenset[tuple[str, str, int]]
-# The weights of a round add up to one if clients train on what they announced; codec and mean stay
-# sound a little beyond.
-MOST_WEIGHT = 2.0
 FORMS = 4  # clients of one app have one; more are somebody's mistake or malice
 
 
@@ -201,11 +199,7 @@ class Updates:
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"
             )
-        if weight > MOST_WEIGHT:
-            raise ProtocolError(
-                f"expected at most {MOST_WEIGHT:g} times the examples that all clients of the "
-                "round announced together, got more; announce in install() what training counts"
-            )
+        check_weight(weight)
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
         strange = [key for key in content if key.startswith(PREFIX)]
