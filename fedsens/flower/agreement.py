@@ -74,12 +74,16 @@ class KeyAgreement:
         unknown = [node for node in nodes if node not in self.examples]
         if not unknown:
             return None
+        known = bool(self.fingerprint)
         hello = self._request("hello", fingerprint=self.fingerprint)
         steps = [self._step(grid, dict.fromkeys(unknown, hello))]
         newcomers = self._greet(steps[0])
-        if newcomers:
-            steps.append(self._share(grid, newcomers))
-            steps.append(self._deliver(grid, newcomers, steps[-1]))
+        if self.fingerprint:
+            steps += self._pass_on(grid, newcomers, set())
+            if not known:
+                self._doubt(newcomers)
+        if newcomers and not self.fingerprint:
+            steps += self._create(grid, newcomers)
         return PhaseReport(
             phase="keys",
             round=server_round,
@@ -156,23 +160,72 @@ class KeyAgreement:
                 )
         return newcomers
 
-    def _share(self, grid: Grid, newcomers: dict[int, KeyReply]) -> Answers:
-        create = not self.fingerprint
-        sharers = list(newcomers) if create else [n for n in self.examples if self._public.get(n)]
-        answers = Answers(0)
-        for sharer in sharers[:ATTEMPTS]:
-            request = self._request("share", roster=_roster(newcomers, sharer), create=create)
-            answers = self._step(grid, {sharer: request})
-            reply = _headers(answers).get(sharer)
-            if reply and reply.fingerprint and self.fingerprint in {"", reply.fingerprint}:
-                self.fingerprint = reply.fingerprint
-                self.examples[sharer] = reply.examples
-                return answers
+    def _doubt(self, newcomers: dict[int, KeyReply]) -> None:
+        """Start over if most have no key, and whoever says it holds one gave it to none of them."""
+        holders = sorted(set(self.examples) - set(newcomers))
+        if len(newcomers) > len(holders) and not set(newcomers) & set(self.examples):
+            logger.warning(
+                "nodes %s say they hold the key %s, but gave it to none of %d others, who agree on "
+                "one of their own; give all clients the same key file, or none",
+                holders,
+                self.fingerprint,
+                len(newcomers),
+            )
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self.fingerprint = ""
+        self.examples.clear()
+
+    def _create(self, grid: Grid, newcomers: dict[int, KeyReply]) -> list[Answers]:
+        """Let one newcomer create the key; if nobody can open what it hands out, let another."""
+        steps = []
+        for creator in list(newcomers)[:ATTEMPTS]:
+            steps.append(shared := self._share(grid, creator, newcomers, create=True))
+            if creator not in self.examples:
+                continue
+            delivered, waiting = self._deliver(grid, newcomers, shared)
+            steps.append(delivered)
+            if not waiting or len(self.examples) > 1:
+                return steps + self._pass_on(grid, waiting, {creator})
+            logger.warning("node %s made a key that nobody else came to hold", creator)
+            self._start_over()
+        return steps
+
+    def _pass_on(
+        self, grid: Grid, newcomers: dict[int, KeyReply], tried: set[int]
+    ) -> list[Answers]:
+        """Hand the key to newcomers; those to whom one holder gives none get it from the next."""
+        steps, waiting = list[Answers](), newcomers
+        while waiting and len(tried) < ATTEMPTS:
+            holders = [node for node in self.examples if self._public.get(node)]
+            sharer = next((node for node in holders if node not in tried), None)
+            if sharer is None:
+                break
+            tried.add(sharer)
+            shared = self._share(grid, sharer, waiting, create=False)
+            delivered, waiting = self._deliver(grid, waiting, shared)
+            steps += [shared, delivered]
+        return steps
+
+    def _share(
+        self, grid: Grid, sharer: int, newcomers: dict[int, KeyReply], create: bool
+    ) -> Answers:
+        request = self._request("share", roster=_roster(newcomers, sharer), create=create)
+        answers = self._step(grid, {sharer: request})
+        reply = _headers(answers).get(sharer)
+        if reply and reply.fingerprint and self.fingerprint in {"", reply.fingerprint}:
+            self.fingerprint = reply.fingerprint
+            self.examples[sharer] = reply.examples
+        else:
             logger.warning("node %s could not share the key; trying another, see its log", sharer)
-        answers.content.clear()
+            answers.content.clear()
         return answers
 
-    def _deliver(self, grid: Grid, newcomers: dict[int, KeyReply], shared: Answers) -> Answers:
+    def _deliver(
+        self, grid: Grid, newcomers: dict[int, KeyReply], shared: Answers
+    ) -> tuple[Answers, dict[int, KeyReply]]:
+        """Hand out envelopes; also returns the newcomers who are there, but got none that opens."""
         questions: dict[int, RecordDict] = {}
         for sharer, content in shared.content.items():
             envelopes = content.config_records.get(ENVELOPES, ConfigRecord())
@@ -188,7 +241,9 @@ class KeyAgreement:
         for node, reply in _headers(answers).items():
             if reply.fingerprint == self.fingerprint:
                 self.examples[node] = reply.examples
-        return answers
+        silent = set(questions) - set(answers.content) - answers.refused
+        unserved = set(newcomers) - set(self.examples) - silent
+        return answers, {node: newcomers[node] for node in newcomers if node in unserved}
 
 
 def _roster(newcomers: dict[int, KeyReply], sharer: int) -> dict[int, str]:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError
 from fedsens.flower.arrivals import arriving
+from fedsens.flower.client import REFUSED
 from fedsens.flower.logs import reason_of
 from fedsens.flower.records import size_of
 from fedsens.protocol.report import Phase, PhaseReport
@@ -27,6 +28,7 @@ class Answers:
 
     Attributes:
         content: node to content of its answer.
+        refused: nodes that answered with a named error of fedsens.
         asked: number of nodes that were asked.
         up: plaintext and ciphertext bytes of the answers.
         down: plaintext and ciphertext bytes of the questions.
@@ -36,6 +38,7 @@ class Answers:
 
     asked: int
     content: dict[int, RecordDict] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
     up: tuple[int, int] = (0, 0)
     down: tuple[int, int] = (0, 0)
     seconds: float = 0.0
@@ -73,6 +76,7 @@ def ask(
         if reply.has_error():
             reason = reason_of(reply.error)
             logger.warning("node %s did not answer %s: %s", node, action, reason)
+            answers.refused |= {node} if reply.error.code == REFUSED else set()
             continue
         answers.up = plus(answers.up, size_of(reply.content))
         if take is None:

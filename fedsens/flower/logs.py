@@ -15,6 +15,7 @@ from fedsens.errors import ConfigurationError
 from fedsens.protocol.settings import LOG_FORMAT
 
 FORMATS = ("text", "json")
+LONGEST = 2000  # characters of a client's reason that are shown
 FIGURES = "figures"  # key of a record's extra: what a line says, as numbers
 
 REMEDIES = {
@@ -90,5 +91,7 @@ def reason_of(error: Error) -> str:
     Returns:
         One sentence; a client's own refusal says what to do by itself.
     """
-    remedy = REMEDIES.get(error.code)
-    return f"{error.reason}; {remedy}" if remedy else str(error.reason)
+    remedy, text = REMEDIES.get(error.code), str(error.reason)[:LONGEST]
+    # It is the client's text, and must not be able to forge lines of the server's log.
+    reason = "".join(each if each.isprintable() else " " for each in text)
+    return f"{reason}; {remedy}" if remedy else reason

@@ -20,6 +20,9 @@ MOST = 2**53  # counts up to here are exact as floats
 PublicKey = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # X25519, hexadecimal, or none
 
 Fingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
+# Other characters than these could forge lines of a log, or hide there.
+Printable = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", max_length=256)]
 Generation = Annotated[int, Field(ge=0, le=2**20)]
 
 
@@ -78,15 +81,15 @@ class ModelHeader(Header):
     round: int = Field(ge=1)
     model_round: int = Field(ge=0)
     layout: str
-    model_mask: str
-    mask: str
+    model_mask: Digest
+    mask: Digest
     parameters: CkksParameters
-    fingerprint: str = ""
+    fingerprint: Fingerprint = ""
     generation: Generation = 0
     weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     contributors: Contributors | None = None
     reference: float = Field(gt=0, allow_inf_nan=False)
-    weighted_by: str = "num-examples"
+    weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
 
 
@@ -105,9 +108,9 @@ class UpdateHeader(Header):
     """
 
     round: int = Field(ge=1)
-    mask: str
-    layout: str
-    fingerprint: str = ""
+    mask: Digest
+    layout: Digest
+    fingerprint: Fingerprint = ""
     weight: float = Field(gt=0, allow_inf_nan=False)
     contributor: Name
     encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -148,7 +151,7 @@ class KeyReply(Header):
     """
 
     public_key: PublicKey
-    fingerprint: str = ""
+    fingerprint: Fingerprint = ""
     examples: int = Field(default=0, ge=0, le=MOST)
 
 
@@ -194,9 +197,9 @@ class MaskRequest(Header):
         contributors: who went into that map.
     """
 
-    policy: str
+    policy: Printable
     ratio: float = Field(ge=0, le=1)
-    force: tuple[str, ...] = ()
+    force: tuple[Printable, ...] = ()
     seed: int = Field(default=0, ge=0)
     scores: bool
     contributors: Contributors | None = None

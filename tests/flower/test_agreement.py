@@ -6,6 +6,7 @@ import re
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import Error
 
 from fedsens import CkksParameters, generate_key
 from fedsens.crypto import MAP_PARAMETERS
@@ -178,11 +179,13 @@ def test_an_unknown_client_is_refused_and_the_others_go_on(rostered, recorder, c
     assert "no key for node 1002: expected only public keys of the pinned roster" in caplog.text
 
 
-def test_a_client_refuses_a_key_from_an_unknown_sender(rostered, recorder, caplog):
-    grid = rostered(make_app(recorder), [None, None, [1, 2]])
+@pytest.mark.parametrize(("known", "joins"), [([2], False), ([1, 2], True)])
+def test_a_client_refuses_a_key_from_an_unknown_sender(rostered, recorder, known, joins, caplog):
+    """A holder that it knows is asked next."""
+    grid = rostered(make_app(recorder), [None, None, known])
     Run(grid=grid, rounds=1, ratio=0.5)
-    assert nodes_of(recorder) == [1000, 1001]
-    assert key_of(grid, 1002) is None
+    assert nodes_of(recorder) == [1000, 1001] + [1002] * joins
+    assert key_of(grid, 1002) == (key_of(grid, 1001) if joins else None)
     assert "node 1002 did not answer fedsens_keys: RosterError" in caplog.text
 
 
@@ -286,10 +289,11 @@ def test_an_altered_envelope_is_refused_by_its_recipient(recorder, index, caplog
 def test_swapped_envelopes_open_for_nobody(recorder):
     def swap(message):
         envelopes = message.content.get("fedsens.envelopes", {}) if message.has_content() else {}
-        if is_reply(message, KEYS) and "1002" in envelopes:
-            envelopes["1001"], envelopes["1002"] = envelopes["1002"], envelopes["1001"]
+        if is_reply(message, KEYS) and len(envelopes) == 2:
+            one, other = envelopes
+            envelopes[one], envelopes[other] = envelopes[other], envelopes[one]
 
-    with pytest.raises(PhaseError, match="at least 2 clients with the key, got 1"):
+    with pytest.raises(PhaseError, match="at least 2 clients with the key, got 0"):
         Run(grid=LocalGrid(make_app(recorder), 3, tap=swap), ratio=0.5)
 
 
@@ -313,7 +317,93 @@ def test_a_client_that_accepted_another_key_is_left_out(recorder):
     assert nodes_of(recorder) == [1000, 1001]
 
 
-def test_a_lie_about_holding_the_key_ends_the_run_by_name():
-    grid = LocalGrid(make_app(), 3, tap=change_reply(1002, fingerprint="ab" * 16))
+@pytest.mark.parametrize("liar", [1000, 1002])
+def test_who_lies_about_holding_a_key_is_left_out_by_name(recorder, liar, caplog):
+    grid = LocalGrid(make_app(recorder), 3, tap=change_reply(liar, fingerprint="ab" * 16))
+    run = Run(grid=grid, rounds=2, ratio=0.5)
+    others = [node for node in (1000, 1001, 1002) if node != liar]
+    for number in (1, 2):
+        assert nodes_of(recorder, number) == others
+    assert f"nodes [{liar}] say they hold the key {'ab' * 16}" in caplog.text
+    assert f"node {liar} holds the key {'ab' * 16}, expected" in caplog.text
+    assert key_of(grid, others[0]) == key_of(grid, others[1])
+    assert run.strategy.model.open(key_of(grid, others[0]))
+
+
+def test_a_lie_about_holding_a_key_against_one_other_ends_the_run_by_name():
+    grid = LocalGrid(make_app(), 2, tap=change_reply(1001, fingerprint="ab" * 16))
     with pytest.raises(PhaseError, match="see the warnings"):
         Run(grid=grid, rounds=1, ratio=0.5)
+
+
+def spoil(envelopes):
+    for node in list(envelopes):
+        envelopes[node] = b"\0" * 200
+
+
+def spoil_one(envelopes):
+    envelopes["1003"] = b"\0" * 200
+
+
+def keep_one(envelopes):
+    for node in list(envelopes)[1:]:
+        envelopes.pop(node)
+
+
+def keep_none(envelopes):
+    for node in list(envelopes):
+        envelopes.pop(node)
+
+
+@pytest.mark.parametrize(
+    ("change", "left_out"),
+    [(spoil, [1000]), (spoil_one, []), (keep_one, []), (keep_none, [1000])],
+    ids=["none opens", "one does not open", "one for one client only", "none at all"],
+)
+def test_who_creates_the_key_and_hands_out_wrong_envelopes_stops_nobody(
+    recorder, change, left_out, caplog
+):
+    def meddle(message):
+        mine = is_reply(message, KEYS) and message.metadata.src_node_id == 1000
+        if mine and message.has_content() and "fedsens.envelopes" in message.content:
+            change(message.content["fedsens.envelopes"])
+
+    grid = LocalGrid(make_app(recorder), 4, tap=meddle)
+    run = Run(grid=grid, rounds=2, ratio=0.5)
+    others = [node for node in (1000, 1001, 1002, 1003) if node not in left_out]
+    assert nodes_of(recorder, 1) == nodes_of(recorder, 2) == others
+    assert key_of(grid, 1001) == key_of(grid, 1003)
+    assert run.strategy.model.open(key_of(grid, 1001))
+    assert ("node 1000 made a key that nobody else came to hold" in caplog.text) == bool(left_out)
+
+
+def test_a_newcomer_that_falls_silent_costs_one_deadline(recorder):
+    asked = []
+
+    def vanish(message):
+        if is_request(message, KEYS) and header_of(message)["step"] == "accept":
+            asked.append(message.metadata.dst_node_id)
+            if message.metadata.dst_node_id == 1002:
+                grid.nodes.pop(1002, None)
+
+    grid = LocalGrid(make_app(recorder), 3, tap=vanish)
+    Run(grid=grid, rounds=1, ratio=0.5)
+    assert nodes_of(recorder) == [1000, 1001]
+    assert asked.count(1002) == 1
+
+
+@pytest.mark.parametrize("kind", ["fingerprint", "error"])
+def test_a_client_cannot_forge_lines_of_the_servers_log(recorder, kind, caplog):
+    def forge(message):
+        if is_reply(message, KEYS) and message.metadata.src_node_id == 1002:
+            if kind == "error":
+                forged = Error(2, "x\\nnode 1000 is lost\\u2028" + "y" * 9999)
+                message.__dict__.update(_content=None, _error=forged)
+            else:
+                change_reply(1002, fingerprint="x\nnode 1000 is lost")(message)
+
+    Run(grid=LocalGrid(make_app(recorder), 3, tap=forge), rounds=1, ratio=0.5)
+    assert nodes_of(recorder) == [1000, 1001]
+    told = [text for text in caplog.messages if "node 1002" in text]
+    assert told
+    assert all("\n" not in text and "\u2028" not in text and len(text) < 3000 for text in told)

@@ -29,6 +29,14 @@ RARE = settings(
 REFUSED = {"envelope": 1, "locked": 1, "inspect": 0}  # what holds no key is opened, then refused
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    """What a first call loads is not an input's memory."""
+    for target in ALL:
+        for data in seeds_of(target, "seed").values():
+            Guard(target).parse(data)
+
+
 def seeds_of(target: Target, kind: str) -> dict[str, bytes]:
     folder = fixed.CORPUS / (target.corpus or target.name)
     return {path.name: path.read_bytes() for path in sorted(folder.glob(f"{kind}-*"))}
@@ -57,6 +65,18 @@ def test_what_once_found_something_is_refused(target):
 @given(data=st.binary(max_size=512))
 def test_any_bytes_are_accepted_or_refused_by_name(target, data):
     Guard(target, traced=1).try_input(data)
+
+
+def test_what_the_interpreter_takes_once_is_not_an_inputs_memory():
+    grown = []
+
+    def parse(data: bytes) -> None:
+        grown.append(bytearray(2**23 if not grown else 1))
+
+    guard = Guard(Target("own", parse, 1), traced=1)
+    guard.try_input(b"first")
+    assert guard.peak < 2**20
+    assert guard.inputs == 1
 
 
 @EVERY

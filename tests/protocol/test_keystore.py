@@ -27,8 +27,8 @@ def header(server_round):
         round=server_round,
         model_round=server_round - 1,
         layout="[]",
-        model_mask="",
-        mask="",
+        model_mask="ab" * 32,
+        mask="ab" * 32,
         parameters=KEY.parameters,
         reference=1.0,
     )
