@@ -24,6 +24,7 @@ RESULTS = ROOT / "experiments" / "soak" / "results" / "soak.json"
 CLIENTS = ("flower/test_hostile_answers.py", "flower/test_dropouts.py", "crypto/test_tampered.py")
 SERVERS = ("flower/test_fail_closed.py", "flower/test_hostile_server*.py")
 AGREEMENT = ("flower/test_agreement.py", "flower/test_rotation.py", "protocol/test_tags.py")
+MUTATED = ("flower/test_mutated_messages.py",)
 SECRETS = ("flower/test_secrets.py", "flower/test_captured_messages.py")
 
 
@@ -44,6 +45,7 @@ def tables() -> dict[str, str]:
         "clients": _table(("what a client does", "cases", "what is said"), _tried(CLIENTS)),
         "servers": _table(("what a server does", "cases", "what is said"), _tried(SERVERS)),
         "agreement": _table(("what holds", "cases", "what is said"), _tried(AGREEMENT)),
+        "mutated": _table(("what holds", "cases", ""), _tried(MUTATED)),
         "soaks": _soaks(json.loads(RESULTS.read_text())["rows"]),
         "secrets": _table(("what holds", "cases"), (row[:2] for row in _tried(SECRETS))),
     }

@@ -91,7 +91,7 @@ def reason_of(error: Error) -> str:
     Returns:
         One sentence; a client's own refusal says what to do by itself.
     """
-    remedy, text = REMEDIES.get(error.code), str(error.reason)[:LONGEST]
+    remedy, text = REMEDIES.get(error.code), (error.reason or "no reason given")[:LONGEST]
     # It is the client's text, and must not be able to forge lines of the server's log.
     reason = "".join(each if each.isprintable() else " " for each in text)
     return f"{reason}; {remedy}" if remedy else reason

@@ -202,12 +202,7 @@ class Updates:
         check_weight(weight)
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
-        strange = [key for key in content if key.startswith(PREFIX)]
-        if strange or len(content.metric_records) != 1:
-            raise ProtocolError(
-                f"expected one MetricRecord and no more records of fedsens, got "
-                f"{len(content.metric_records)} and {strange}"
-            )
+        _check_metrics(content)
         return header, ciphertext
 
     def _check_remainder(self, content: RecordDict) -> None:
@@ -230,6 +225,15 @@ class Updates:
             raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
 
 
+def _check_metrics(content: RecordDict) -> None:
+    strange = [key for key in content if key.startswith(PREFIX)]
+    if strange or len(content.metric_records) != 1:
+        raise ProtocolError(
+            f"expected one MetricRecord and no more records of fedsens, got "
+            f"{len(content.metric_records)} and {strange}"
+        )
+
+
 def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message]:
     """The replies to an evaluation that a strategy can average; others are left out by name.
 
@@ -243,6 +247,7 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
     usable = []
     for reply in replies:
         try:
+            _check_metrics(reply.content)
             examples_of(reply.content, weighted_by)
         except ProtocolError as error:
             logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
