@@ -202,6 +202,8 @@ class Updates:
         check_weight(weight)
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
+        if strange := [key for key in content if key.startswith(PREFIX)]:
+            raise ProtocolError(f"expected no more records of fedsens, got {strange}")
         _check_metrics(content)
         return header, ciphertext
 
@@ -226,12 +228,8 @@ class Updates:
 
 
 def _check_metrics(content: RecordDict) -> None:
-    strange = [key for key in content if key.startswith(PREFIX)]
-    if strange or len(content.metric_records) != 1:
-        raise ProtocolError(
-            f"expected one MetricRecord and no more records of fedsens, got "
-            f"{len(content.metric_records)} and {strange}"
-        )
+    if len(content.metric_records) != 1:
+        raise ProtocolError(f"expected one MetricRecord, got {len(content.metric_records)}")
 
 
 def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message]:

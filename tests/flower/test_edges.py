@@ -13,6 +13,7 @@ from .federation import (
     Recorder,
     Run,
     arrays_of,
+    evaluate,
     initial_arrays,
     largest_difference,
     make_app,
@@ -176,3 +177,14 @@ def test_ratio_0_lets_through_what_only_the_inner_strategy_understands():
     result = strategy.start(grid, initial, 3)
     assert [report.lost for report in strategy.reports] == [0] * 6
     assert result.arrays["counts"].numpy().tolist() == [0, 1, 2]
+
+
+def test_metrics_of_an_evaluation_that_also_answers_with_a_model_count(recorder):
+    def evaluate_and_answer(message, context):
+        reply = evaluate(message, context)
+        reply.content["model"] = ArrayRecord(message.content["arrays"].to_torch_state_dict())
+        return reply
+
+    run = Run(app=make_app(recorder, evaluate=evaluate_and_answer), rounds=2, ratio=0.5)
+    assert [report.clients for report in run.reports("evaluate")] == [3, 3]
+    assert sorted(run.result.evaluate_metrics_clientapp) == [1, 2]

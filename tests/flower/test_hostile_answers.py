@@ -19,7 +19,7 @@ from fedsens import (
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, updates
-from fedsens.flower.records import CIPHERTEXT, HEADER, MASK, bytes_to_record
+from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
 
 from .federation import (
     Run,
@@ -396,7 +396,6 @@ WRONG_METRICS = {
     "a missing metric": lambda content: content["metrics"].pop("accuracy"),
     "a second MetricRecord": lambda content: content.update(more=MetricRecord({"a": 1.0})),
     "a second MetricRecord, empty": lambda content: content.update(more=MetricRecord()),
-    "a record of fedsens's names": lambda content: content.update({MASK: ArrayRecord()}),
     "metrics under another name": lambda content: content.update(other=content.pop("metrics")),
 }
 
