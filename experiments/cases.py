@@ -91,10 +91,13 @@ def show(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], not
         note: below it.
     """
     table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = list(lines)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
+        texts = [column, *(row[index] for row in rows)]
+        whole = not any(" " in text for text in texts)  # a number is not cut, a text may wrap
+        table.add_column(column, justify="right" if index else "left", no_wrap=whole)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
