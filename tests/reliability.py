@@ -85,11 +85,8 @@ def _values(mark: Any) -> list[dict[str, Any]]:
     """Parameter to value, for each case."""
     names = mark.args[0]
     names = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
-    cases = (getattr(case, "values", case) for case in mark.args[1])
-    return [
-        dict(zip(names, case if len(names) > 1 else (case,), strict=True))
-        for case in (tuple(case) if len(names) > 1 else case for case in cases)
-    ]
+    cases = mark.args[1] if len(names) > 1 else ((case,) for case in mark.args[1])
+    return [dict(zip(names, case, strict=True)) for case in cases]
 
 
 def _said(marks: Iterable[Any]) -> str:

@@ -562,3 +562,4 @@ def test_who_announces_too_many_examples_costs_the_others_little(recorder, caplo
         assert gap <= 1.5 * slack * bound + rounding(run.models[1])
     warnings = [text for text in caplog.messages if "times less precise" in text]
     assert len(warnings) == (1 if answers else 3)
+    assert "round 1" in warnings[0]

@@ -29,14 +29,6 @@ RARE = settings(
 REFUSED = {"envelope": 1, "locked": 1, "inspect": 0}  # what holds no key is opened, then refused
 
 
-@pytest.fixture(scope="module", autouse=True)
-def loaded():
-    """What a first call loads is not an input's memory."""
-    for target in ALL:
-        for data in seeds_of(target, "seed").values():
-            Guard(target).parse(data)
-
-
 def seeds_of(target: Target, kind: str) -> dict[str, bytes]:
     folder = fixed.CORPUS / (target.corpus or target.name)
     return {path.name: path.read_bytes() for path in sorted(folder.glob(f"{kind}-*"))}
