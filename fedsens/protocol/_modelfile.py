@@ -12,13 +12,14 @@ from fedsens.errors import ProtocolError
 from fedsens.files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.contributors import Contributors
-from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol._aggregate import Aggregate, AggregateHeader
+from fedsens.protocol._fields import check_version
+from fedsens.protocol._model import ProtectedModel
 
 FILE_TYPE = "fedsens protected model"
-VERSION = 2  # 2: with the contributors
+VERSION = 3  # 3: one-time keys
 PLAIN = "plain."
-MASK, CIPHERTEXT = "fedsens.mask", "fedsens.ciphertext"
+MASK, CIPHERTEXT, KEY_SUM = "fedsens.mask", "fedsens.ciphertext", "fedsens.key-sum"
 
 
 class ModelFileHeader(BaseModel):
@@ -30,9 +31,8 @@ class ModelFileHeader(BaseModel):
     version: int = VERSION
     layout: str
     parameters: CkksParameters
-    weight: float = Field(ge=0, allow_inf_nan=False)
     round: int = Field(ge=0)
-    contributors: Contributors | None = None
+    aggregate: AggregateHeader | None = None
 
 
 def save_protected(model: ProtectedModel, path: str | os.PathLike[str]) -> None:
@@ -58,13 +58,9 @@ def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
         ProtocolError: the file is not an intact protected model.
     """
     text, tensors = read_checked(path, FILE_TYPE)
+    check_version(text, FILE_TYPE, VERSION, path)
     try:
-        header = ModelFileHeader.model_validate_json(text)
-        if (header.type, header.version) != (FILE_TYPE, VERSION):
-            raise ProtocolError(
-                f"expected a {FILE_TYPE} of version {VERSION} in {path}, got another"
-            )
-        return model_from(header, tensors)
+        return model_from(ModelFileHeader.model_validate_json(text), tensors)
     except (KeyError, ValidationError) as error:
         raise ProtocolError(
             f"expected an intact {FILE_TYPE} in {path}, got {type(error).__name__}; export it again"
@@ -76,9 +72,8 @@ def header_of(model: ProtectedModel) -> ModelFileHeader:
     return ModelFileHeader(
         layout=model.layout.to_json(),
         parameters=model.parameters,
-        weight=model.weight,
         round=model.round,
-        contributors=model.contributors,
+        aggregate=None if model.aggregate is None else model.aggregate.header,
     )
 
 
@@ -86,14 +81,18 @@ def tensors_of(model: ProtectedModel) -> Arrays:
     """A model's tensors as files name them."""
     tensors = {PLAIN + name: np.asarray(array, order="C") for name, array in model.plain.items()}
     tensors[MASK] = np.frombuffer(model.mask.to_bytes(), np.uint8)
-    if model.ciphertext is not None:
-        tensors[CIPHERTEXT] = np.frombuffer(model.ciphertext, np.uint8)
+    if model.aggregate is not None:
+        tensors[CIPHERTEXT] = np.frombuffer(model.aggregate.ciphertext, np.uint8)
+        tensors[KEY_SUM] = np.frombuffer(model.aggregate.key_sum, np.uint8)
     return tensors
 
 
 def model_from(header: ModelFileHeader, tensors: Arrays) -> ProtectedModel:
     """Undo :func:`header_of` and :func:`tensors_of`; KeyError where a tensor is missing."""
-    ciphertext = tensors.get(CIPHERTEXT)
+    aggregate = None
+    if header.aggregate is not None:
+        parts = tensors[CIPHERTEXT].tobytes(), tensors[KEY_SUM].tobytes()
+        aggregate = Aggregate(header.aggregate, *parts)
     layout = ParameterLayout.from_json(header.layout)
     plain = {n.removeprefix(PLAIN): a for n, a in tensors.items() if n.startswith(PLAIN)}
     known = {t.name: plain.pop(t.name) for t in layout.tensors if t.name in plain}
@@ -101,11 +100,9 @@ def model_from(header: ModelFileHeader, tensors: Arrays) -> ProtectedModel:
         layout=layout,
         mask=EncryptionMask.from_bytes(tensors[MASK].tobytes()),
         plain=known | plain,  # in the model's order; the constructor refuses what is left over
-        ciphertext=None if ciphertext is None else ciphertext.tobytes(),
-        weight=header.weight,
+        aggregate=aggregate,
         parameters=header.parameters,
         round=header.round,
-        contributors=header.contributors,
     )
 
 

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsens.crypto.wire import parse_batch
 from fedsens.errors import CheckpointError, FedSensError
 from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.export import ModelFileHeader, header_of, model_from, tensors_of
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
-from fedsens.protocol.terms import Lineage
+from fedsens.protocol._fields import check_version
+from fedsens.protocol._model import ProtectedModel
+from fedsens.protocol._modelfile import ModelFileHeader, header_of, model_from, tensors_of
+from fedsens.protocol._report import PhaseReport
+from fedsens.remainder import Experiment
 
 logger = logging.getLogger(__name__)
 
 FILE_TYPE = "fedsens checkpoint"
-VERSION = 2  # 2: with the contributors
+VERSION = 3  # 3: one-time keys
 NEXT_MASK, INNER = "fedsens.next-mask", "inner."
 KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
 NAME = re.compile(r"round-(\d{6,})\.safetensors")
@@ -40,10 +40,10 @@ class Progress(BaseModel):
 
     Attributes:
         round: the last complete round.
-        fingerprint: of the key that the ciphertext is made with; empty if nothing is encrypted.
-        generation: how often the key has been rotated.
+        fingerprint: of the key that the clients share; empty if nothing is encrypted.
+        key_index: how often the key has been rotated.
         reference: N_ref of the round.
-        lineage: random name of the run and of those that resume it.
+        experiment: random name of the run and of those that resume it.
         config: the fedsens options that the result depends on.
         app: likewise of the app.
         strategy: name of the inner strategy's class.
@@ -60,9 +60,9 @@ class Progress(BaseModel):
 
     round: int = Field(ge=1)
     fingerprint: str = ""
-    generation: int = Field(default=0, ge=0)
+    key_index: int = Field(default=0, ge=0)
     reference: float = Field(default=1.0, gt=0)
-    lineage: Lineage = ""
+    experiment: Experiment = ""
     config: dict[str, Any] = {}
     app: dict[str, Any] = {}
     strategy: str = ""
@@ -105,8 +105,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.mask.layout_digest != self.model.layout.digest:
             raise CheckpointError("expected a mask of the saved model, got one of another model")
-        data = self.model.ciphertext
-        made_with = parse_batch(data, self.model.parameters).fingerprint if data else None
+        aggregate = self.model.aggregate
+        made_with = None if aggregate is None else aggregate.header.fingerprint
         if made_with not in {None, self.progress.fingerprint}:
             raise CheckpointError(
                 f"expected a ciphertext under the key {self.progress.fingerprint}, got {made_with}"
@@ -141,11 +141,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         text, tensors = read_checked(path, FILE_TYPE)
+        check_version(text, FILE_TYPE, VERSION, path)
         header = CheckpointHeader.model_validate_json(text)
-        if (header.type, header.version) != (FILE_TYPE, VERSION):
-            raise CheckpointError(
-                f"expected a {FILE_TYPE} of version {VERSION} in {path}, got another"
-            )
         return Checkpoint(
             model=model_from(header.model, tensors),
             mask=EncryptionMask.from_bytes(tensors[NEXT_MASK].tobytes()),

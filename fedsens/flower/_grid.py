@@ -1,4 +1,7 @@
-"""Replies one by one as they arrive, so that a server need not hold all of them at once."""
+"""A grid of Flower's: replies one by one as they arrive, and waiting for nodes.
+
+Flower's own ``send_and_receive`` returns when the last reply is there, with all of them in memory.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
+from fedsens.errors import PhaseError
+
 # Seconds between two looks where nothing has arrived, at first and at most; Flower's own take 3.
 SOON, POLL = 0.05, 0.5
 
 
 def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
     """Send messages and hand over the replies as they arrive, one at a time.
-
-    Flower's ``send_and_receive`` returns when the last reply is there, with all of them in memory.
 
     Args:
         grid: Flower's grid.
@@ -100,3 +103,28 @@ class StreamingGrid(Grid):
     ) -> Iterable[Message]:
         """:func:`arriving`; the messages are sent when the first reply is asked for."""
         return arriving(self._grid, messages, timeout)
+
+
+def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
+    """Wait until enough nodes are connected.
+
+    Args:
+        grid: Flower's grid.
+        least: how many nodes are needed.
+        timeout: deadline in seconds.
+
+    Returns:
+        All connected nodes, sorted.
+
+    Raises:
+        PhaseError: too few nodes connected in time.
+    """
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < least:
+        if time.monotonic() > deadline:
+            raise PhaseError(
+                f"expected at least {least} connected nodes within {timeout:g} s, got {len(nodes)};"
+                " start more SuperNodes or lower fedsens.key-min-clients"
+            )
+        time.sleep(min(1.0, timeout / 10))
+    return nodes

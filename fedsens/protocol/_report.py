@@ -22,9 +22,9 @@ class PhaseReport(BaseModel):
         lost: nodes that were asked and gave no usable answer.
         refused: those of them whose answer the server left out as wrong.
         bytes_up_plain: plaintext bytes from clients.
-        bytes_up_encrypted: ciphertext bytes from clients.
+        bytes_up_encrypted: ciphertext and padded key bytes from clients.
         bytes_down_plain: plaintext bytes to clients.
-        bytes_down_encrypted: ciphertext bytes to clients.
+        bytes_down_encrypted: ciphertext and padded key bytes to clients.
         seconds: wall time from sending to the end of the aggregation.
         encrypt_seconds: CPU seconds to encrypt, mean over clients.
         decrypt_seconds: CPU seconds to decrypt, mean over clients.
