@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedsens.crypto.params import CkksParameters, PresetName
+from fedsens.crypto import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
 

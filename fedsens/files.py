@@ -1,9 +1,11 @@
-"""Files of tensors: safetensors with a header and a checksum, written whole or not at all."""
+"""Files: tensors with a header and a checksum, and private files, written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedsens.errors import FedSensError, ProtocolError
+from fedsens.errors import FedSensError, KeyFileError, ProtocolError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -150,3 +152,73 @@ def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
         digest.update(f"{name}|{array.dtype}|{list(array.shape)}|".encode())
         digest.update(np.asarray(array, order="C").tobytes())
     return digest.hexdigest()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner can read, whole or not at all.
+
+    Args:
+        path: the file; it must not exist.
+        data: the content.
+
+    Raises:
+        KeyFileError: the file exists already or cannot be written.
+    """
+    draft: Path | None = None
+    try:
+        # A name that nobody can foresee, made with mode 0600 and O_EXCL: nothing that another
+        # process or user has put there is followed or shared.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        draft = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)  # unlike a rename, this fails where the file exists
+        _sync(path.parent)
+    except OSError as error:
+        raise KeyFileError(
+            f"expected to write a new private file {path}, got: {error.strerror}; "
+            "choose a path that does not exist in a writable folder"
+        ) from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that must belong to this user and be accessible to nobody else.
+
+    Owner and mode are those of the descriptor that is read, so that no other file can take the
+    name in between.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        KeyFileError: it cannot be read, belongs to somebody else, or its mode lets others in.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_private(path, os.fstat(file.fileno()))
+            return file.read()
+    except OSError as error:
+        raise KeyFileError(f"expected a private file {path}, got: {error.strerror}") from None
+
+
+def _check_private(path: Path, found: os.stat_result) -> None:
+    if os.name != "posix":
+        return
+    if found.st_uid != os.geteuid():
+        raise KeyFileError(
+            f"expected {path} to belong to user {os.geteuid()}, got user {found.st_uid}, who could "
+            "change it; copy it to a file of your own"
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o077:
+        raise KeyFileError(
+            f"expected mode 0600 on {path}, got {mode:04o}; others could read it: chmod 600 it"
+        )

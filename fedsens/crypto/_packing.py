@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto.params import CkksParameters
+from fedsens.crypto._parameters import CkksParameters
 from fedsens.errors import ValueRangeError
 
 Floats = NDArray[np.float64]
