@@ -31,6 +31,10 @@ Messages say what was expected, what came instead and what to do. They never hol
 parameter value, a key or a sensitivity.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class FedSensError(Exception):
     """Base of every error that fedsens raises on purpose."""
@@ -105,7 +109,15 @@ class EnvelopeError(ProtocolError):
 
 
 class PhaseError(ProtocolError):
-    """A phase ended without enough usable answers."""
+    """A phase ended without enough usable answers.
+
+    Attributes:
+        nodes: the nodes that are to blame, where they are known.
+    """
+
+    def __init__(self, text: str, nodes: Iterable[int] = ()) -> None:
+        super().__init__(text)
+        self.nodes = frozenset(nodes)
 
 
 class CheckpointError(FedSensError):

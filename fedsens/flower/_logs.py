@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from flwr.app import Error
 
+from fedsens.config import LOG_FORMAT
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.settings import LOG_FORMAT
 
 FORMATS = ("text", "json")
 LONGEST = 2000  # characters of a client's reason that are shown

@@ -129,9 +129,10 @@ class Phase:
         assert self.header is not None
         return self.header.context(kind, self.run, self.base)
 
-    def refused(self, code: int = REFUSED) -> set[int]:
-        """Nodes that answered with a named error of fedsens."""
-        return {node for node, reply in self.errors.items() if reply.error.code == code}
+    def refused(self, *codes: int) -> set[int]:
+        """Nodes that answered with a named error of fedsens, or with one of some codes."""
+        wanted = codes or (REFUSED, MODEL_REFUSED)
+        return {node for node, reply in self.errors.items() if reply.error.code in wanted}
 
     def stop_if_model_is_refused(self, answered: int, folder: Path | None) -> None:
         """End a run whose global model every client that answered refuses.
@@ -211,7 +212,7 @@ def ask(
     questions: Mapping[int, RecordDict],
     action: str,
     timeout: float,
-    take: Callable[[int, RecordDict], None] | None = None,
+    take: Callable[[Phase, int, RecordDict], None] | None = None,
     header: ModelHeader | None = None,
 ) -> tuple[Phase, dict[int, RecordDict]]:
     """Send a query to nodes and wait for the answers.
@@ -241,7 +242,7 @@ def ask(
         if take is None:
             kept[node] = reply.content
         else:
-            take(node, reply.content)
+            take(asked, node, reply.content)
     return asked, {node: kept[node] for node in questions if node in kept}
 
 

@@ -1,92 +1,104 @@
-"""Key rotation: the global model moves under a new key, and the old one is used no more.
+"""Key rotation: from a round on, the clients use another key, and the old one opens nothing new.
 
-The server cannot re-encrypt. It brings the clients to the new key as it did to the first one, and
-asks one that holds both to decrypt the masked part and encrypt it anew.
+The ciphertext of the model stays as it is. A client that holds both keys makes its tags and the
+pads of its key sum anew under the later key: a few kilobytes, whatever the size of the model. What
+it returns depends on the model and the keys alone, so a second holder is asked and must agree.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedsens.crypto import Aggregator, SecretKey
 from fedsens.errors import FedSensError, PhaseError, ProtocolError
-from fedsens.flower.agreement import ATTEMPTS, KeyAgreement
-from fedsens.flower.client import Client
-from fedsens.flower.exchange import Answers, ask
-from fedsens.flower.records import (
-    CIPHERTEXT,
+from fedsens.flower._keys import ATTEMPTS, KeyAgreement
+from fedsens.flower._phase import Phase, ask
+from fedsens.flower._records import (
+    KEY_SUM,
+    REKEY_ACTION,
     REQUEST,
-    ROTATE_ACTION,
-    Received,
     bytes_to_record,
     put_header,
     record_to_bytes,
     take_header,
-    to_arrays,
 )
-from fedsens.protocol.headers import RotateRequest
-from fedsens.protocol.model import ProtectedModel, split
-from fedsens.protocol.tagged import encrypt_tagged
-from fedsens.protocol.tags import Scope, tagged
+from fedsens.protocol import Aggregate, ProtectedModel, RekeyReply, RekeyRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedsens.flower._client import Client
 
 logger = logging.getLogger(__name__)
 
 
-def move_model(
+def rekey_model(
     grid: Grid,
     model: ProtectedModel,
-    content: RecordDict,
-    old: KeyAgreement,
-    new: KeyAgreement,
+    show: Callable[[], RecordDict],
+    keys: tuple[KeyAgreement, KeyAgreement],
+    phase: int,
     timeout: float,
-) -> tuple[ProtectedModel, Answers]:
-    """Let a client that holds both keys encrypt the model under the new one; the server's half.
+) -> tuple[ProtectedModel, Phase]:
+    """Let two clients that hold both keys put the model under the later one; the server's half.
 
     Args:
         grid: Flower's grid.
         model: the model under the old key.
-        content: the message that shows a client this model.
-        old: who holds the old key.
-        new: who holds the new key.
-        timeout: deadline for each client that is tried.
+        show: makes the content that shows a client this model.
+        keys: who holds the old key, and who the later one.
+        phase: the server round.
+        timeout: deadline for each client that is asked.
 
     Returns:
-        The model under the new key, and the exchange for the report.
+        The model under the later key, and the exchange for the report.
 
     Raises:
-        PhaseError: no client could.
+        PhaseError: no client could, or they do not agree.
     """
-    request = RotateRequest(generation=new.generation, fingerprint=new.fingerprint)
-    put_header(content, request, REQUEST)
+    old, new = keys
+    request = RekeyRequest(key_index=new.key_index, fingerprint=new.fingerprint)
     both = sorted(set(old.examples) & set(new.examples))
+    found: list[tuple[tuple[int, ...], bytes]] = []
+    whole = Phase.of("rotate", phase, REKEY_ACTION, [])
     for node in both[:ATTEMPTS]:
-        answers = ask(grid, {node: content}, ROTATE_ACTION, timeout)
+        content = show()
+        put_header(content, request, REQUEST)
+        asked, answers = ask(grid, ("rotate", phase), {node: content}, REKEY_ACTION, timeout)
+        whole.absorb(asked)
         try:
-            batch = record_to_bytes(answers.content.get(node, RecordDict()), CIPHERTEXT)
-            count = tagged(model.mask.k, model.parameters)
-            aggregator = Aggregator(model.parameters, count, new.fingerprint)
-            aggregator.add(batch, fresh=True)
+            answer = _read(answers.get(node, RecordDict()))
         except FedSensError as error:
-            logger.warning("node %s did not move the model to the new key: %s", node, error)
+            logger.warning("node %s did not put the model under the new key: %s", node, error)
             continue
-        contributors = model.contributors and model.contributors.after_move()
-        moved = replace(
-            model, ciphertext=aggregator.result(), weight=1.0, contributors=contributors
-        )
-        return moved, answers
+        if answer in found or len(both) == 1:
+            return _rekeyed(model, new.fingerprint, *answer), whole
+        found.append(answer)
     raise PhaseError(
-        f"expected one of {len(both)} clients with both keys to encrypt the model under the new "
-        "key, got none; see the warnings above, then resume the run"
+        f"expected two of {len(both)} clients with both keys to put the model under the new key "
+        f"alike, got {len(found)} answers that differ; see the warnings above, then resume the run"
     )
 
 
-def encrypt_anew(content: RecordDict, client: Client) -> RecordDict:
-    """Decrypt a model with the old key and encrypt its masked part with the new one; the client's.
+def _read(content: RecordDict) -> tuple[tuple[int, ...], bytes]:
+    return take_header(content, RekeyReply).tags, record_to_bytes(content, KEY_SUM)
+
+
+def _rekeyed(
+    model: ProtectedModel, fingerprint: str, tags: tuple[int, ...], key_sum: bytes
+) -> ProtectedModel:
+    if model.aggregate is None:
+        raise ProtocolError("expected an encrypted model to put under a new key, got a plain one")
+    header = model.aggregate.header.model_copy(update={"fingerprint": fingerprint, "tags": tags})
+    return replace(model, aggregate=Aggregate(header, model.aggregate.ciphertext, key_sum))
+
+
+def answer_rekey(content: RecordDict, client: Client) -> RecordDict:
+    """Make tags and pads of the model anew under a later key; the client's half.
 
     Args:
         content: the message's content.
@@ -94,47 +106,9 @@ def encrypt_anew(content: RecordDict, client: Client) -> RecordDict:
 
     Returns:
         The answer.
-
-    Raises:
-        ProtocolError: the new key is not held, or is no later one than the model's.
     """
-    request = take_header(content, RotateRequest, REQUEST)
-    received = client.open(content)
-    if request.generation <= received.header.generation:
-        raise ProtocolError(
-            f"expected a later key than key {received.header.generation + 1}, got key "
-            f"{request.generation + 1}; a rotation goes forward only"
-        )
-    key = client.store.key_of(request.generation)
-    if key is None or key.fingerprint != request.fingerprint:
-        raise ProtocolError(
-            f"expected the key {request.fingerprint} as key {request.generation + 1} of this run, "
-            f"got {key.fingerprint if key else 'none'}; give every client the same keys"
-        )
-    arrays = to_arrays(content.array_records[received.key])
-    _, masked = split(arrays, received.model_mask, received.layout)
-    batch = _encrypt(masked, key, received, client)
-    return RecordDict({CIPHERTEXT: bytes_to_record(batch)})
-
-
-def _encrypt(masked: np.ndarray, key: SecretKey, received: Received, client: Client) -> bytes:
-    """Tags say what the aggregate was made of, which :meth:`Client.open` has verified."""
-    header = received.header
-    if header.contributors is None:
-        raise ProtocolError("expected an encrypted model to move to the new key, got a plain one")
-    moved = header.contributors.after_move()
-    return encrypt_tagged(
-        masked,
-        moved.weight,
-        key.using(header.parameters),
-        Scope(
-            "moved",
-            moved.run,
-            header.model_round,
-            header.model_mask,
-            received.layout.digest,
-            moved.reference,
-        ),
-        moved.digest,
-        client.settings.processes,
-    )
+    model, received = client.receive(content)
+    rekeyed = client.rekey(model, received, take_header(content, RekeyRequest, REQUEST))
+    answer = RecordDict({KEY_SUM: bytes_to_record(rekeyed.key_sum)})
+    put_header(answer, RekeyReply(tags=rekeyed.header.tags))
+    return answer

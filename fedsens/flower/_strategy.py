@@ -7,25 +7,29 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import ProtocolError, StrategyError
-from fedsens.flower.arrivals import StreamingGrid
-from fedsens.flower.client import REFUSED
-from fedsens.flower.compatibility import check_strategy
-from fedsens.flower.exchange import plus, total
-from fedsens.flower.logs import FIGURES
-from fedsens.flower.records import HEADER, examples_of, size_of, to_record
-from fedsens.flower.refusal import stop_if_refused
-from fedsens.flower.resume import Checkpoints, History, config_of_start
-from fedsens.flower.rounds import EvaluateFn, Rounds, go_on
-from fedsens.flower.session import Session
-from fedsens.flower.updates import Form, Updates, usable_metrics
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
+from fedsens.errors import PhaseError, ProtocolError, StrategyError
+from fedsens.flower._checkpoints import (
+    Checkpoints,
+    EvaluateFn,
+    Metrics,
+    StartArguments,
+    config_of_start,
+    resume_rounds,
+)
+from fedsens.flower._grid import StreamingGrid
+from fedsens.flower._logs import FIGURES
+from fedsens.flower._phase import Phase
+from fedsens.flower._records import HEADER, examples_of, to_record
+from fedsens.flower._state import ServerState
+from fedsens.flower._updates import RecordSchema, RoundResult, Updates, usable_metrics
+from fedsens.protocol import Phase as PhaseName
+from fedsens.protocol import PhaseReport, ProtectedModel
+from fedsens.remainder import RemainderTerms
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +86,14 @@ class SelectiveEncryption(Strategy):
         self._on_report = on_report
         self._app_config = app_config or {}
         self._checkpoints: Checkpoints | None = None
-        self._history = History()
+        self._metrics = Metrics()
         self._deadline = math.inf
         self._started = False
         self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
-        self._session: Session | None = None
-        self._form: Form | None = None
+        self._state: ServerState | None = None
+        self._grid: Grid | None = None
+        self._phase: Phase | None = None
+        self._schema: RecordSchema | None = None
 
     @property
     def model(self) -> ProtectedModel:
@@ -95,17 +101,23 @@ class SelectiveEncryption(Strategy):
         return self._run.model
 
     @property
-    def _run(self) -> Session:
-        if self._session is None:
+    def _run(self) -> ServerState:
+        if self._state is None:
             raise ProtocolError("expected a run that has begun, got none; start the strategy")
-        return self._session
+        return self._state
+
+    @property
+    def _asked(self) -> Phase:
+        if self._phase is None:
+            raise ProtocolError("expected messages that were configured here, got none")
+        return self._phase
 
     def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        timeout: float = 3600,
+        timeout: float | None = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
@@ -116,7 +128,7 @@ class SelectiveEncryption(Strategy):
             grid: Flower's grid.
             initial_arrays: the initial model, known to the server.
             num_rounds: rounds to run.
-            timeout: deadline of each train and evaluate phase in seconds.
+            timeout: deadline of each train and evaluate phase in seconds; None for no deadline.
             train_config: configuration for the clients' train function.
             evaluate_config: configuration for the clients' evaluate function.
             evaluate_fn: only with ratio 0, see the error.
@@ -132,18 +144,18 @@ class SelectiveEncryption(Strategy):
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
             )
-        self._session, self._checkpoints, self._history = None, None, History()
-        self._form = None
+        self._state, self._checkpoints, self._metrics = None, None, Metrics()
+        self._schema = None
         self.reports.clear()
-        self._deadline, self._started = timeout, True
+        self._deadline, self._started = math.inf if timeout is None else timeout, True
         grid = StreamingGrid(grid)
-        rounds = Rounds(
+        rounds = StartArguments(
             grid,
             num_rounds,
             timeout,
             ConfigRecord() if train_config is None else train_config,
             ConfigRecord() if evaluate_config is None else evaluate_config,
-            None if evaluate_fn is None else self._noting(evaluate_fn),
+            None if evaluate_fn is None else self._recorded_evaluate(evaluate_fn),
         )
         if self.config.checkpoint_dir is not None:
             configs = config_of_start(train=train_config, evaluate=evaluate_config)
@@ -154,7 +166,7 @@ class SelectiveEncryption(Strategy):
             result = self._resume(self._checkpoints, rounds, initial_arrays)
         else:
             if self._checkpoints is not None:
-                self._checkpoints.claim()
+                self._checkpoints.create_folder()
             result = super().start(
                 grid,
                 initial_arrays,
@@ -164,40 +176,45 @@ class SelectiveEncryption(Strategy):
                 rounds.evaluate_config,
                 rounds.evaluate_fn,
             )
-        if self._session is not None and self.model.mask.k:
+        if self._state is not None and self.model.mask.k:
             result.arrays = to_record(self.model.visible())
+            logger.warning(
+                "result.arrays has NaN at the %d of %d parameters that the server does not know; "
+                "save the model with save_protected(strategy.model, path), and open it with "
+                "fedsens open where the key is",
+                self.model.mask.k,
+                self.model.mask.size,
+            )
         return result
 
     def _resume(
-        self, checkpoints: Checkpoints, rounds: Rounds, initial_arrays: ArrayRecord
+        self, checkpoints: Checkpoints, rounds: StartArguments, initial_arrays: ArrayRecord
     ) -> Result:
         checkpoint = checkpoints.latest()
-        run = self._new_session(initial_arrays)
+        run = self._new_state(initial_arrays)
         run.restore(checkpoint)
-        self._session, done = run, checkpoint.progress.round
+        self._state, done = run, checkpoint.progress.round
         self.summary()
         logger.info("resuming after round %d of %d", done, rounds.last)
         for report in checkpoint.progress.reports:
             self._keep(report)
         if done <= rounds.last:
             run.gather(done, rounds.grid)
-        self._history = checkpoints.restore(checkpoint)
-        arrays = go_on(self, rounds, to_record(run.model.plain), done)
-        result = self._history.result()
+        self._metrics = checkpoints.restore(checkpoint)
+        arrays = resume_rounds(self, rounds, to_record(run.model.plain), done)
+        result = self._metrics.result()
         if run.model.round:  # as in Flower's result, nothing if no round had an answer
             result.arrays = arrays
         return result
 
-    def _new_session(self, initial: ArrayRecord) -> Session:
-        session = Session(self.config, self._weighted_by, self._emit, initial)
-        session.deadline = self._deadline
-        return session
+    def _new_state(self, initial: ArrayRecord) -> ServerState:
+        return ServerState(self.config, self._weighted_by, self._emit, initial)
 
-    def _noting(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+    def _recorded_evaluate(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = evaluate_fn(server_round, arrays)
             if metrics is not None:
-                self._history.central[server_round] = metrics
+                self._metrics.central[server_round] = metrics
             return metrics
 
         return evaluate
@@ -215,22 +232,9 @@ class SelectiveEncryption(Strategy):
             parameters.security_bits,
             config.maps,
         )
-        self._tell_of_remainder()
+        if told := RemainderTerms.of(config).policy().describe():
+            logger.info("%s", told)
         self.inner.summary()
-
-    def _tell_of_remainder(self) -> None:
-        config = self.config
-        if config.remainder == "noised":
-            logger.info(
-                "plaintext remainder: %s noise of %g times %s",
-                config.noise,
-                config.noise_scale,
-                f"the clipping norm {config.noise_clip:g}"
-                if config.noise_clip
-                else "the visible update, so that no privacy budget can be stated",
-            )
-        elif config.remainder == "withheld":
-            logger.info("plaintext remainder: withheld, so that masks can only grow")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -246,121 +250,166 @@ class SelectiveEncryption(Strategy):
                 "which would see a part of each model only and change that alone; call this one's "
                 "start, and clip or add noise in a mod of the clients' train function"
             )
-        if self._session is None:
-            self._session = self._new_session(arrays)
+        if self._state is None:
+            self._state = self._new_state(arrays)
         self._run.prepare(server_round, grid)
         messages = self.inner.configure_train(server_round, arrays, config, grid)
-        return self._run.dress(messages, server_round, grid)
+        return self._prepare("train", messages, server_round, grid)
+
+    def _prepare(
+        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+    ) -> list[Message]:
+        ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
+        self._grid = grid
+        for message in ready:  # else a slow node would work through a backlog
+            message.metadata.ttl = min(message.metadata.ttl, self._deadline)
+        return ready
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the ciphertexts and let the inner strategy average the rest of the same replies."""
-        run = self._run
-        up, answers = (0, 0), dict[int, Message]()
-        updates = Updates(
-            run.header(server_round),
-            run.model.layout,
-            run.mask,
-            run.keys.fingerprint,
-            withheld := run.withheld(),
-            self._form,
-        )
-        errors = dict[int, Message]()
-        for node, reply in run.attribute("train", server_round, replies):
-            up = plus(up, size_of(reply.content)) if reply.has_content() else up
-            if not run.mask.k or updates.take(node, reply):
-                answers[node] = reply
-            else:
-                run.keys.forget(node)
-                errors[node] = reply
-        self._stop_if_refused("training", server_round, {**answers, **errors})
-        ciphertext, contributors, seconds = None, None, dict[str, float]()
-        if run.mask.k:
-            answers, ciphertext, contributors = updates.result(run.run)
-            self._form, seconds = updates.form, updates.seconds()
-            self._learn(server_round, answers, contributors.weight if contributors else 0.0)
-            if 0 < len(answers) < self.config.train_min_clients:
-                self._warn_of_few(server_round, len(answers))
-                answers = {}
-        good = run.in_order(answers)
+        run, phase = self._run, self._asked
+        if not run.mask.k:
+            return self._aggregate_plain(server_round, dict(phase.replies(replies)))
+        stand_in = run.stand_in()
+        record = None if stand_in is None else RecordDict({self._record: to_record(stand_in)})
+        updates = self._add_updates(phase, replies, record)
+        result = self._round_result(updates, server_round)
+        good = phase.sort_by_request(result.replies)
         arrays, metrics = self.inner.aggregate_train(server_round, good)
-        if arrays is not None and not run.mask.k:
-            run.replace_plain(arrays, server_round)
-        elif arrays is not None and good:
-            if withheld is not None:  # the same again, without what a mean of equals may round
-                (arrays,) = withheld.array_records.values()
-            run.replace(arrays, ciphertext, contributors, server_round)
-        clients = sum(reply.has_content() for reply in good)
-        report = run.report("train", server_round, clients, up, metrics, seconds, updates.refused)
-        if metrics is not None:
-            metrics.update(_as_metrics(report))
-            self._history.train[server_round] = metrics
-        if self._checkpoints is not None:
-            self._checkpoints.save(server_round, run, self._history, self.reports)
+        if arrays is not None and good and result.aggregate is not None:
+            if record is not None:  # the same again, without what a mean of equals may round
+                (arrays,) = record.array_records.values()
+            run.replace(arrays, result.aggregate, server_round)
+        self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
         return arrays, metrics
 
-    def _stop_if_refused(
-        self, phase: str, server_round: int, answers: Mapping[int, Message]
-    ) -> None:
-        model = self._run.model
-        if model.ciphertext is not None:
-            what = f"{phase} of round {server_round}"
-            stop_if_refused(answers, what, model.round, self.config.checkpoint_dir)
+    def _aggregate_plain(
+        self, server_round: int, answers: dict[int, Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """A round in which nothing is encrypted: the inner strategy's alone, bit for bit."""
+        good = self._asked.sort_by_request(answers)
+        arrays, metrics = self.inner.aggregate_train(server_round, good)
+        if arrays is not None:
+            self._run.replace_plain(arrays, server_round)
+        clients = sum(reply.has_content() for reply in good)
+        self._finish_training(server_round, clients, metrics)
+        return arrays, metrics
 
-    def _warn_of_few(self, server_round: int, count: int) -> None:
-        logger.warning(
-            "round %d changes nothing: %d updates arrived, %d are needed; wait for more clients, "
-            "or lower fedsens.train-min-clients if all accept so few (fedsens-min-contributors)",
-            server_round,
-            count,
-            self.config.train_min_clients,
+    def _add_updates(
+        self, phase: Phase, replies: Iterable[Message], stand_in: RecordDict | None
+    ) -> Updates:
+        """Add the updates as they arrive; what does not count is left out by name."""
+        run, answered = self._run, 0
+        updates: Updates | None = None
+        for node, reply in phase.replies(replies):
+            answered += 1
+            if updates is None:  # now the messages have been sent, so the run is known
+                updates = self._new_updates(phase, stand_in)
+            if not updates.take(node, reply):
+                run.keys.invalidate(node)
+        phase.stop_if_model_is_refused(answered, self.config.checkpoint_dir)
+        return updates or self._new_updates(phase, stand_in)
+
+    def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:
+        run = self._run
+        return Updates(
+            phase, run.model.layout, run.mask, run.keys.parties, stand_in, self._schema
         )
 
-    def _learn(self, server_round: int, answers: dict[int, Message], weight: float) -> None:
-        for node, reply in answers.items():
-            self._run.keys.learn(node, examples_of(reply.content, self._weighted_by))
-        if answers and weight < SMALL_WEIGHT:
+    def _round_result(self, updates: Updates, server_round: int) -> RoundResult:
+        """What the round came to; nothing where it is void, and the model then stays."""
+        least = self.config.train_min_clients
+        assert self._grid is not None
+        try:
+            result = updates.result(self._grid, least, self.config.key_timeout)
+        except PhaseError as error:
+            logger.warning("round %d changes nothing: %s", server_round, error)
+            self._run.leave_out(error.nodes)
+            return RoundResult({})
+        self._schema = updates.schema
+        self._learn(server_round, result)
+        if 0 < len(result.replies) < least:
+            logger.warning(
+                "round %d changes nothing: %d updates arrived, %d are needed; wait for more "
+                "clients, or lower fedsens.train-min-clients if all accept so few "
+                "(fedsens-min-contributors)",
+                server_round,
+                len(result.replies),
+                least,
+            )
+            return RoundResult({})
+        return result
+
+    def _learn(self, server_round: int, result: RoundResult) -> None:
+        for node, reply in result.replies.items():
+            self._run.keys.update_examples(node, examples_of(reply.content, self._weighted_by))
+        if result.replies and result.weight < SMALL_WEIGHT:
             logger.warning(
                 "the answers carry %.2g of the examples announced for round %d, so the masked part "
-                "is %.0f times less precise than stated",
-                weight,
+                "is %.0f times less precise than stated; examples in install() must return what "
+                "training reports as %s",
+                result.weight,
                 server_round,
-                1 / weight,
+                1 / result.weight,
+                self._weighted_by,
             )
+
+    def _finish_training(
+        self,
+        server_round: int,
+        clients: int,
+        metrics: MetricRecord | None,
+        refused: int = 0,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Report the round, and save it."""
+        report = self._asked.report(
+            clients,
+            refused=refused,
+            metrics=metrics,
+            epsilon=self._run.terms.policy().epsilon(server_round),
+            seconds=seconds,
+        )
+        self._emit(report)
+        if metrics is not None:
+            metrics.update(_as_metrics(report))
+            self._metrics.train[server_round] = metrics
+        if self._checkpoints is not None:
+            self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
+
+    @property
+    def _record(self) -> str:
+        return str(getattr(self.inner, "arrayrecord_key", "arrays"))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample clients and give them what they need to open the model."""
         messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
-        return self._run.dress(messages, server_round, grid)
+        return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the inner strategy average the metrics."""
-        run = self._run
-        answers = dict(run.attribute("evaluate", server_round, replies))
-        contents = [reply.content for reply in answers.values() if reply.has_content()]
-        errors = {node: reply for node, reply in answers.items() if reply.has_error()}
-        self._stop_if_refused("evaluation", server_round, answers)
-        for node, reply in errors.items():
-            if reply.error.code == REFUSED:
-                run.keys.forget(node)
-        up = total(contents)
-        good = [reply for reply in run.in_order(answers) if not reply.has_error()]
+        run, phase = self._run, self._asked
+        answers = dict(phase.replies(replies))
+        phase.stop_if_model_is_refused(len(answers), self.config.checkpoint_dir)
+        for node in phase.refused():
+            run.keys.invalidate(node)
+        good = [reply for reply in phase.sort_by_request(answers) if not reply.has_error()]
         for reply in good:
             reply.content.pop(HEADER, None)
         came = len(good)
         if run.mask.k:
             good = usable_metrics(good, self._weighted_by)
-        metrics = self.inner.aggregate_evaluate(server_round, [*good, *errors.values()])
-        if run.sent:
-            refused = came - len(good)
-            run.report("evaluate", server_round, len(good), up, metrics, {}, refused)
+        metrics = self.inner.aggregate_evaluate(server_round, [*good, *phase.errors.values()])
+        if phase.sent:
+            self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
         if metrics is not None:
-            self._history.evaluate[server_round] = metrics
+            self._metrics.evaluate[server_round] = metrics
         return metrics
 
     def _emit(self, report: PhaseReport) -> None:
@@ -376,3 +425,30 @@ class SelectiveEncryption(Strategy):
 def _as_metrics(report: PhaseReport) -> dict[str, int | float]:
     numbers = report.model_dump(exclude={"phase", "round", "metrics"}, exclude_none=True)
     return {f"fedsens.{name.replace('_', '-')}": value for name, value in numbers.items()}
+
+
+def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+    """Refuse a strategy whose aggregation is not a mean weighted by examples.
+
+    The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
+    qualifies if it aggregates as FedAvg does (FedAvg, FedProx and subclasses that leave
+    ``aggregate_train`` alone), or if the caller vouches for it.
+
+    Args:
+        strategy: the inner strategy.
+        encrypts: whether anything is encrypted; without that every strategy is allowed.
+        weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
+            weighted by their examples.
+
+    Raises:
+        StrategyError: the strategy cannot be used.
+    """
+    aggregate = getattr(type(strategy), "aggregate_train", None)
+    if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
+        return
+    raise StrategyError(
+        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got "
+        f"{type(strategy).__name__}: medians, trimming, Krum, clipping and adaptive server "
+        "optimisers need the values that are encrypted. Use FedAvg or FedProx, set fedsens.ratio "
+        "to 0, or pass weighted_mean=True if yours does average so"
+    )

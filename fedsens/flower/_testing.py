@@ -18,7 +18,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsens.flower.client import RAISED
+from fedsens.flower._records import RAISED
 
 SERVER_NODE = 1
 Tap = Callable[[Message], None]

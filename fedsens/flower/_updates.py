@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
 
 from fedsens.crypto import Aggregator
-from fedsens.errors import FedSensError, LayoutError, ProtocolError, RoundError, ValueRangeError
+from fedsens.errors import FedSensError, LayoutError, ProtocolError, ValueRangeError
 from fedsens.files import Arrays
-from fedsens.flower.records import (
+from fedsens.flower._phase import Phase
+from fedsens.flower._records import (
     CIPHERTEXT,
     PREFIX,
     examples_of,
@@ -23,42 +24,48 @@ from fedsens.flower.records import (
     take_header,
     to_arrays,
 )
+from fedsens.flower._uploads import UploadSum
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask
-from fedsens.protocol.contributors import Contributors, check_name
-from fedsens.protocol.examples import check_weight
-from fedsens.protocol.headers import ModelHeader, UpdateHeader
-from fedsens.protocol.model import check_plain, not_finite
-from fedsens.protocol.tags import tagged
+from fedsens.mask import EncryptionMask, check_plain, not_finite
+from fedsens.protocol import Aggregate, Party, UploadHeader
 
 logger = logging.getLogger(__name__)
 
-Form = frozenset[tuple[str, str, int]]
-FORMS = 4  # clients of one app have one; more are somebody's mistake or malice
-
-
-@dataclass(frozen=True)
-class Update:
-    """A checked and added answer: the message without fedsens's records, and its header."""
-
-    reply: Message
-    header: UpdateHeader
+# Names of the records and metrics of an answer, and the types of their values: a strategy can
+# average only what has the same.
+RecordSchema = frozenset[tuple[str, str, int]]
+MAX_SCHEMAS = 4  # clients of one app have one; more are somebody's mistake or malice
 
 
 @dataclass
 class Group:
-    """Updates with the same records and metrics, and the sum of their ciphertexts."""
+    """Answers with the same records and metrics, and the sum of their ciphertexts."""
 
-    aggregator: Aggregator
-    updates: dict[int, Update] = field(default_factory=dict)  # by node
+    uploads: UploadSum
+    replies: dict[int, Message]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round of training came to.
+
+    Attributes:
+        replies: node to the answer that counts, for the inner strategy.
+        aggregate: the sum of their ciphertexts; None where the round is void.
+        weight: the sum of their weights.
+    """
+
+    replies: dict[int, Message]
+    aggregate: Aggregate | None = None
+    weight: float = 0.0
 
 
 class Updates:
     """Adds up the updates of a round as they arrive; a wrong one is left out by name.
 
-    Of a ciphertext nothing is kept but the sum that it went into. A strategy can average only what
-    has the same records and metrics, so there is a sum for each form; the most frequent one counts.
-    A sum takes 16 bytes for each encrypted parameter, so there are :data:`FORMS` of them at most.
+    Of a ciphertext nothing is kept but the sum that it went into. There is a sum for each schema
+    of records and metrics, and the most frequent one counts. A sum takes 8 bytes for each
+    encrypted parameter, so there are :data:`MAX_SCHEMAS` of them at most.
 
     Attributes:
         refused: answers that were left out as wrong.
@@ -66,33 +73,30 @@ class Updates:
 
     def __init__(
         self,
-        sent: ModelHeader,
+        phase: Phase,
         layout: ParameterLayout,
         mask: EncryptionMask,
-        fingerprint: str,
-        withheld: RecordDict | None = None,
-        usual: Form | None = None,
+        parties: Mapping[int, Party],
+        stand_in: RecordDict | None = None,
+        majority: RecordSchema | None = None,
     ) -> None:
         """Remember what was asked.
 
         Args:
-            sent: the header that went out with the model.
+            phase: the question, which has been sent.
             layout: the model's layout.
-            mask: the mask that answers must be split by; without one there is nothing to add.
-            fingerprint: of the federation's key.
-            withheld: the record that stands for the remainder where clients withhold it.
-            usual: the form that counted in the round before, which always has a place.
+            mask: the mask that answers must be split by.
+            parties: node to the client that was asked there.
+            stand_in: the record that stands for the remainder where clients keep theirs.
+            majority: the schema that counted in the round before, which always has a place.
         """
-        self._withheld = withheld
-        self._sent = sent
-        self._layout = layout
-        self._mask = mask
-        self._fingerprint = fingerprint
-        self._expected = usual
-        self._names: set[str] = set()
+        assert phase.header is not None
+        self._phase, self._sent = phase, phase.header
+        self._layout, self._mask, self._parties = layout, mask, parties
+        self._stand_in, self._expected = stand_in, majority
+        self._context = phase.context("update")
+        self._groups: dict[RecordSchema, Group] = {}
         self.refused = 0
-        self._groups: dict[Form, Group] = {}
-        self._add_seconds = 0.0
 
     def take(self, node: int, reply: Message) -> bool:
         """Check one answer and add it if it is right.
@@ -107,99 +111,76 @@ class Updates:
         if reply.has_error():
             return False
         try:
-            header, ciphertext = self._check(reply)
-            check_name(header.contributor, node, self._names)
-            form = _form(reply.content)
-            group = self._groups.get(form) or self._new_group(form)
-            started = time.process_time()
-            group.aggregator.add(ciphertext, fresh=True)
-            self._add_seconds += time.process_time() - started
+            header, ciphertext = self._read(reply.content)
+            schema = schema_of(reply.content)
+            group = self._groups.get(schema) or self._new_group(schema)
+            group.uploads.check(node, header)
+            self._check_weight(reply.content, header)
+            group.uploads.add(node, header, ciphertext)
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
             self.refused += 1
             return False
-        group.updates[node] = Update(reply, header)
-        self._groups[form] = group
-        self._names.add(header.contributor)
+        group.replies[node] = reply
+        self._groups[schema] = group
         return True
 
-    def _new_group(self, form: Form) -> Group:
+    def _new_group(self, schema: RecordSchema) -> Group:
         reserved = {self._expected} - {None} - set(self._groups)
-        if form != self._expected and len(self._groups) + len(reserved) >= FORMS:
+        if schema != self._expected and len(self._groups) + len(reserved) >= MAX_SCHEMAS:
             raise ProtocolError(
-                f"expected answers of at most {FORMS} different forms in a round, got records or "
-                "metrics of yet other names or lengths; run the same app on every client"
+                f"expected answers of at most {MAX_SCHEMAS} different forms in a round, got records "
+                "or metrics of yet other names or types; run the same app on every client"
             )
-        count = tagged(self._mask.k, self._sent.parameters)
-        return Group(Aggregator(self._sent.parameters, count, self._fingerprint))
+        aggregator = Aggregator(self._sent.parameters, self._mask.k)
+        return Group(UploadSum(self._context, aggregator, self._parties), {})
 
-    def result(self, run: int) -> tuple[dict[int, Message], bytes | None, Contributors | None]:
-        """The sum of what was added.
+    def result(self, grid: Grid, least: int, timeout: float) -> RoundResult:
+        """The sum of what was added, once the contributors have given their keys.
 
         Args:
-            run: the Flower run.
+            grid: Flower's grid.
+            least: updates that a round needs; with fewer nobody is asked for a key.
+            timeout: deadline for the keys in seconds.
 
         Returns:
-            Node to the answer that went in, for the inner strategy; the sum of the ciphertexts
-            and who they are from (None where nobody answered).
+            The result. A key that does not come is a PhaseError, which names the nodes.
         """
-        if (usual := self._usual()) is None:
-            return {}, None, None
-        for group in self._groups.values():
-            for node in group.updates if group is not usual else ():
-                _warn_of_form(node)
+        group = self._majority()
+        if group is None:
+            return RoundResult({})
+        for other in self._groups.values():
+            for node in other.replies if other is not group else ():
+                _warn_of_schema(node)
                 self.refused += 1
-        started = time.process_time()
-        ciphertext = usual.aggregator.result()
-        self._add_seconds += time.process_time() - started
-        headers = [update.header for update in usual.updates.values()]
-        contributors = Contributors(
-            run=str(run),
-            reference=self._sent.reference,
-            names=tuple(header.contributor for header in headers),
-            weights=tuple(header.weight for header in headers),
-        )
-        return {node: each.reply for node, each in usual.updates.items()}, ciphertext, contributors
+        weight = math.fsum(each.weight for each in group.uploads.headers.values())
+        if len(group.replies) < least:
+            return RoundResult(group.replies, weight=weight)
+        name = self._phase.name, self._phase.round
+        aggregate, exchange = group.uploads.open_for_holders(grid, name, timeout)
+        self._phase.absorb(exchange)
+        return RoundResult(group.replies, aggregate, weight)
 
     @property
-    def form(self) -> Form | None:
-        """The form that counts; None where nobody answered."""
-        return max(self._groups, key=lambda f: len(self._groups[f].updates), default=None)
+    def schema(self) -> RecordSchema | None:
+        """The schema that counts; None where nobody answered."""
+        return max(self._groups, key=lambda each: len(self._groups[each].replies), default=None)
 
     def seconds(self) -> dict[str, float]:
         """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
-        usual = self._usual()
-        headers = [update.header for update in usual.updates.values()] if usual else []
+        group = self._majority()
+        headers = list(group.uploads.headers.values()) if group else []
         return {
-            "add_seconds": self._add_seconds,
+            "add_seconds": sum(each.uploads.seconds for each in self._groups.values()),
             "encrypt_seconds": _mean([header.encrypt_seconds for header in headers]),
             "decrypt_seconds": _mean([header.decrypt_seconds for header in headers]),
         }
 
-    def _usual(self) -> Group | None:
-        return None if self.form is None else self._groups[self.form]
+    def _majority(self) -> Group | None:
+        return None if self.schema is None else self._groups[self.schema]
 
-    def _check(self, reply: Message) -> tuple[UpdateHeader, bytes]:
-        content, sent = reply.content, self._sent
-        header = take_header(content, UpdateHeader)
-        if header.round != sent.round:
-            raise RoundError(f"expected an update of round {sent.round}, got {header.round}")
-        for name, mine, theirs in (
-            ("mask", sent.mask, header.mask),
-            ("layout", self._layout.digest, header.layout),
-            ("key", self._fingerprint, header.fingerprint),
-        ):
-            if mine != theirs:
-                raise ProtocolError(
-                    f"expected an update under the {name} {mine[:16]}, got {theirs[:16]}; the "
-                    "client must answer the model of this round"
-                )
-        weight = examples_of(content, sent.weighted_by) / sent.reference
-        if not math.isclose(header.weight, weight, rel_tol=1e-9):
-            raise ProtocolError(
-                "expected the weight that the number of examples gives, got another"
-            )
-        check_weight(weight)
+    def _read(self, content: RecordDict) -> tuple[UploadHeader, bytes]:
+        header = take_header(content, UploadHeader)
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
         if strange := [key for key in content if key.startswith(PREFIX)]:
@@ -207,8 +188,15 @@ class Updates:
         _check_metrics(content)
         return header, ciphertext
 
+    def _check_weight(self, content: RecordDict, header: UploadHeader) -> None:
+        weight = examples_of(content, self._sent.weighted_by) / self._sent.reference
+        if not math.isclose(header.weight, weight, rel_tol=1e-9):
+            raise ProtocolError(
+                "expected the weight that the number of examples gives, got another"
+            )
+
     def _check_remainder(self, content: RecordDict) -> None:
-        if self._withheld is None:
+        if self._stand_in is None:
             self._check_arrays(to_arrays(content.array_records[model_key(content)]))
             return
         if content.array_records:
@@ -216,7 +204,7 @@ class Updates:
                 "expected no plaintext remainder, because clients are to withhold it, got "
                 f"{sorted(content.array_records)}; use the same fedsens version on all clients"
             )
-        content.update(self._withheld)
+        content.update(self._stand_in)
 
     def _check_arrays(self, arrays: Arrays) -> None:
         check_plain(arrays, self._layout, self._mask)
@@ -251,20 +239,20 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
             logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
         else:
             usable.append(reply)
-    forms = Counter(_form(reply.content) for reply in usable)
-    usual = forms.most_common(1)[0][0] if forms else frozenset()
-    return [reply for reply in usable if _has_form(reply, usual)]
+    schemas = Counter(schema_of(reply.content) for reply in usable)
+    majority = schemas.most_common(1)[0][0] if schemas else frozenset()
+    return [reply for reply in usable if _has_schema(reply, majority)]
 
 
-def _has_form(reply: Message, usual: Form) -> bool:
+def _has_schema(reply: Message, majority: RecordSchema) -> bool:
     # The inner strategy would end the run over one client's extra, missing or longer metric.
-    if _form(reply.content) == usual:
+    if schema_of(reply.content) == majority:
         return True
-    _warn_of_form(reply.metadata.src_node_id)
+    _warn_of_schema(reply.metadata.src_node_id)
     return False
 
 
-def _warn_of_form(node: int) -> None:
+def _warn_of_schema(node: int) -> None:
     logger.warning(
         "left out the answer of node %s: expected records and metrics of the names and lengths "
         "that most answers have, got others; run the same app on every client",
@@ -272,7 +260,7 @@ def _warn_of_form(node: int) -> None:
     )
 
 
-def _form(content: RecordDict) -> Form:
+def schema_of(content: RecordDict) -> RecordSchema:
     """Names of the records and metrics, and the length of lists: what a mean needs alike."""
     metrics = {
         (key, name, len(value) if isinstance(value, list) else -1)

@@ -13,10 +13,10 @@ import hmac
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto import Decryptor, OneTimeSecret, check_batch
+from fedsens.crypto import Decryptor, OneTimeSecret, parse_batch
 from fedsens.errors import CryptoError, ModelError, ProtocolError
 from fedsens.keys._key import FederationKey
-from fedsens.keys._pads import put_pads_on, take_off_pads
+from fedsens.keys._pads import COEFFICIENTS, put_pads_on, take_off_pads
 from fedsens.keys._tags import expected_tags
 from fedsens.protocol import Aggregate, AggregateHeader
 
@@ -58,7 +58,7 @@ def open_aggregate(
     # What is not genuine is not decrypted: a secret of our own making opens nothing of it, and
     # the work is the same.
     usable = genuine and secret is not None
-    chosen = secret if usable and secret is not None else _dummy()
+    chosen = secret if usable and secret is not None else _dummy(len(header.contributors.members))
     decryptor = Decryptor(header.context.parameters, context=header.context.digest)
     try:
         values = decryptor.decrypt(aggregate.ciphertext, chosen)
@@ -112,10 +112,12 @@ def _check_public(
             f"{header.fingerprint}; give every client the same key"
         )
     header.contributors.check(least, roster)
-    values = check_batch(aggregate.ciphertext, header.context.parameters).values
-    if values != count:
+    batch = parse_batch(aggregate.ciphertext, header.context.parameters)
+    expected, got = (count, len(header.contributors.members)), (batch.values, batch.summands)
+    if got != expected:
         raise ProtocolError(
-            f"expected a ciphertext of {count} values, as the mask says, got {values}"
+            f"expected a sum of {expected[1]} ciphertexts of {expected[0]} values, as list and mask "
+            f"say, got one of {got[1]} of {got[0]}"
         )
 
 
@@ -154,10 +156,9 @@ def _summands(header: AggregateHeader, whole: bool = False) -> list[bytes]:
     return [each.to_bytes() if whole else bytes.fromhex(each.name) for each in members]
 
 
-def _dummy() -> OneTimeSecret:
+def _dummy(summands: int) -> OneTimeSecret:
     """A secret that belongs to no upload."""
-    signs = np.random.default_rng().integers(-3, 4, 4096)
-    return OneTimeSecret.from_array(signs.astype(np.int64), 1)
+    return OneTimeSecret.from_array(np.random.default_rng().integers(-3, 4, COEFFICIENTS), summands)
 
 
 def _within_range(values: Floats, header: AggregateHeader) -> bool:

@@ -64,21 +64,6 @@ def key_answer(
     return answer.astype("<u2").tobytes()
 
 
-def sum_answers(answers: Iterable[bytes]) -> bytes:
-    """The sum of key answers; the server's half.
-
-    Args:
-        answers: of all contributors of a list, each of 2 N bytes.
-
-    Returns:
-        The sum, in which the pairwise pads have cancelled.
-    """
-    total = np.zeros(COEFFICIENTS, np.uint16)
-    for answer in answers:
-        total += np.frombuffer(answer, "<u2")
-    return total.astype("<u2").tobytes()
-
-
 def take_off_pads(
     key_sum: bytes, key: FederationKey, digest: bytes, padded_by: Iterable[bytes]
 ) -> NDArray[np.int64]:

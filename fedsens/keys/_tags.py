@@ -29,19 +29,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto import CkksParameters, residues
+from fedsens.crypto import Batch, CkksParameters, parse_batch
 from fedsens.keys._key import FederationKey
 from fedsens.keys._stream import Words, residues_below, stream
-from fedsens.protocol import Contributor
+from fedsens.protocol import Contributor, tag_count
 
-BITS = 96  # a forgery succeeds with probability at most 2^-BITS
 LIMB = 16  # bits of the digits in which residues are multiplied
-CHUNK = 64  # blocks at a time: 2 MiB of residues
-
-
-def tag_count(parameters: CkksParameters) -> int:
-    """T: how many tags a ciphertext has."""
-    return -(-BITS // (parameters.wire_modulus.bit_length() - 2))
 
 
 def make_tags(
@@ -94,23 +87,23 @@ def expected_tags(
         ),
         np.zeros(count, object),
     )
-    hashes = _bilinear(residues(ciphertext, parameters), parameters, key, context)
+    hashes = _bilinear(parse_batch(ciphertext, parameters), parameters, key, context)
     return tuple(int(total) % modulus for total in hashes + offsets)
 
 
 def _bilinear(
-    rows: Words, parameters: CkksParameters, key: FederationKey, context: bytes
+    batch: Batch, parameters: CkksParameters, key: FederationKey, context: bytes
 ) -> NDArray[np.object_]:
-    """<h[t], x> for every t, modulo p; rows are the (blocks, N) residues."""
+    """<h[t], x> for every t, modulo p."""
     modulus, count = parameters.wire_modulus, tag_count(parameters)
     source = stream(key.derive(b"tag hash" + context + parameters.digest))
     shape = parameters.degree, count
     positions = residues_below(source, shape[0] * count, modulus).reshape(shape)  # v: (N, T)
-    blocks = residues_below(source, len(rows) * count, modulus).reshape(-1, count)  # u: (blocks, T)
+    blocks = residues_below(source, batch.blocks * count, modulus).reshape(-1, count)  # u
     total = np.zeros(count, object)
-    for low in range(0, len(rows), CHUNK):
-        inner = _times(rows[low : low + CHUNK], positions, modulus)  # (blocks, T)
-        total += (inner * blocks[low : low + CHUNK].astype(object)).sum(0)
+    for place, rows in batch.chunks():  # a slice of the blocks, and their (blocks, N) residues
+        inner = _times(rows, positions, modulus)  # (blocks, T)
+        total += (inner * blocks[place].astype(object)).sum(0)
     return np.asarray(total % modulus)
 
 

@@ -3,7 +3,7 @@
 Nothing here holds a key or can decrypt; that is :mod:`fedsens.keys`, which clients alone load.
 """
 
-from fedsens.protocol._aggregate import KEY_BYTES, Aggregate, AggregateHeader
+from fedsens.protocol._aggregate import KEY_BYTES, Aggregate, AggregateHeader, sum_answers, tag_count
 from fedsens.protocol._checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -12,7 +12,13 @@ from fedsens.protocol._checkpoint import (
     save_checkpoint,
 )
 from fedsens.protocol._context import RoundContext
-from fedsens.protocol._contributors import Contributor, Contributors, Party, cohort_digest
+from fedsens.protocol._contributors import (
+    Contributor,
+    Contributors,
+    Party,
+    check_weight,
+    cohort_digest,
+)
 from fedsens.protocol._headers import (
     Header,
     KeyReply,
@@ -57,6 +63,7 @@ __all__ = [
     "ReportFile",
     "RoundContext",
     "UploadHeader",
+    "check_weight",
     "cohort_digest",
     "load_checkpoint",
     "load_protected",
@@ -66,5 +73,7 @@ __all__ = [
     "save_checkpoint",
     "save_model",
     "save_protected",
+    "sum_answers",
+    "tag_count",
     "traffic",
 ]

@@ -7,15 +7,19 @@ holders of the key K can take off.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedsens.crypto import CkksParameters
 from fedsens.errors import ProtocolError
 from fedsens.protocol._context import Fingerprint, RoundContext
 from fedsens.protocol._contributors import Contributors
 
 KEY_BYTES = 2 * 4096  # a padded secret: N numbers modulo 2^16
+TAG_BITS = 96  # a sum is forged with probability at most 2^-TAG_BITS
 Tags = tuple[int, ...]
 
 
@@ -68,3 +72,23 @@ class Aggregate:
                 f"expected a key sum of {KEY_BYTES} bytes, got {len(self.key_sum)}; use the same "
                 "fedsens version everywhere"
             )
+
+
+def sum_answers(answers: Iterable[bytes]) -> bytes:
+    """The sum of the padded keys of a list (:mod:`fedsens.keys` makes them), modulo 2^16.
+
+    Args:
+        answers: of all contributors of a list, each of 2 N bytes.
+
+    Returns:
+        The sum, in which the pairwise pads have cancelled.
+    """
+    total = np.zeros(KEY_BYTES // 2, np.uint16)
+    for answer in answers:
+        total += np.frombuffer(answer, "<u2")
+    return total.astype("<u2").tobytes()
+
+
+def tag_count(parameters: CkksParameters) -> int:
+    """How many tags a ciphertext has; each is forged with probability 2/p (:mod:`fedsens.keys`)."""
+    return -(-TAG_BITS // (parameters.wire_modulus.bit_length() - 2))

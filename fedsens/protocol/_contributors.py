@@ -17,7 +17,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsens.errors import ContributorsError
+from fedsens.errors import ContributorsError, ProtocolError
 
 LEAST = 2  # contributors that a client accepts by default
 MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
@@ -138,3 +138,19 @@ class Contributors(BaseModel):
                 f"{len(self.names)} named); wait for more clients, or lower "
                 "fedsens-min-contributors on this client"
             )
+
+
+def check_weight(weight: float) -> None:
+    """Refuse an answer that weighs more than the whole round was planned to.
+
+    Args:
+        weight: examples / N_ref.
+
+    Raises:
+        ProtocolError: it does.
+    """
+    if weight > MOST_WEIGHT:
+        raise ProtocolError(
+            f"expected at most {MOST_WEIGHT:g} times the examples that all clients of the round "
+            "announced together, got more; announce in install() what training counts"
+        )

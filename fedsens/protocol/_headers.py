@@ -21,7 +21,6 @@ from fedsens.protocol._contributors import (
     Nonce,
     Party,
     PublicKey,
-    Weight,
     cohort_digest,
 )
 from fedsens.protocol._fields import wrong_fields
@@ -145,7 +144,7 @@ class UploadHeader(Header):
 
     context: Digest
     name: PublicKey
-    weight: Weight
+    weight: float = Field(gt=0, allow_inf_nan=False)
     nonce: Nonce
     tags: Tags = Field(max_length=16)
     samples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
@@ -163,7 +162,7 @@ class PlainMapHeader(Header):
         work_seconds: CPU seconds to compute it.
     """
 
-    weight: Weight
+    weight: float = Field(gt=0, allow_inf_nan=False)
     samples: int = Field(ge=1, le=MOST_EXAMPLES)
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
@@ -174,11 +173,13 @@ class KeySumRequest(Header):
     Attributes:
         kind: of the uploads.
         round: of the uploads.
+        context: D, what they are bound to.
         contributors: the list S.
     """
 
     kind: Kind
     round: int = Field(ge=1)
+    context: Digest
     contributors: Contributors
 
 
