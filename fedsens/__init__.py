@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         generate_key,
     )
     from fedsens.errors import FedSensError
+    from fedsens.keys import FederationKey
     from fedsens.layout import ParameterLayout
     from fedsens.mask import EncryptionMask, select_mask
     from fedsens.sensitivity import SensitivityMap, reference_map, sensitivity_map
@@ -34,6 +35,7 @@ _HOME = {
     "Encryptor": "fedsens.crypto",
     "FedSensConfig": "fedsens.config",
     "FedSensError": "fedsens.errors",
+    "FederationKey": "fedsens.keys",
     "ParameterLayout": "fedsens.layout",
     "SecretKey": "fedsens.crypto",
     "SensitivityMap": "fedsens.sensitivity",
@@ -51,6 +53,7 @@ __all__ = [
     "Encryptor",
     "FedSensConfig",
     "FedSensError",
+    "FederationKey",
     "ParameterLayout",
     "SecretKey",
     "SensitivityMap",

@@ -6,28 +6,36 @@ environment (the way to configure a simulation), else from its default.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.contributors import LEAST
-from fedsens.protocol.terms import Remainder
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
-LOG_FORMAT = "FEDSENS_LOG_FORMAT"  # of the process, not of the client
+LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
+OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
+OF_THE_PROCESS = frozenset({LOG_FORMAT, OUTPUT_DIR})  # not of the client
+
+LIKE = 0.6  # difflib's ratio from which on a name counts as a misspelling of another
+
+Remainder = Literal["plain", "noised", "withheld"]  # from least protection to most
+
+logger = logging.getLogger(__name__)
 
 
 class ClientSettings(BaseModel):
     """A client's own settings; node config key and environment variable in brackets.
 
     Attributes:
-        key_file: provisioned secret key, or a folder of several ``*.key`` that are used one after
-            the other by name as the server rotates keys (``fedsens-key-file``,
+        key_file: provisioned federation key, or a folder of several ``*.key`` that are used one
+            after the other by name as the server rotates keys (``fedsens-key-file``,
             ``FEDSENS_KEY_FILE``). With it the client takes no part in key agreement.
         passphrase_file: file with the passphrase of locked keys (``fedsens-passphrase-file``,
             ``FEDSENS_PASSPHRASE_FILE``).
@@ -65,7 +73,7 @@ class ClientSettings(BaseModel):
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     remainder: Remainder = "plain"
     min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    min_contributors: int = Field(default=LEAST, ge=1)
+    min_contributors: int = Field(default=2, ge=1)
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
@@ -92,13 +100,7 @@ class ClientSettings(BaseModel):
         Raises:
             ConfigurationError: lists every wrong or unknown ``fedsens-*`` setting.
         """
-        environment = os.environ if environment is None else environment
-        found: dict[str, Any] = {}
-        for name, value in environment.items():
-            if (
-                name.startswith(ENVIRONMENT) and name != LOG_FORMAT
-            ):  # a misspelt one must not be ignored
-                found[name.removeprefix(ENVIRONMENT).lower().replace("_", "-")] = value
+        found = _from_environment(os.environ if environment is None else environment)
         for key, value in node_config.items():
             if key.startswith(PREFIX):
                 found[key.removeprefix(PREFIX)] = value
@@ -106,7 +108,47 @@ class ClientSettings(BaseModel):
             return cls.model_validate(found)
         except ValidationError as error:
             problems = "; ".join(
-                f"fedsens-{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
+                _problem(".".join(map(str, item["loc"])), item["type"], item["msg"])
                 for item in error.errors(include_url=False, include_input=False)
             )
             raise ConfigurationError(f"this client's settings are wrong: {problems}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings among the variables, and what could be misspelt ones; others are left alone."""
+    found: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT) or name in OF_THE_PROCESS:
+            continue
+        setting = _setting(name)
+        if setting in _names() or _nearest(setting):  # a misspelt one must not be ignored
+            found[setting] = environment[name]
+        else:
+            logger.warning("%s is no setting of fedsens: it is ignored", name)
+    return found
+
+
+def _problem(setting: str, kind: str, message: str) -> str:
+    if kind != "extra_forbidden":
+        return f"{PREFIX}{setting or 'settings'}: {message}"
+    nearest = _nearest(setting)
+    if nearest in map(_setting, OF_THE_PROCESS):
+        name = ENVIRONMENT + nearest.upper().replace("-", "_")
+        return f"{PREFIX}{setting}: no such setting; do you mean the variable {name}?"
+    known = f"do you mean {PREFIX}{nearest}?" if nearest else f"expected {', '.join(_names())}"
+    return f"{PREFIX}{setting}: no such setting; {known}"
+
+
+def _nearest(setting: str) -> str:
+    """The setting that a misspelt one stands for; "" if it is like none."""
+    names = [*_names(), *map(_setting, sorted(OF_THE_PROCESS))]
+    shortened = [name for name in names if set(setting.split("-")) <= set(name.split("-"))]
+    return next(iter([*get_close_matches(setting, names, n=1, cutoff=LIKE), *shortened]), "")
+
+
+def _names() -> list[str]:
+    return [field.alias or name for name, field in ClientSettings.model_fields.items()]
+
+
+def _setting(variable: str) -> str:
+    return variable.removeprefix(ENVIRONMENT).lower().replace("_", "-")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedsens.crypto.keys import read_private, write_private
 from fedsens.errors import KeyFileError, RosterError
+from fedsens.files import read_guarded, read_private, write_private
 
 
 def load_identity(path: Path) -> X25519PrivateKey:
@@ -23,10 +24,14 @@ def load_identity(path: Path) -> X25519PrivateKey:
         The key pair.
 
     Raises:
-        KeyFileError: the file cannot be read or is damaged.
+        KeyFileError: the file cannot be read or written, is damaged, or others can get at it.
     """
     if not path.exists():
-        write_private(path, X25519PrivateKey.generate().private_bytes_raw())
+        try:
+            write_private(path, X25519PrivateKey.generate().private_bytes_raw())
+        except KeyFileError:
+            if not path.exists():  # else another message has just made it
+                raise
     try:
         return X25519PrivateKey.from_private_bytes(read_private(path))
     except ValueError:
@@ -45,17 +50,21 @@ def read_roster(path: Path) -> list[bytes]:
         The raw public keys.
 
     Raises:
-        RosterError: it is no such list.
+        RosterError: it is no such list, or others can write to it.
     """
     try:
-        return parse_public_keys(path.read_text())
-    except (OSError, ValueError):
+        content = read_guarded(path)
+    except KeyFileError as error:
+        raise RosterError(f"this roster cannot be trusted: {error}") from None
+    try:
+        return parse_public_keys(content)
+    except ValueError:
         raise RosterError(
             f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
         ) from None
 
 
-def parse_public_keys(text: str) -> list[bytes]:
+def parse_public_keys(text: str | bytes) -> list[bytes]:
     """Read a JSON list of X25519 public keys in hexadecimal.
 
     Args:
@@ -84,7 +93,7 @@ def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
     """Write a roster.
 
     Args:
-        path: the file.
+        path: the new file.
         public_keys: X25519 public keys in hexadecimal.
 
     Returns:
@@ -101,7 +110,12 @@ def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
             "fedsens identity prints"
         )
     try:
-        path.write_text(json.dumps(chosen, indent=2) + "\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, 0o644)  # whatever the umask: no secret, but not to be changed
+            file.write(json.dumps(chosen, indent=2) + "\n")
     except OSError as error:
-        raise RosterError(f"expected to write {path}, got: {error.strerror}") from None
+        raise RosterError(
+            f"expected to write a new roster {path}, got: {error.strerror}; choose another name"
+        ) from None
     return [bytes.fromhex(each) for each in chosen]
