@@ -17,6 +17,7 @@
     │   ├── DowngradeError        a message asks for less protection than agreed
     │   ├── RoundError            a message belongs to another round
     │   ├── RosterError           a public key is unknown or has changed
+    │   ├── ListError             a list of contributors differs from the one that was answered
     │   ├── ContributorsError     an aggregate is not the sum of enough clients' updates
     │   ├── ModelError            a model is not one that honest clients could have made
     │   ├── EnvelopeError         a sealed key does not open
@@ -94,6 +95,10 @@ class RoundError(ProtocolError):
 
 class RosterError(ProtocolError):
     """A public key is unknown or is not the one that was pinned."""
+
+
+class ListError(ProtocolError):
+    """A list of contributors differs from the one that was answered for the same upload."""
 
 
 class ContributorsError(ProtocolError):

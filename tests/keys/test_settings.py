@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.settings import ClientSettings
+from fedsens.keys import ClientSettings
 
 
 def test_the_node_config_goes_before_the_environment_and_that_before_the_default():
@@ -61,9 +61,47 @@ def test_a_wrong_minimum_ratio_is_refused_rather_than_ignored(value):
         ClientSettings.from_node({"fedsens-min-ratio": value}, {})
 
 
-def test_a_misspelt_variable_is_refused_not_ignored():
-    with pytest.raises(ConfigurationError, match="min-ratoi"):
-        ClientSettings.from_node({}, {"FEDSENS_MIN_RATOI": "0.5"})
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MIN_RATOI", "fedsens-min-ratio"),
+        ("MINRATIO", "fedsens-min-ratio"),
+        ("RATIO", "fedsens-min-ratio"),
+        ("KEYFILE", "fedsens-key-file"),
+        ("KEY", "fedsens-key-file"),
+        ("ROSTER", "fedsens-roster-file"),
+        ("STATE_DRI", "fedsens-state-dir"),
+        ("LOGFORMAT", "FEDSENS_LOG_FORMAT"),
+        ("OUTPUT_DRI", "FEDSENS_OUTPUT_DIR"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_and_the_nearest_named(name, meant):
+    with pytest.raises(ConfigurationError, match=f"do you mean .*{meant}"):
+        ClientSettings.from_node({}, {f"FEDSENS_{name}": "0.5"})
+
+
+@pytest.mark.parametrize("name", ["ANYTHING", "HOME", "SERVER_ADDRESS", "GPU", "VERSION", ""])
+def test_a_variable_that_is_like_no_setting_is_only_warned_about(name, caplog):
+    found = ClientSettings.from_node({}, {f"FEDSENS_{name}": "1"})
+    assert found == ClientSettings.from_node({}, {})
+    assert f"FEDSENS_{name} is no setting of fedsens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["LOG_FORMAT", "OUTPUT_DIR"])
+def test_variables_of_the_process_are_passed_over_in_silence(name, caplog):
+    ClientSettings.from_node({}, {f"FEDSENS_{name}": "json"})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["fedsens-anything", "fedsens-", "fedsens-output-dir"])
+def test_a_node_config_key_is_refused_whatever_it_looks_like(name):
+    with pytest.raises(ConfigurationError, match="no such setting"):
+        ClientSettings.from_node({name: "1"}, {})
+
+
+def test_a_node_config_key_that_is_like_a_setting_gets_its_name():
+    with pytest.raises(ConfigurationError, match="do you mean fedsens-min-contributors"):
+        ClientSettings.from_node({"fedsens-min-contributor": 3}, {})
 
 
 def test_a_least_noise_that_would_not_be_looked_at_is_refused():

@@ -4,14 +4,10 @@ import stat
 
 import pytest
 
-from fedsens import CkksParameters, generate_key
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
-from fedsens.protocol.headers import ModelHeader
-from fedsens.protocol.keystore import KeyStore
-from fedsens.protocol.settings import ClientSettings
+from fedsens.keys import ClientSettings, FederationKey, KeyStore
 
-KEY = generate_key(CkksParameters.preset("compact"))
-OTHER = generate_key(CkksParameters.preset("compact"))
+KEY, OTHER = FederationKey.generate(), FederationKey.generate()
 PUBLIC = [bytes([n]) * 32 for n in range(3)]
 
 
@@ -19,18 +15,6 @@ def store(folder, node=5, run=7, **settings):
     config = {f"fedsens-{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     return KeyStore(
         ClientSettings.from_node({"fedsens-state-dir": str(folder), **config}, {}), run, node
-    )
-
-
-def header(server_round):
-    return ModelHeader(
-        round=server_round,
-        model_round=server_round - 1,
-        layout="[]",
-        model_mask="ab" * 32,
-        mask="ab" * 32,
-        parameters=KEY.parameters,
-        reference=1.0,
     )
 
 
@@ -62,13 +46,13 @@ def test_only_the_owner_can_read_what_is_stored(tmp_path):
         keys = store(tmp_path)
         keys.keep(KEY)
         assert keys.identity
-        keys.record_model(header(1), "ab")
+        assert keys.run_identity
     finally:
         os.umask(before)
     folder = tmp_path / "run-7" / "node-5"
-    assert mode(folder) == 0o700
+    assert mode(folder) == mode(folder.parent) == 0o700
     files = {path.name: mode(path) for path in folder.iterdir()}
-    names = ["identity", "key", "key.parties.json", "model.json"]
+    names = ["identity", "key", "key.parties.json", "run-identity"]
     assert files == dict.fromkeys(names, 0o600)
 
 
@@ -156,18 +140,3 @@ def test_a_roster_that_cannot_be_read_admits_nobody(tmp_path, text):
         (tmp_path / "roster.json").write_text(text)
     with pytest.raises(RosterError, match="roster"):
         store(tmp_path, roster_file=tmp_path / "roster.json").check_roster(PUBLIC[:1])
-
-
-def test_the_last_model_is_recorded(tmp_path):
-    assert store(tmp_path).last_round() == 0
-    store(tmp_path).record_model(header(3), "ab" * 32)
-    store(tmp_path).record_model(header(4), "cd" * 32)
-    assert store(tmp_path).last_round() == 4
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"round": "last"}', '{"round": null}'])
-def test_a_damaged_record_is_a_named_error(tmp_path, text):
-    store(tmp_path).record_model(header(3), "ab" * 32)
-    (tmp_path / "run-7" / "node-5" / "model.json").write_text(text)
-    with pytest.raises(KeyFileError, match="last model in"):
-        store(tmp_path).last_round()
