@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +17,9 @@ from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
 
 PREFIX = "fedsens."
+# Environment variables of a process, whose others of this prefix are a client's own settings.
+LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
+OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 # Options that may differ between a run and its continuation: they say how long to wait for whom,

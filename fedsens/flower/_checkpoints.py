@@ -344,7 +344,9 @@ class StartArguments:
         return self.grid.send_and_receive(messages, timeout=self.timeout)
 
 
-def resume_rounds(strategy: Strategy, rounds: StartArguments, arrays: ArrayRecord, done: int) -> ArrayRecord:
+def resume_rounds(
+    strategy: Strategy, rounds: StartArguments, arrays: ArrayRecord, done: int
+) -> ArrayRecord:
     """Evaluate the last complete round and run the ones after it, as Flower's own loop does.
 
     A checkpoint is written between a round's training and its evaluation, so the evaluation comes

@@ -43,7 +43,6 @@ from fedsens.keys import (
     FederationKey,
     KeyStore,
     PendingUpload,
-    RunRecord,
     UploadRecords,
     key_answer,
     make_tags,
@@ -92,11 +91,6 @@ class Client:
         self.decrypt_seconds = 0.0
 
     @cached_property
-    def record(self) -> RunRecord:
-        """Which model this client opened last."""
-        return RunRecord(self.store.folder)
-
-    @cached_property
     def uploads(self) -> UploadRecords:
         """What this client has uploaded, and for which lists it gave its keys."""
         return UploadRecords(self.store.folder)
@@ -117,7 +111,7 @@ class Client:
         if model.aggregate is not None:
             content[received.key] = to_record(arrays)
             header = received.header
-            self.record.record_model(
+            self.store.record.record_model(
                 header.round, header.model_round, header.key_index, digest_of(arrays)
             )
         return received
@@ -142,14 +136,14 @@ class Client:
             )
         model, received = take_model(content)
         header = received.header
-        if header.key_index < self.record.last_key_index():
+        if header.key_index < self.store.record.last_key_index():
             raise DowngradeError(
-                f"expected key {self.record.last_key_index() + 1} of this run or a later one, "
+                f"expected key {self.store.record.last_key_index() + 1} of this run or a later one, "
                 f"because the earlier ones were rotated out, got key {header.key_index + 1}"
             )
         for what, got, last in (
-            ("round", header.round, self.record.last_round()),
-            ("the result of round", header.model_round, self.record.last_model_round()),
+            ("round", header.round, self.store.record.last_round()),
+            ("the result of round", header.model_round, self.store.record.last_model_round()),
         ):
             if got < last:
                 raise RoundError(f"expected {what} {last} or later, got {got}")
@@ -242,9 +236,7 @@ class Client:
         scores[scores < context.parameters.error_bound(clients) / aggregate.header.weight] = 0.0
         return scores
 
-    def rekey(
-        self, model: ProtectedModel, received: Received, request: RekeyRequest
-    ) -> Aggregate:
+    def rekey(self, model: ProtectedModel, received: Received, request: RekeyRequest) -> Aggregate:
         """The aggregate of a model with tags and pads under a later key.
 
         Args:
@@ -299,7 +291,9 @@ class Client:
                 f"expected a cohort of different clients with this one ({mine.name[:16]}) and the "
                 "identity that it made for this run, got another; the server must say hello again"
             )
-        context = header.context("map" if kind == "map" else "update", self.store.run, received.base)
+        context = header.context(
+            "map" if kind == "map" else "update", self.store.run, received.base
+        )
         self.uploads.begin(kind, header.round, context.digest)
         return context
 
@@ -441,9 +435,7 @@ class Client:
             )
         weight = examples_of(content, header.weighted_by) / header.reference
         policy = header.remainder.policy()
-        leaving = policy.protect(
-            before, arrays, mask, layout, header.round, self.store.folder
-        )
+        leaving = policy.protect(before, arrays, mask, layout, header.round, self.store.folder)
         places = np.flatnonzero(mask.selected)
         told, ciphertext = self.encrypt(
             context,

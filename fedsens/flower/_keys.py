@@ -280,9 +280,7 @@ class _Steps:
             put_header(questions[node], request)
         for node, envelope in (enclosed or {}).items():
             questions[node][ENVELOPES] = bytes_to_record(envelope)
-        asked, self.contents = ask(
-            self._grid, self._phase, questions, KEYS_ACTION, self._timeout
-        )
+        asked, self.contents = ask(self._grid, self._phase, questions, KEYS_ACTION, self._timeout)
         self.silent = set(questions) - set(self.contents) - asked.refused()
         self._whole.absorb(asked)
         replies = {}

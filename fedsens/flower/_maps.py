@@ -188,9 +188,7 @@ def answer_map(
     answer = RecordDict()
     if bound is None:
         encoded = np.asarray(flat * weight, "<f8").tobytes()
-        put_header(
-            answer, PlainMapHeader(weight=weight, samples=smap.count, work_seconds=seconds)
-        )
+        put_header(answer, PlainMapHeader(weight=weight, samples=smap.count, work_seconds=seconds))
         answer[PLAIN_MAP] = bytes_to_record(encoded)
     else:
         told, encoded = client.encrypt(

@@ -314,9 +314,7 @@ class SelectiveEncryption(Strategy):
 
     def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:
         run = self._run
-        return Updates(
-            phase, run.model.layout, run.mask, run.keys.parties, stand_in, self._schema
-        )
+        return Updates(phase, run.model.layout, run.mask, run.keys.parties, stand_in, self._schema)
 
     def _round_result(self, updates: Updates, server_round: int) -> RoundResult:
         """What the round came to; nothing where it is void, and the model then stays."""

@@ -164,9 +164,7 @@ class UploadSum:
             silent = [node for node in self.headers if node not in answers]
             if not silent:
                 break
-            tried, got = ask(
-                grid, phase, dict.fromkeys(silent, content), KEY_SUM_ACTION, timeout
-            )
+            tried, got = ask(grid, phase, dict.fromkeys(silent, content), KEY_SUM_ACTION, timeout)
             for node, reply in got.items():
                 answer = _key_answer(node, reply)
                 answers |= {} if answer is None else {node: answer}

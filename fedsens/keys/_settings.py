@@ -11,16 +11,15 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.errors import ConfigurationError
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
-LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
-OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
 OF_THE_PROCESS = frozenset({LOG_FORMAT, OUTPUT_DIR})  # not of the client
 
 LIKE = 0.6  # difflib's ratio from which on a name counts as a misspelling of another

@@ -59,6 +59,11 @@ class KeyStore:
         except KeyFileError as error:
             raise KeyFileError(f"{error}, or set fedsens-state-dir") from None
 
+    @property
+    def record(self) -> RunRecord:
+        """Which model this client opened last in this run."""
+        return RunRecord(self._folder)
+
     @cached_property
     def identity(self) -> X25519PrivateKey:
         """P: this client's X25519 key pair, created on first use."""

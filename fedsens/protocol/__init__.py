@@ -3,7 +3,13 @@
 Nothing here holds a key or can decrypt; that is :mod:`fedsens.keys`, which clients alone load.
 """
 
-from fedsens.protocol._aggregate import KEY_BYTES, Aggregate, AggregateHeader, sum_answers, tag_count
+from fedsens.protocol._aggregate import (
+    KEY_BYTES,
+    Aggregate,
+    AggregateHeader,
+    sum_answers,
+    tag_count,
+)
 from fedsens.protocol._checkpoint import (
     Checkpoint,
     CheckpointFolder,

@@ -110,17 +110,13 @@ def ratio_within(
     """
 
     def cost(count: int) -> float:
-        return sum(
-            traffic(codec, size, count, width=width, withheld=withheld, clients=clients)
-        )
+        return sum(traffic(codec, size, count, width=width, withheld=withheld, clients=clients))
 
     # With a wide plaintext type a ciphertext is smaller than what it replaces: the most that fits
     # need not have everything below it fit, so it is looked for from above.
     if cost(size) <= 1e6 * megabytes:
         return 1.0
-    count = largest_count(
-        size, codec.degree, lambda k: cost(k) <= 1e6 * megabytes, cost(0) / 1e6
-    )
+    count = largest_count(size, codec.degree, lambda k: cost(k) <= 1e6 * megabytes, cost(0) / 1e6)
     if not count:
         raise ConfigurationError(
             f"expected fedsens.max-mb to have room for one ciphertext beside {size} parameters, "
