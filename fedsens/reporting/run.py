@@ -11,9 +11,9 @@ from fedsens.errors import ConfigurationError
 from fedsens.protocol.export import load_protected
 from fedsens.protocol.model import ProtectedModel
 from fedsens.reporting.page import cards, picture
-from fedsens.reporting.tables import to_html
 from fedsens.simulation.screen import tables
 from fedsens.simulation.summary import RunSummary, SimulationSummary
+from fedsens.tables import to_html
 
 
 def run_section(folder: Path) -> tuple[str, str]:

@@ -14,8 +14,8 @@ from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.export import save_protected
 from fedsens.protocol.model import ProtectedModel
 from fedsens.reporting.page import page
-from fedsens.reporting.tables import to_html, to_markdown
 from fedsens.simulation.summary import Bytes, RoundRow, RunSummary, SimulationSummary
+from fedsens.tables import to_html, to_markdown
 
 HOSTILE = "<script>alert('x')</script> & |pipe|"
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a page does not look into pictures
