@@ -18,6 +18,7 @@ LEVELS = {
     "extras": 1,
     "files": 1,
     "layout": 1,
+    "tables": 1,
     "topk": 1,
     "data": 2,
     "sensitivity": 2,
@@ -39,7 +40,9 @@ LEVELS = {
 ALLOWED = {
     "tenseal": {"crypto"},
     "flwr": {"flower", "bench", "simulation", "cli"},
+    "backpack": set(),
     "cryptography": {"keys"},
+    "opacus": set(),
     "typer": {"cli", "mapping"},
 }
 LIGHT = {

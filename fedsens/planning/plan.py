@@ -87,6 +87,11 @@ class Plan:
     error_bound: float
     security_bits: int | None
 
+    @property
+    def round(self) -> tuple[int, float]:
+        """Bytes of one client, both ways, and CPU seconds of all, in one round."""
+        return self.bytes_up + self.bytes_down, self.cpu_seconds
+
 
 def make_plan(federation: Federation, ratio: float) -> Plan:
     """Plan a federation at a ratio.

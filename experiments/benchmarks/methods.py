@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from fedsens.bench.map import training_steps
 from fedsens.sensitivity import sensitivity_map
 
 Sums = dict[str, Tensor]
@@ -67,11 +67,9 @@ def training_step(model: nn.Module, classes: int) -> Work:
     Returns:
         The work; it sums nothing.
     """
-    leaves = list(model.parameters())
 
     def work(x: Tensor, y: Tensor, chunk: int) -> Sums:
-        for xs, ys in chunks(x, y, chunk):
-            torch.autograd.grad(cross_entropy(model(xs), ys), leaves)
+        training_steps(model, x, y, chunk)
         return {}
 
     return work

@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from fedsens.bench import map_libraries as libraries
-from fedsens.bench import map_torch as plain
-from fedsens.bench.map import METHODS
-from fedsens.bench.map_cases import CASES
-from fedsens.bench.map_methods import ours
+from experiments.benchmarks import libraries
+from experiments.benchmarks import plain_torch as plain
+from experiments.benchmarks.maps import METHODS
+from experiments.benchmarks.methods import ours
+from fedsens.bench.cases import CASES
 from fedsens.sensitivity import reference_map
-from tests.bench.kit import case, perceptron, residual
+from tests.experiments.benchmarks.helpers import case, perceptron, residual
 
 K = 5
 SAME = [m for m in METHODS if m.same] + [m for m in METHODS if m.name.endswith("exact")]
@@ -30,7 +30,7 @@ def made(build):
 
 def run(method, model, x, y, chunk):
     if (library := PACKAGES.get(method.name.split()[0])) is not None:
-        pytest.importorskip(library, reason=f"pip install 'fedsens[bench]' for {library}")
+        pytest.importorskip(library, reason=f"pip install 'fedsens[experiments]' for {library}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return method.build(model, 3)(x, y, chunk)

@@ -49,18 +49,18 @@ class MapRow:
 
 
 @dataclass(frozen=True)
-class GateRow:
+class ThresholdRow:
     """A limit and what was measured.
 
     Attributes:
-        gate: the two methods.
+        name: the ratio in words.
         limit: the number to hold.
         at_least: whether the limit is a lower one.
         measured: the ratio; None where a method is absent.
         reached: whether it holds; None where not measured.
     """
 
-    gate: str
+    name: str
     limit: float
     at_least: bool
     measured: float | None
@@ -68,7 +68,7 @@ class GateRow:
 
 
 @dataclass(frozen=True)
-class CaseReport:
+class MethodsReport:
     """One case.
 
     Attributes:
@@ -78,7 +78,7 @@ class CaseReport:
         classes: C.
         rows: the methods, ours first.
         absent: method to the reason why it has no row.
-        gates: the limits.
+        thresholds: the limits.
     """
 
     case: str
@@ -87,4 +87,4 @@ class CaseReport:
     classes: int
     rows: list[MapRow]
     absent: dict[str, str]
-    gates: list[GateRow]
+    thresholds: list[ThresholdRow]

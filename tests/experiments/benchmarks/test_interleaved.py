@@ -3,10 +3,15 @@ import gc
 import pytest
 import torch
 
-from fedsens.bench import map_contest
-from fedsens.bench.map_contest import Contender, Terms, check_same, play
-from fedsens.bench.map_measure import Run, measuring, timed, timed_with_peak
-from fedsens.bench.map_methods import Method
+from experiments.benchmarks import interleaved
+from experiments.benchmarks.interleaved import (
+    BenchmarkedMethod,
+    Limits,
+    check_same,
+    run_interleaved,
+)
+from experiments.benchmarks.methods import Method
+from fedsens.bench.measure import Run, measuring, timed, timed_with_peak
 from fedsens.errors import BenchmarkError
 
 X, Y = torch.zeros(64, 1), torch.zeros(64)
@@ -20,20 +25,20 @@ def clock(monkeypatch):
         seconds = work()
         return Run(seconds, seconds, 1000)
 
-    monkeypatch.setattr(map_contest, "timed", measure)
-    monkeypatch.setattr(map_contest, "timed_with_peak", measure)
+    monkeypatch.setattr(interleaved, "timed", measure)
+    monkeypatch.setattr(interleaved, "timed_with_peak", measure)
 
 
-def contender(cost, counts="all rows"):
+def benchmarked(cost, counts="all rows"):
     """A method that takes ``cost(chunk)`` seconds a sample."""
     method = Method("m", "vector", None, False, counts, lambda model, classes: None)
-    return Contender(method, lambda x, y, chunk: cost(chunk) * len(x))
+    return BenchmarkedMethod(method, lambda x, y, chunk: cost(chunk) * len(x))
 
 
 def tuned(cost, chunks, counts="all rows", limit=1e9):
-    it = contender(cost, counts)
-    it.meet(X[:2], Y[:2], chunks[0])
-    it.tune(X, Y, chunks, Terms(3, limit))
+    it = benchmarked(cost, counts)
+    it.warm_up(X[:2], Y[:2], chunks[0])
+    it.tune(X, Y, chunks, Limits(3, limit))
     return it
 
 
@@ -50,7 +55,7 @@ def test_a_slow_method_gets_fewer_samples_smaller_chunks_and_one_round():
     assert it.chunk in {1, 2}
     fast = tuned(lambda chunk: 0.01, (1, 2, 4), limit=40)
     it.spent = 40.0
-    play([it, fast], X, Y, Terms(3, 40))
+    run_interleaved([it, fast], X, Y, Limits(3, 40))
     assert (len(it.per_sample), len(fast.per_sample)) == (1, 3)
     assert it.seconds == pytest.approx(3.0)
 
@@ -58,7 +63,7 @@ def test_a_slow_method_gets_fewer_samples_smaller_chunks_and_one_round():
 @pytest.mark.usefixtures("clock")
 def test_a_first_run_beyond_the_limit_is_the_only_one():
     it = tuned(lambda chunk: 100.0, (1, 2), limit=150)
-    play([it], X, Y, Terms(3, 150))
+    run_interleaved([it], X, Y, Limits(3, 150))
     assert (it.samples, it.chunk, it.spent, it.per_sample) == (2, 1, 200.0, [100.0])
     assert it.peak == 1000
 
@@ -71,9 +76,9 @@ def test_the_only_affordable_chunk_is_not_tried_twice():
 
 @pytest.mark.usefixtures("clock")
 def test_a_chunk_above_the_samples_there_are_is_cut():
-    it = contender(lambda chunk: 1.0)
-    it.meet(X[:1], Y[:1], 32)
-    it.tune(X[:1], Y[:1], (32, 64), Terms(3, 1e9))
+    it = benchmarked(lambda chunk: 1.0)
+    it.warm_up(X[:1], Y[:1], 32)
+    it.tune(X[:1], Y[:1], (32, 64), Limits(3, 1e9))
     assert (it.samples, it.chunk) == (1, 1)
 
 

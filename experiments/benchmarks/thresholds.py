@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsens.bench.map_rows import LITERAL, PROBE, TRUE_LABEL, VECTOR, GateRow, MapRow
+from experiments.benchmarks.rows import LITERAL, PROBE, TRUE_LABEL, VECTOR, MapRow, ThresholdRow
 
 Rows = Mapping[str, MapRow]
 CNN, TRANSFORMER = "cnn", "transformer"
 
 
 @dataclass(frozen=True)
-class Gate:
+class Threshold:
     """A limit on a ratio.
 
     Attributes:
@@ -28,7 +28,7 @@ class Gate:
     at_least: bool = True
 
 
-def judge(rows: Sequence[MapRow], kind: str) -> list[GateRow]:
+def judge(rows: Sequence[MapRow], kind: str) -> list[ThresholdRow]:
     """Hold the rows of a case against the limits.
 
     Args:
@@ -40,17 +40,17 @@ def judge(rows: Sequence[MapRow], kind: str) -> list[GateRow]:
     """
     by_method = {row.method: row for row in rows}
     return [
-        _judged(gate, gate.limits[kind], gate.measure(by_method))
-        for gate in GATES
-        if kind in gate.limits
+        _judged(threshold, threshold.limits[kind], threshold.measure(by_method))
+        for threshold in THRESHOLDS
+        if kind in threshold.limits
     ]
 
 
-def _judged(gate: Gate, limit: float, measured: float | None) -> GateRow:
+def _judged(threshold: Threshold, limit: float, measured: float | None) -> ThresholdRow:
     if measured is None:
-        return GateRow(gate.name, limit, gate.at_least, None, None)
-    reached = measured >= limit if gate.at_least else measured <= limit
-    return GateRow(gate.name, limit, gate.at_least, measured, reached)
+        return ThresholdRow(threshold.name, limit, threshold.at_least, None, None)
+    reached = measured >= limit if threshold.at_least else measured <= limit
+    return ThresholdRow(threshold.name, limit, threshold.at_least, measured, reached)
 
 
 def _cost(anchor: str, own: str) -> Callable[[Rows], float | None]:
@@ -71,29 +71,29 @@ def _steps(own: str) -> Callable[[Rows], float | None]:
     return lambda rows: rows[own].steps if own in rows else None
 
 
-GATES = (
-    Gate(
+THRESHOLDS = (
+    Threshold(
         "BackPACK BatchDiagGGNExact / vector, exact",
         _cost("BackPACK BatchDiagGGNExact", VECTOR),
         {CNN: 1.5},
     ),
-    Gate(
+    Threshold(
         "BackPACK DiagGGNExact / vector, exact",
         _cost("BackPACK DiagGGNExact", VECTOR),
         {CNN: 1.2},
     ),
-    Gate("fastest same number / vector, exact", _fastest_same, {CNN: 3.5}),
-    Gate("literal double backward / vector, exact", _cost(LITERAL, VECTOR), {CNN: 1e4}),
-    Gate(
+    Threshold("fastest same number / vector, exact", _fastest_same, {CNN: 3.5}),
+    Threshold("literal double backward / vector, exact", _cost(LITERAL, VECTOR), {CNN: 1e4}),
+    Threshold(
         "torch.func vmap(grad) / true_label",
         _cost("torch.func vmap(grad)", TRUE_LABEL),
         {CNN: 1.0, TRANSFORMER: 1.0},
     ),
-    Gate(
+    Threshold(
         "torch.func vmap(grad) / vector, 1 probe",
         _cost("torch.func vmap(grad)", PROBE),
         {CNN: 1.0, TRANSFORMER: 1.0},
     ),
-    Gate("true_label, training steps", _steps(TRUE_LABEL), {CNN: 3, TRANSFORMER: 2}, False),
-    Gate("vector, 1 probe, training steps", _steps(PROBE), {CNN: 3, TRANSFORMER: 2}, False),
+    Threshold("true_label, training steps", _steps(TRUE_LABEL), {CNN: 3, TRANSFORMER: 2}, False),
+    Threshold("vector, 1 probe, training steps", _steps(PROBE), {CNN: 3, TRANSFORMER: 2}, False),
 )

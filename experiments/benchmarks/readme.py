@@ -1,4 +1,4 @@
-"""``python -m experiments.readme``: the README's measured tables, from docs/benchmarks."""
+"""The README's measured tables, from the figures in docs/benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end of what make bench writes -->\n"
 CODECS = {"FedML": "FedML's", "Paper": "the paper's", "compact": "compact (default)"}
@@ -24,7 +24,7 @@ STEPS = {
 }
 
 
-def main() -> None:
+def update_readme() -> None:
     """Replace the tables between the two comments of the README."""
     README.write_text(with_tables(README.read_text(), BENCHMARKS))
 
@@ -34,7 +34,7 @@ def with_tables(readme: str, benchmarks: Path) -> str:
 
     Args:
         readme: its text.
-        benchmarks: the folder that ``fedsens bench all`` wrote.
+        benchmarks: the folder that ``python -m experiments.benchmarks`` wrote.
 
     Returns:
         The new text.
@@ -43,7 +43,10 @@ def with_tables(readme: str, benchmarks: Path) -> str:
     _, after = rest.split(END)
     parts = {name: json.loads((benchmarks / f"{name}.json").read_text()) for name in MAKERS}
     body = "\n".join(make(parts[name]) for name, make in MAKERS.items())
-    return before + BEGIN + "\n" + body + "\n" + END + after
+    intro = (
+        "One part alone: `python -m experiments.benchmarks codec`, `map`, `round` or `scale`.\n\n"
+    )
+    return before + BEGIN + "\n" + intro + body + "\n" + END + after
 
 
 def codec(rows: Sequence[dict[str, Any]]) -> str:
@@ -69,8 +72,8 @@ def codec(rows: Sequence[dict[str, Any]]) -> str:
         *(str(row["security_bits"]) for row in rows),
     ])
     return (
-        "`fedsens bench codec`: millions of values per second, beside TenSEAL's `CKKSVector` with "
-        "the parameters\nof FedML, of NVFlare and of the FedML-HE paper; in brackets, times "
+        "The codec in millions of values per second, beside TenSEAL's `CKKSVector` with the "
+        "parameters\nof FedML, of NVFlare and of the FedML-HE paper; in brackets, times "
         "FedML's:\n\n" + _table(["", *(CODECS.get(name, name) for name in short)], lines)
     )
 
@@ -83,8 +86,8 @@ def maps(content: dict[str, Any]) -> str:
         found = [{row["method"]: row for row in case["rows"]}.get(method) for case in cases]
         lines.append([label, *("-" if row is None else _number(row["steps"]) for row in found)])
     return (
-        "`fedsens bench map`: a sensitivity map in training steps per sample (lower is better). "
-        "Lines with =\ncompute the same numbers as one of ours, which is checked:\n\n"
+        "A sensitivity map in training steps per sample (lower is better). Lines with =\n"
+        "compute the same numbers as one of ours, which is checked:\n\n"
         + _table(["", *(_case(case) for case in cases)], lines)
     )
 
@@ -97,8 +100,8 @@ def round_(content: dict[str, Any]) -> str:
         for label, name in (("bytes up", "up"), ("bytes down", "down"), ("CPU time", "time"))
     ]
     return (
-        f"`fedsens bench round`: a round of ResNet-18 ({content['parameters'] / 1e6:.1f} million "
-        f"parameters, {content['clients']} clients, an\nepoch of {content['images']} images each) "
+        f"A round of ResNet-18 ({content['parameters'] / 1e6:.1f} million parameters, "
+        f"{content['clients']} clients, an\nepoch of {content['images']} images each) "
         "relative to plain Flower FedAvg; CPU time is that of server, clients\nand training:\n\n"
         + _table(["", *(row["name"] for row in rows)], lines)
     )
@@ -112,7 +115,7 @@ def scale(content: dict[str, Any]) -> str:
         for label, rows in (("fedsens, ratio 1", ours), ("plain Flower FedAvg", plain))
     ]
     return (
-        "`fedsens bench scale`: memory of the server's process, all libraries included, for "
+        "Memory of the server's process, all libraries included, for "
         f"{ours[0]['parameters']:,}\nparameters. Ciphertexts are added as they arrive:\n\n"
         + _table(["clients", *(str(row["clients"]) for row in ours)], lines)
     )
@@ -144,7 +147,3 @@ def _number(value: float) -> str:
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rules = ["---"] * len(header)
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rules, *lines))
-
-
-if __name__ == "__main__":
-    main()

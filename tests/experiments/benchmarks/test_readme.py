@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.readme import BEGIN, BENCHMARKS, END, MAKERS, README, with_tables
+from experiments.benchmarks.readme import BEGIN, BENCHMARKS, END, MAKERS, README, with_tables
 
 
 def test_the_readme_is_up_to_date():

@@ -1,8 +1,8 @@
 import pytest
 
-from fedsens.bench.map import METHODS
-from fedsens.bench.map_gates import judge
-from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR, MapRow
+from experiments.benchmarks.maps import METHODS
+from experiments.benchmarks.rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR, MapRow
+from experiments.benchmarks.thresholds import judge
 
 COSTS = {
     TRUE_LABEL: 2.0,
@@ -26,7 +26,7 @@ def row(method, cost):
 
 def judged(kind="cnn", **changes):
     rows = [row(method, cost) for method, cost in COSTS.items() if method not in changes]
-    return {gate.gate: gate for gate in judge(rows, kind)}
+    return {gate.name: gate for gate in judge(rows, kind)}
 
 
 def test_every_limit_is_held_against_its_ratio():

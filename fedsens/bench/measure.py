@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,20 @@ def measuring() -> Iterator[None]:
     finally:
         gc.unfreeze()
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def silence_logs(wanted: int = logging.WARNING) -> Iterator[None]:
+    """Leave out what Flower and fedsens log of every round; ``wanted`` is the level that stays."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "fedsens")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(wanted)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _start_watching() -> int | None:

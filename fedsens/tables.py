@@ -1,11 +1,47 @@
-"""The tables that the terminal shows, as HTML and as Markdown."""
+"""Tables of figures: on a terminal, as HTML and as Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
+
+
+def make_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+    left: Collection[int] = (0,),
+    wrapping: Collection[int] = (),
+) -> Table:
+    """Lay figures out as a table with numbers to the right, as every command shows them.
+
+    Args:
+        columns: the headers.
+        rows: the cells, as many in each row as there are headers; a row without any draws a line.
+        title: above the table.
+        caption: below it.
+        left: numbers of the columns that hold text and begin at the left.
+        wrapping: numbers of the columns that may be broken over several lines; numbers never are.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if number in left else "right",
+            no_wrap=number not in wrapping,
+        )
+    for row in rows:
+        table.add_row(*row) if row else table.add_section()
+    return table
 
 
 def to_html(table: Table) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from fedsens.bench.map_methods import Sums, Work, add_norms, add_squares, chunks, zeros
-from fedsens.bench.map_models import ResidualBlock
+from experiments.benchmarks.methods import Sums, Work, add_norms, add_squares, chunks, zeros
+from fedsens.bench.models import ResidualBlock
 
 
 def backpack_rows(model: nn.Module, classes: int) -> Work:

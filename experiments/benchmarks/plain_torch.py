@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
-from fedsens.bench.map_measure import timed
-from fedsens.bench.map_methods import Sums, Work, add_norms, add_squares, chunks, zeros
+from experiments.benchmarks.methods import Sums, Work, add_norms, add_squares, chunks, zeros
+from fedsens.bench.measure import timed
 
 JACOBIAN_LIMIT = 2**31  # bytes
 

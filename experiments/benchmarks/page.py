@@ -1,4 +1,4 @@
-"""The page of ``fedsens bench all``."""
+"""The page of all benchmarks, docs/benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from importlib.metadata import version
 
 from rich.table import Table
 
-from fedsens.reporting.tables import to_markdown
+from fedsens.tables import to_markdown
 
 SECTIONS = {
-    "codec": ("The codec", "fedsens bench codec"),
-    "round": ("A round", "fedsens bench round"),
-    "scale": ("Growing models and federations", "fedsens bench scale"),
-    "map": ("Sensitivity maps", "fedsens bench map"),
+    "codec": "The codec",
+    "round": "A round",
+    "scale": "Growing models and federations",
+    "map": "Sensitivity maps",
 }
 
 
@@ -34,12 +34,13 @@ def benchmark_page(tables: Mapping[str, Sequence[Table]]) -> str:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     parts = [
         "# Benchmarks\n",
-        "Written by `make bench`, which is `fedsens bench all`. Times are CPU times, medians. "
-        "What counts are the ratios: both sides of each are measured in the same run.\n",
+        "Written by `make bench`, which is `python -m experiments.benchmarks`. Times are CPU "
+        "times, medians. What counts are the ratios: both sides of each are measured "
+        "in the same run.\n",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine}, {versions}.\n",
     ]
     for name, some in tables.items():
-        title, command = SECTIONS[name]
-        parts += [f"## {title}\n", f"`{command}`, figures in [{name}.json]({name}.json)\n"]
+        command = f"`python -m experiments.benchmarks {name}`"
+        parts += [f"## {SECTIONS[name]}\n", f"{command}, figures in [{name}.json]({name}.json)\n"]
         parts += map(to_markdown, some)
     return "\n".join(parts)

@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedsens.bench.map_measure import Run, timed, timed_with_peak
-from fedsens.bench.map_methods import Method, Sums, Work
+from experiments.benchmarks.methods import Method, Sums, Work
+from fedsens.bench.measure import Run, timed, timed_with_peak
 from fedsens.errors import BenchmarkError
 
 Measure = Callable[[Callable[[], Sums]], Run[Sums]]
@@ -21,12 +21,12 @@ TOLERANCE = 1e-3  # a method that computes something else is off by more than 10
 
 
 @dataclass(frozen=True)
-class Terms:
+class Limits:
     """How much is run.
 
     Attributes:
         repeats: number of rounds.
-        limit: CPU seconds that a contender may spend. It gets one round anyway, unless its first
+        limit: CPU seconds that a method may spend. It gets one round anyway, unless its first
             run has spent them all, which then counts as its round.
     """
 
@@ -49,7 +49,7 @@ class Terms:
 
 
 @dataclass
-class Contender:
+class BenchmarkedMethod:
     """A method at work on a case.
 
     Attributes:
@@ -75,7 +75,7 @@ class Contender:
         """Median CPU seconds per sample."""
         return median(self.per_sample)
 
-    def meet(self, x: Tensor, y: Tensor, chunk: int) -> Sums:
+    def warm_up(self, x: Tensor, y: Tensor, chunk: int) -> Sums:
         """Run for the first time, on few samples, to see what a sample costs.
 
         Args:
@@ -94,19 +94,19 @@ class Contender:
         self.per_sample = [cost / len(x)]
         return run.result
 
-    def tune(self, x: Tensor, y: Tensor, chunks: Sequence[int], terms: Terms) -> None:
-        """Choose the number of samples by the terms, and the chunk that costs least.
+    def tune(self, x: Tensor, y: Tensor, chunks: Sequence[int], limits: Limits) -> None:
+        """Choose the number of samples by the limits, and the chunk that costs least.
 
         Args:
             x: all inputs.
             y: all labels.
             chunks: what to try; a method that chooses itself gets all samples at once.
-            terms: how much may be run.
+            limits: how much may be run.
         """
-        limit = terms.limit_of(self.method)
+        limit = limits.limit_of(self.method)
         if self.spent >= limit:
             return
-        met, runs = self.samples, terms.repeats + len(chunks)
+        met, runs = self.samples, limits.repeats + len(chunks)
         affordable = min(len(x), max(1, int(limit / runs / self.seconds)))
         self.per_sample = []
         if self.method.chunk == "own":
@@ -121,7 +121,7 @@ class Contender:
             self._try({chunk: max(fitting) // chunk * chunk for chunk in fitting}, x, y)
         self.samples = max(affordable, self.chunk) // self.chunk * self.chunk
 
-    def play(self, x: Tensor, y: Tensor) -> None:
+    def run_round(self, x: Tensor, y: Tensor) -> None:
         """Run one round.
 
         Args:
@@ -149,19 +149,21 @@ class Contender:
         return run
 
 
-def play(contenders: Sequence[Contender], x: Tensor, y: Tensor, terms: Terms) -> None:
-    """Time the contenders in turn, so that drift hits all alike.
+def run_interleaved(
+    methods: Sequence[BenchmarkedMethod], x: Tensor, y: Tensor, limits: Limits
+) -> None:
+    """Time the methods in turn, so that drift hits all alike.
 
     Args:
-        contenders: who.
+        methods: what to time.
         x: all inputs.
         y: all labels.
-        terms: how much may be run.
+        limits: how much may be run.
     """
-    for _ in range(terms.repeats):
-        for contender in contenders:
-            if contender.spent < terms.limit_of(contender.method) or not contender.per_sample:
-                contender.play(x, y)
+    for _ in range(limits.repeats):
+        for each in methods:
+            if each.spent < limits.limit_of(each.method) or not each.per_sample:
+                each.run_round(x, y)
 
 
 def check_same(method: str, sums: Sums, expected: Mapping[str, Tensor]) -> None:

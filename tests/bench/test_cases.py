@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedsens.bench.map_cases import CASES, chosen_cases
+from fedsens.bench.cases import CASES, chosen_cases
 from fedsens.errors import ConfigurationError
 
 PARAMETERS = {
