@@ -186,7 +186,7 @@ def test_the_error_tree_is_drawn_as_it_is():
     ("module", "unloaded"),
     [
         ("fedsens", {"torch", "flwr", "tenseal", "numpy"}),
-        ("fedsens.crypto", {"torch", "flwr"}),
+        ("fedsens.crypto", {"torch", "flwr", "tenseal"}),
         ("fedsens.mask", {"torch", "flwr", "tenseal"}),
         ("fedsens.protocol.headers", {"torch", "flwr"}),
         ("fedsens.config", {"torch", "flwr"}),

@@ -14,8 +14,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import tenseal
 import tenseal.sealapi as sealapi
-from numpy.typing import NDArray
-
 from fedsens.crypto.aggregator import Aggregator, load_blocks
 from fedsens.crypto.decryptor import Decryptor
 from fedsens.crypto.encryptor import Encryptor
@@ -23,6 +21,7 @@ from fedsens.crypto.keys import generate_key
 from fedsens.crypto.params import CkksParameters
 from fedsens.crypto.seal import SECURITY, seal_context
 from fedsens.crypto.wire import parse_batch
+from numpy.typing import NDArray
 
 Upload = TypeVar("Upload")
 
