@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsens.crypto import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
+from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
 
 PREFIX = "fedsens."
 # Environment variables of a process, whose others of this prefix are a client's own settings.
@@ -54,8 +55,8 @@ class FedSensConfig(BaseModel):
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
         seed: seed of policies that draw at random.
-        preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact`` (3),
-            ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
+        preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
+            (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
         value_range: range R of the preset, None for its default.
         rule: rule of the sensitivity map, ``vector`` or ``true_label``.
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
@@ -74,8 +75,8 @@ class FedSensConfig(BaseModel):
             visible update, or with ``noise_clip`` to that norm.
         noise_clip: norm that the visible update is clipped to (l2 for Gaussian noise, l1 for
             Laplace noise), so that a privacy budget can be stated; 0 does not clip.
-        key_timeout: seconds that each step of key agreement may take, and clients to give their keys to
-            a sum.
+        key_timeout: seconds that each step of key agreement may take, and clients to give their
+            keys to a sum.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
@@ -109,8 +110,8 @@ class FedSensConfig(BaseModel):
     rotate_at: tuple[int, ...] = ()
     fingerprints: tuple[Fingerprint, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
-    remainder: Literal["plain", "noised", "withheld"] = "plain"
-    noise: Literal["gaussian", "laplace"] = "gaussian"
+    remainder: Remainder = "plain"
+    noise: Distribution = "gaussian"
     noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
@@ -175,15 +176,16 @@ class FedSensConfig(BaseModel):
 
     @model_validator(mode="after")
     def _a_remainder_needs_a_rest(self) -> Self:
-        if self.remainder != "plain" and not self.encrypts:
+        policy = policy_named(self.remainder)
+        if policy.needs_mask and not self.encrypts:
             raise ValueError(
                 f"remainder {self.remainder!r} needs encryption: set ratio, or for noise without "
                 "it use Flower's LocalDpMod"
             )
-        if self.remainder == "withheld" and self.refresh_every and self.max_mb is not None:
+        if policy.masks_grow and self.refresh_every and self.max_mb is not None:
             raise ValueError(
-                "max-mb holds for one mask, but a withheld remainder lets refreshed masks add up: "
-                "leave out max-mb or refresh-every"
+                f"max-mb holds for one mask, but a {self.remainder} remainder lets refreshed masks "
+                "add up: leave out max-mb or refresh-every"
             )
         return self
 
@@ -204,6 +206,23 @@ class FedSensConfig(BaseModel):
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
 
+    def remainder_terms(self, experiment: str) -> RemainderTerms:
+        """What clients are asked to do with the plaintext remainder.
+
+        Args:
+            experiment: random name of the run and of those that resume it.
+
+        Returns:
+            Part of the header of every model.
+        """
+        return RemainderTerms(
+            remainder=self.remainder,
+            noise=self.noise,
+            scale=self.noise_scale,
+            clip=self.noise_clip,
+            experiment=experiment,
+        )
+
     def key_index_at(self, server_round: int) -> int:
         """How often the key has been rotated by a round."""
         return sum(number <= server_round for number in self.rotate_at)
@@ -217,7 +236,8 @@ class FedSensConfig(BaseModel):
     def effective_ratio(self) -> float:
         """The ratio after the policy's own say (``all`` is 1, ``none`` is 0).
 
-        With ``max_mb`` it is known only once the model is: see :func:`fedsens.protocol.ratio_within`.
+        With ``max_mb`` it is known only once the model is
+        (:func:`fedsens.protocol.ratio_within`).
         """
         own = get_policy(self.policy).ratio
         return self.ratio if own is None else own

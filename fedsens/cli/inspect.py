@@ -10,20 +10,25 @@ from typing import Any
 
 from safetensors import safe_open
 
-from fedsens.crypto import CkksParameters, SecretKey
-from fedsens.crypto.keys import FILE_TYPE as KEY_TYPE
-from fedsens.crypto.keys import read_private
-from fedsens.crypto.wire import parse_batch
+from fedsens.crypto import CkksParameters
 from fedsens.errors import FedSensError, ProtocolError
-from fedsens.files import UNREADABLE, read_header
-from fedsens.protocol import checkpoint, export
-from fedsens.protocol.checkpoint import load_checkpoint
-from fedsens.protocol.envelope import roster_fingerprint
-from fedsens.protocol.export import load_protected
-from fedsens.protocol.keyfile import LOCKED_TYPE, PUBLIC_TYPE, PublicParameters, locked_key_in
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import read_reports
-from fedsens.protocol.roster import read_roster
+from fedsens.files import UNREADABLE, read_header, read_private
+from fedsens.keys import (
+    KEY_TYPE,
+    LOCKED_TYPE,
+    FederationKey,
+    locked_key_in,
+    read_roster,
+    roster_fingerprint,
+)
+from fedsens.protocol import (
+    CHECKPOINT_TYPE,
+    MODEL_TYPE,
+    ProtectedModel,
+    load_checkpoint,
+    load_protected,
+    read_reports,
+)
 
 Facts = dict[str, Any]
 SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}
@@ -33,7 +38,7 @@ def describe(path: Path) -> Facts:
     """Say what a file is.
 
     Args:
-        path: a key file (locked or not), public parameters, a protected model, a checkpoint, an
+        path: a key file (locked or not), a protected model, a checkpoint, an
             opened model, a roster, the reports or the summary of a run.
 
     Returns:
@@ -60,16 +65,16 @@ def load_model(path: Path) -> ProtectedModel:
     Returns:
         The model.
     """
-    if _type_in(read_header(path)) == checkpoint.FILE_TYPE:
+    if _type_in(read_header(path)) == CHECKPOINT_TYPE:
         return load_checkpoint(path).model
     return load_protected(path)
 
 
 def _tensors(path: Path) -> Facts | None:
     kind = _type_in(read_header(path))
-    if kind == export.FILE_TYPE:
+    if kind == MODEL_TYPE:
         return {"kind": kind, **_of_model(load_protected(path)), **_of_file(path)}
-    if kind == checkpoint.FILE_TYPE:
+    if kind == CHECKPOINT_TYPE:
         return {"kind": kind, **_of_checkpoint(path), **_of_file(path)}
     try:
         with safe_open(path, framework="numpy") as file:
@@ -92,7 +97,6 @@ def _json(path: Path) -> Facts | None:
     known: dict[Any, Callable[[Path], Facts]] = {
         KEY_TYPE: _of_key,
         LOCKED_TYPE: _of_locked,
-        PUBLIC_TYPE: lambda each: _of_public(PublicParameters.load(each)),
     }
     if isinstance(kind, str) and kind in known:
         return {"kind": kind, **known[kind](path)}
@@ -115,8 +119,7 @@ def _reports(path: Path) -> Facts | None:
 
 
 def _of_key(path: Path) -> Facts:
-    key = SecretKey.from_bytes(read_private(path))
-    return {"locked": False, **_of_public(PublicParameters.of(key))}
+    return {"locked": False, "fingerprint": FederationKey.load(path).fingerprint}
 
 
 def _of_locked(path: Path) -> Facts:
@@ -126,33 +129,28 @@ def _of_locked(path: Path) -> Facts:
     cost = locked.scrypt
     return {
         "locked": f"scrypt n={cost.n} r={cost.r} p={cost.p}, ChaCha20-Poly1305",
-        **_of_public(locked.public),
+        "fingerprint": locked.fingerprint,
     }
-
-
-def _of_public(public: PublicParameters) -> Facts:
-    return {"fingerprint": public.fingerprint, "ckks": _named(public.parameters)}
 
 
 def _of_model(model: ProtectedModel) -> Facts:
     facts = {
         "round": model.round,
-        "tensors": len(model.layout),
+        "tensors": len(model.layout.tensors),
         "parameters": model.layout.size,
         "encrypted_parameters": model.mask.k,
         "ratio": model.mask.ratio,
         "layout": model.layout.digest,
         "mask": model.mask.digest,
         "ckks": _named([model.parameters]),
-        "weight": model.weight,
     }
-    if model.ciphertext is not None:
-        batch = parse_batch(model.ciphertext, model.parameters)
-        names = model.contributors.names if model.contributors else ()
+    if model.aggregate is not None:
+        header = model.aggregate.header
         facts |= {
-            "contributors": len(names),
-            "key": batch.fingerprint,
-            "ciphertext_bytes": len(model.ciphertext),
+            "contributors": len(header.contributors.members),
+            "weight": header.weight,
+            "key": header.fingerprint,
+            "ciphertext_bytes": len(model.aggregate.ciphertext),
         }
     return facts
 
@@ -165,7 +163,7 @@ def _of_checkpoint(path: Path) -> Facts:
         "round": progress.round,
         "model_round": saved.model.round,
         "next_mask": saved.mask.digest,
-        "generation": progress.generation,
+        "key_index": progress.key_index,
         "strategy": progress.strategy,
         "options": progress.config,
         "app": progress.app,
@@ -182,7 +180,7 @@ def _of_file(path: Path) -> Facts:
 
 def _named(parameters: Iterable[CkksParameters]) -> list[str]:
     return [
-        f"{p.name}: N={p.degree}, q of {p.modulus_bits} bits, range {p.value_range:g}, "
+        f"{p.name}: N={p.degree}, {p.wire_bytes} bytes a value, range {p.value_range:g}, "
         f"{p.security_bits}-bit security"
         for p in parameters
     ]

@@ -6,7 +6,6 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -47,6 +46,7 @@ from fedsens.keys import (
     key_answer,
     make_tags,
     open_aggregate,
+    open_model,
     rekey,
     roster_fingerprint,
     seal,
@@ -136,9 +136,10 @@ class Client:
             )
         model, received = take_model(content)
         header = received.header
-        if header.key_index < self.store.record.last_key_index():
+        last = self.store.record.last_key_index()
+        if header.key_index < last:
             raise DowngradeError(
-                f"expected key {self.store.record.last_key_index() + 1} of this run or a later one, "
+                f"expected key {last + 1} of this run or a later one, "
                 f"because the earlier ones were rotated out, got key {header.key_index + 1}"
             )
         for what, got, last in (
@@ -157,22 +158,13 @@ class Client:
 
     def _open_model(self, model: ProtectedModel, received: Received) -> Arrays:
         started = time.process_time()
-        masked: NDArray[np.float64] = np.empty(0)
-        if model.aggregate is not None or received.mask.k:
-            key = self._key_for(received.header)
-            if model.aggregate is not None:
-                masked = self._open_aggregate(model.aggregate, key, model.mask.k)
-        arrays = model.opened(masked)
-        if model.aggregate is not None or received.mask.k:
+        encrypted = model.aggregate is not None or received.mask.k
+        key = self._key_for(received.header) if encrypted else None
+        arrays = open_model(model, key, self.settings.min_contributors, self.store.members)
+        if encrypted:
             check_global_model(arrays, self.settings.max_norm)
         self.decrypt_seconds = time.process_time() - started
         return arrays
-
-    def _open_aggregate(
-        self, aggregate: Aggregate, key: FederationKey, count: int
-    ) -> NDArray[np.float64]:
-        least, roster = self.settings.min_contributors, self.store.members
-        return open_aggregate(aggregate, key, count, least, roster)
 
     def _key_for(self, header: ModelHeader) -> FederationKey:
         key = self.store.key_of(header.key_index)
@@ -231,7 +223,8 @@ class Client:
                 "deviates from the protocol"
             )
         key = self._key_for(received.header)
-        scores = self._open_aggregate(aggregate, key, layout.size)
+        least, roster = self.settings.min_contributors, self.store.members
+        scores = open_aggregate(aggregate, key, layout.size, least, roster)
         clients = len(aggregate.header.contributors.members)
         scores[scores < context.parameters.error_bound(clients) / aggregate.header.weight] = 0.0
         return scores

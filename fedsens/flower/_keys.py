@@ -79,8 +79,8 @@ class KeyAgreement:
         unknown = [node for node in nodes if node not in self.examples]
         if not unknown:
             return None
-        known, phase = bool(self.fingerprint), ("keys", server_round)
-        steps = _Steps(grid, phase, self._timeout)
+        known = bool(self.fingerprint)
+        steps = _Steps(grid, server_round, self._timeout)
         hello = self._request("hello", fingerprint=self.fingerprint)
         newcomers = self._collect_hello(steps.ask(dict.fromkeys(unknown, hello)))
         if self.fingerprint:
@@ -266,9 +266,10 @@ class _Steps:
         silent: nodes that did not answer the last question at all.
     """
 
-    def __init__(self, grid: Grid, phase: tuple[PhaseName, int], timeout: float) -> None:
-        self._grid, self._phase, self._timeout = grid, phase, timeout
-        self._whole = Phase.of(*phase, KEYS_ACTION, [])
+    def __init__(self, grid: Grid, server_round: int, timeout: float) -> None:
+        self._grid, self._timeout = grid, timeout
+        self._phase: tuple[PhaseName, int] = ("keys", server_round)
+        self._whole = Phase.of("keys", server_round, KEYS_ACTION, [])
         self.contents: dict[int, RecordDict] = {}
         self.silent: set[int] = set()
 
@@ -292,7 +293,7 @@ class _Steps:
         return replies
 
     def report(self, clients: int, lost: int) -> PhaseReport:
-        return self._whole.report(clients).model_copy(update={"lost": lost})
+        return self._whole.report(clients, lost=lost)
 
 
 def _roster(newcomers: dict[int, KeyReply], sharer: int) -> dict[int, str]:
@@ -341,7 +342,7 @@ def answer_keys(content: RecordDict, client: Client, examples: int) -> RecordDic
     if request.step == "hello":
         client.adopt_key(request)
     elif request.step == "share":
-        answer[ENVELOPES] = ConfigRecord(client.share_key(request))
+        answer[ENVELOPES] = ConfigRecord(dict(client.share_key(request)))
     else:
         client.accept_key(request, record_to_bytes(content, ENVELOPES))
     put_header(answer, client.introduce(request, examples))

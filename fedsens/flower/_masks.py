@@ -34,7 +34,7 @@ from fedsens.flower._records import (
     to_arrays,
 )
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask
+from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask, selectable_count
 from fedsens.protocol import Aggregate, MaskRequest, ModelHeader, PhaseReport
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ class MaskMaker:
 
     def _read(self, content: RecordDict) -> EncryptionMask:
         mask = EncryptionMask.from_bytes(record_to_bytes(content, MASK))
-        expected = mask_count(self._config.effective_ratio, self._layout.size)
+        config, layout = self._config, self._layout
+        count = mask_count(config.effective_ratio, layout.size)
+        expected = selectable_count(layout, count, self._tied, config.force)
         if mask.layout_digest != self._layout.digest or mask.k != expected:
             raise ProtocolError(
                 f"expected a mask of {expected} coordinates of this model, got {mask.k}"

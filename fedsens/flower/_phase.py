@@ -167,6 +167,7 @@ class Phase:
         self,
         clients: int,
         *,
+        lost: int | None = None,
         refused: int = 0,
         metrics: MetricRecord | None = None,
         epsilon: float | None = None,
@@ -176,6 +177,7 @@ class Phase:
 
         Args:
             clients: usable answers.
+            lost: nodes that gave none; by default all others that were asked.
             refused: answers that were left out as wrong.
             metrics: the inner strategy's.
             epsilon: privacy cost of the plaintext remainder so far.
@@ -189,7 +191,7 @@ class Phase:
             phase=self.name,
             round=self.round,
             clients=clients,
-            lost=len(self.sent) - clients,
+            lost=len(self.sent) - clients if lost is None else lost,
             refused=refused,
             bytes_up_plain=self.up[0],
             bytes_up_encrypted=self.up[1],

@@ -18,8 +18,13 @@ from fedsens.errors import ProtocolError
 from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol import KEY_BYTES, Aggregate, AggregateHeader, Header, ModelHeader
-from fedsens.protocol import ProtectedModel
+from fedsens.protocol import (
+    Aggregate,
+    AggregateHeader,
+    Header,
+    ModelHeader,
+    ProtectedModel,
+)
 
 PREFIX: Final = "fedsens."
 HEADER: Final = "fedsens.header"

@@ -23,9 +23,7 @@ from fedsens.layout import ParameterLayout
 from fedsens.mask import (
     EncryptionMask,
     check_plain,
-    check_statistics,
     mask_count,
-    partition,
     tied_pairs,
 )
 from fedsens.protocol import (
@@ -38,7 +36,7 @@ from fedsens.protocol import (
     ratio_within,
 )
 from fedsens.protocol import Phase as PhaseName
-from fedsens.remainder import RemainderTerms
+from fedsens.remainder import RemainderTerms, policy_named
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +77,12 @@ class ServerState:
         self.reference = 1.0
         self.experiment = secrets.token_hex(16)
         self._weighted_by, self._emit = weighted_by, emit
-        self._tied: Tied = tuple(tied_pairs(arrays, layout)) if config.encrypts else ()
+        self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
         self._gathered = False
         self._left_out: frozenset[int] = frozenset()
         self.replace_plain(initial, 0)
-        if config.remainder != "plain":
-            check_statistics(layout, config.effective_ratio, config.force, config.remainder)
         ratio, size = config.effective_ratio, layout.size
+        self.terms.policy().check_statistics(layout, ratio, config.force)
         if ratio > 0 and not mask_count(ratio, size):
             raise ConfigurationError(
                 f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
@@ -95,14 +92,7 @@ class ServerState:
     @property
     def terms(self) -> RemainderTerms:
         """What clients do with the plaintext remainder."""
-        config = self.config
-        return RemainderTerms(
-            remainder=config.remainder,
-            noise=config.noise,
-            scale=config.noise_scale,
-            clip=config.noise_clip,
-            experiment=self.experiment,
-        )
+        return self.config.remainder_terms(self.experiment)
 
     # The model.
 
@@ -135,8 +125,8 @@ class ServerState:
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
-        visible, _ = partition(self.model.visible(), self.mask, self.model.layout)
-        return self.terms.policy().stand_in(visible)
+        model = self.model
+        return self.terms.policy().stand_in(model.visible(), self.mask, model.layout)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where an earlier process was.
@@ -240,7 +230,7 @@ class ServerState:
                 server_round,
                 config.mask_timeout,
             )
-            self._emit(phase.report(1))
+            self._emit(phase.report(1, lost=0))
         self.keys = new
         logger.info("key from round %d on: %s", server_round, new.fingerprint)
 
@@ -359,7 +349,7 @@ def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensCon
         layout.size,
         config.max_mb,
         width=mean_width(layout),
-        withheld=config.remainder == "withheld",
+        withheld=not policy_named(config.remainder).sends_plain,
     )
     logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
     return config.model_copy(update={"ratio": ratio, "max_mb": None})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedsens.config import FedSensConfig
+from fedsens.config import OUTPUT_DIR, FedSensConfig
 from fedsens.errors import PhaseError, ProtocolError, StrategyError
 from fedsens.flower._checkpoints import (
     Checkpoints,
@@ -28,11 +30,11 @@ from fedsens.flower._records import HEADER, examples_of, to_record
 from fedsens.flower._state import ServerState
 from fedsens.flower._updates import RecordSchema, RoundResult, Updates, usable_metrics
 from fedsens.protocol import Phase as PhaseName
-from fedsens.protocol import PhaseReport, ProtectedModel
-from fedsens.remainder import RemainderTerms
+from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
 
 logger = logging.getLogger(__name__)
 
+NAMELESS = "0" * 32  # an experiment, where only the terms matter
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
 
 
@@ -66,6 +68,7 @@ class SelectiveEncryption(Strategy):
         weighted_mean: bool = False,
         app_config: Mapping[str, Any] | None = None,
         on_report: Callable[[PhaseReport], None] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         """Wrap a strategy.
 
@@ -78,12 +81,17 @@ class SelectiveEncryption(Strategy):
                 checkpoint was made with other values is not resumed.
             on_report: called with the report of every phase as it ends; in a resumed run, with
                 those of the earlier rounds first.
+            output_dir: folder for ``reports.jsonl`` and, in the end, ``protected.safetensors``; by
+                default that of the environment variable ``FEDSENS_OUTPUT_DIR``, else none.
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
         check_strategy(strategy, self.config.encrypts, weighted_mean)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
+        folder = output_dir or os.environ.get(OUTPUT_DIR)
+        self._output = Path(folder) if folder else None
+        self._report_file: ReportFile | None = None
         self._app_config = app_config or {}
         self._checkpoints: Checkpoints | None = None
         self._metrics = Metrics()
@@ -147,6 +155,8 @@ class SelectiveEncryption(Strategy):
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema = None
         self.reports.clear()
+        if self._output is not None:
+            self._report_file = ReportFile(self._output / "reports.jsonl")
         self._deadline, self._started = math.inf if timeout is None else timeout, True
         grid = StreamingGrid(grid)
         rounds = StartArguments(
@@ -171,11 +181,13 @@ class SelectiveEncryption(Strategy):
                 grid,
                 initial_arrays,
                 num_rounds,
-                timeout,
+                timeout,  # type: ignore[arg-type] # Flower hands it on, and None is no deadline
                 rounds.train_config,
                 rounds.evaluate_config,
                 rounds.evaluate_fn,
             )
+        if self._state is not None and self._output is not None:
+            save_protected(self.model, self._output / "protected.safetensors")
         if self._state is not None and self.model.mask.k:
             result.arrays = to_record(self.model.visible())
             logger.warning(
@@ -232,7 +244,7 @@ class SelectiveEncryption(Strategy):
             parameters.security_bits,
             config.maps,
         )
-        if told := RemainderTerms.of(config).policy().describe():
+        if told := config.remainder_terms(NAMELESS).policy().describe():
             logger.info("%s", told)
         self.inner.summary()
 
@@ -372,7 +384,6 @@ class SelectiveEncryption(Strategy):
         )
         self._emit(report)
         if metrics is not None:
-            metrics.update(_as_metrics(report))
             self._metrics.train[server_round] = metrics
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
@@ -416,13 +427,10 @@ class SelectiveEncryption(Strategy):
 
     def _keep(self, report: PhaseReport) -> None:
         self.reports.append(report)
+        if self._report_file is not None:
+            self._report_file.append(report)
         if self._on_report is not None:
             self._on_report(report)
-
-
-def _as_metrics(report: PhaseReport) -> dict[str, int | float]:
-    numbers = report.model_dump(exclude={"phase", "round", "metrics"}, exclude_none=True)
-    return {f"fedsens.{name.replace('_', '-')}": value for name, value in numbers.items()}
 
 
 def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:

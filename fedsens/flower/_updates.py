@@ -129,8 +129,8 @@ class Updates:
         reserved = {self._expected} - {None} - set(self._groups)
         if schema != self._expected and len(self._groups) + len(reserved) >= MAX_SCHEMAS:
             raise ProtocolError(
-                f"expected answers of at most {MAX_SCHEMAS} different forms in a round, got records "
-                "or metrics of yet other names or types; run the same app on every client"
+                f"expected answers of at most {MAX_SCHEMAS} different forms in a round, got "
+                "records or metrics of yet other names or types; run the same app on every client"
             )
         aggregator = Aggregator(self._sent.parameters, self._mask.k)
         return Group(UploadSum(self._context, aggregator, self._parties), {})

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import Decryptor, OneTimeSecret, parse_batch
 from fedsens.errors import CryptoError, ModelError, ProtocolError
+from fedsens.files import Arrays
 from fedsens.keys._key import FederationKey
 from fedsens.keys._pads import COEFFICIENTS, put_pads_on, take_off_pads
 from fedsens.keys._tags import expected_tags
-from fedsens.protocol import Aggregate, AggregateHeader
+from fedsens.protocol import Aggregate, AggregateHeader, ProtectedModel
+from fedsens.protocol._contributors import LEAST
 
 Floats = NDArray[np.float64]
 REFUSED = (
@@ -47,9 +49,10 @@ def open_aggregate(
         The mean, of ``count`` values.
 
     Raises:
-        ProtocolError: it holds another number of values, or is under another key. A list that
-            cannot be right is a ContributorsError, damaged bytes are a CiphertextError.
         ModelError: it does not open; one text for every reason.
+
+    What the server knows as well is refused by a text of its own: another key or number of values
+    (ProtocolError), an impossible list (ContributorsError), damaged bytes (CiphertextError).
     """
     header = aggregate.header
     _check_public(aggregate, key, count, least, roster)
@@ -61,13 +64,41 @@ def open_aggregate(
     chosen = secret if usable and secret is not None else _dummy(len(header.contributors.members))
     decryptor = Decryptor(header.context.parameters, context=header.context.digest)
     try:
-        values = decryptor.decrypt(aggregate.ciphertext, chosen)
+        values: Floats = decryptor.decrypt(aggregate.ciphertext, chosen).astype(float, copy=False)
     except CryptoError:
         values, usable = np.full(count, np.nan), False
     values /= header.weight
     if not (_within_range(values, header) and usable):
         raise ModelError(REFUSED)
     return values
+
+
+def open_model(
+    model: ProtectedModel,
+    key: FederationKey | None,
+    least: int = LEAST,
+    roster: frozenset[str] | None = None,
+) -> Arrays:
+    """The whole model, with its masked coordinates decrypted.
+
+    Args:
+        model: the model.
+        key: K; may be None where nothing is encrypted.
+        least: the fewest clients whose updates must be in it.
+        roster: names that count; None if all do.
+
+    Returns:
+        Name to array in the layout's shapes and types.
+
+    Raises:
+        ProtocolError: there is no key. What does not open is a ModelError, and a list of too few
+            contributors a ContributorsError.
+    """
+    if model.aggregate is None:
+        return model.opened(np.empty(0))
+    if key is None:
+        raise ProtocolError("expected a key to open an encrypted model, got none")
+    return model.opened(open_aggregate(model.aggregate, key, model.mask.k, least, roster))
 
 
 def rekey(aggregate: Aggregate, old: FederationKey, new: FederationKey) -> Aggregate:
@@ -116,8 +147,8 @@ def _check_public(
     expected, got = (count, len(header.contributors.members)), (batch.values, batch.summands)
     if got != expected:
         raise ProtocolError(
-            f"expected a sum of {expected[1]} ciphertexts of {expected[0]} values, as list and mask "
-            f"say, got one of {got[1]} of {got[0]}"
+            f"expected a sum of {expected[1]} ciphertexts of {expected[0]} values, as list and "
+            f"mask say, got one of {got[1]} of {got[0]}"
         )
 
 

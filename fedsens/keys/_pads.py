@@ -47,10 +47,8 @@ def key_answer(
         digest: of the list within its context.
 
     Returns:
-        2 N bytes: N numbers modulo 2^16, little-endian.
-
-    Raises:
-        ProtocolError: another contributor's key is no X25519 public key.
+        2 N bytes: N numbers modulo 2^16, little-endian. Another contributor's key that is no usable
+        X25519 public key is a ProtocolError.
     """
     own = identities[0].public_key().public_bytes_raw()
     answer = secret.astype(np.uint16)  # two's complement, so this is modulo 2^16

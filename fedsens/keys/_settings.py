@@ -11,20 +11,19 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.errors import ConfigurationError
+from fedsens.remainder import Remainder
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
 OF_THE_PROCESS = frozenset({LOG_FORMAT, OUTPUT_DIR})  # not of the client
 
 LIKE = 0.6  # difflib's ratio from which on a name counts as a misspelling of another
-
-Remainder = Literal["plain", "noised", "withheld"]  # from least protection to most
 
 logger = logging.getLogger(__name__)
 

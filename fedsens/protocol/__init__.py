@@ -10,6 +10,7 @@ from fedsens.protocol._aggregate import (
     sum_answers,
     tag_count,
 )
+from fedsens.protocol._checkpoint import FILE_TYPE as CHECKPOINT_TYPE
 from fedsens.protocol._checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -39,12 +40,15 @@ from fedsens.protocol._headers import (
     UploadHeader,
 )
 from fedsens.protocol._model import ProtectedModel
+from fedsens.protocol._modelfile import FILE_TYPE as MODEL_TYPE
 from fedsens.protocol._modelfile import load_protected, save_model, save_protected
 from fedsens.protocol._report import Phase, PhaseReport, ReportFile, read_reports
-from fedsens.protocol._traffic import mean_width, ratio_within, traffic
+from fedsens.protocol._traffic import largest_count, mean_width, ratio_within, traffic
 
 __all__ = [
+    "CHECKPOINT_TYPE",
     "KEY_BYTES",
+    "MODEL_TYPE",
     "Aggregate",
     "AggregateHeader",
     "Checkpoint",
@@ -71,6 +75,7 @@ __all__ = [
     "UploadHeader",
     "check_weight",
     "cohort_digest",
+    "largest_count",
     "load_checkpoint",
     "load_protected",
     "mean_width",

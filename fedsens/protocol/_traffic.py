@@ -50,7 +50,7 @@ def mean_width(layout: ParameterLayout) -> float:
     return total / layout.size if layout.size else FLOAT
 
 
-def largest_count(size: int, block: int, fits: Callable[[int], bool], least: float) -> int:
+def largest_count(size: int, block: int, fits: Callable[[int], bool], least: str = "more") -> int:
     """The largest number of encrypted parameters that fits.
 
     Costs grow with the number of ciphertexts, so the last of them is full: a number in between
@@ -77,7 +77,7 @@ def largest_count(size: int, block: int, fits: Callable[[int], bool], least: flo
             high = middle - 1
     if low < 0:
         raise ConfigurationError(
-            f"expected a budget in which plaintext fits, which needs {least:.4g}, got less; raise "
+            f"expected a budget in which plaintext fits, which needs {least}, got less; raise "
             "it, or take a smaller model"
         )
     return min(size, low * block)
@@ -116,7 +116,9 @@ def ratio_within(
     # need not have everything below it fit, so it is looked for from above.
     if cost(size) <= 1e6 * megabytes:
         return 1.0
-    count = largest_count(size, codec.degree, lambda k: cost(k) <= 1e6 * megabytes, cost(0) / 1e6)
+    count = largest_count(
+        size, codec.degree, lambda k: cost(k) <= 1e6 * megabytes, f"{cost(0) / 1e6:.4g} MB"
+    )
     if not count:
         raise ConfigurationError(
             f"expected fedsens.max-mb to have room for one ciphertext beside {size} parameters, "
