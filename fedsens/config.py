@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedsens.crypto.params import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
+from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
 
 PREFIX = "fedsens."
 
@@ -103,8 +104,8 @@ class FedSensConfig(BaseModel):
     rotate_at: tuple[int, ...] = ()
     public_parameters: tuple[Path, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
-    remainder: Literal["plain", "noised", "withheld"] = "plain"
-    noise: Literal["gaussian", "laplace"] = "gaussian"
+    remainder: Remainder = "plain"
+    noise: Distribution = "gaussian"
     noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
@@ -169,15 +170,16 @@ class FedSensConfig(BaseModel):
 
     @model_validator(mode="after")
     def _a_remainder_needs_a_rest(self) -> Self:
-        if self.remainder != "plain" and not self.encrypts:
+        policy = policy_named(self.remainder)
+        if policy.needs_mask and not self.encrypts:
             raise ValueError(
                 f"remainder {self.remainder!r} needs encryption: set ratio, or for noise without "
                 "it use Flower's LocalDpMod"
             )
-        if self.remainder == "withheld" and self.refresh_every and self.max_mb is not None:
+        if policy.masks_grow and self.refresh_every and self.max_mb is not None:
             raise ValueError(
-                "max-mb holds for one mask, but a withheld remainder lets refreshed masks add up: "
-                "leave out max-mb or refresh-every"
+                f"max-mb holds for one mask, but a {self.remainder} remainder lets refreshed masks "
+                "add up: leave out max-mb or refresh-every"
             )
         return self
 
@@ -197,6 +199,23 @@ class FedSensConfig(BaseModel):
     def parameters(self) -> CkksParameters:
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
+
+    def remainder_terms(self, experiment: str) -> RemainderTerms:
+        """What clients are asked to do with the plaintext remainder.
+
+        Args:
+            experiment: random name of the run and of those that resume it.
+
+        Returns:
+            Part of the header of every model.
+        """
+        return RemainderTerms(
+            remainder=self.remainder,
+            noise=self.noise,
+            scale=self.noise_scale,
+            clip=self.noise_clip,
+            experiment=experiment,
+        )
 
     def generation_at(self, server_round: int) -> int:
         """How often the key has been rotated by a round."""

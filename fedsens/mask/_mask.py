@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fedsens.errors import MaskError
 from fedsens.layout import Entry
-from fedsens.mask import wire
+from fedsens.mask import _wire
+from fedsens.mask._partition import merge, separate
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +63,7 @@ class EncryptionMask:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the canonical bytes: equal exactly for equal masks."""
-        return hashlib.sha256(wire.pack(self.selected, self.layout_digest)).hexdigest()
+        return hashlib.sha256(_wire.pack(self.selected, self.layout_digest)).hexdigest()
 
     def overlap(self, other: EncryptionMask) -> float:
         """Intersection over union of the encrypted coordinates: 1 - staleness.
@@ -92,7 +93,7 @@ class EncryptionMask:
         """
         if flat.shape != (self.size,):
             raise MaskError(_wrong_length("values", flat, self.size))
-        return flat[self.selected], flat[~self.selected]
+        return separate(flat, self.selected)
 
     def combine(self, masked: NDArray[Any], rest: NDArray[Any]) -> NDArray[Any]:
         """Join the two parts of :meth:`partition` again.
@@ -111,10 +112,7 @@ class EncryptionMask:
             raise MaskError(_wrong_length("masked values", masked, self.k))
         if rest.shape != (self.size - self.k,):
             raise MaskError(_wrong_length("visible values", rest, self.size - self.k))
-        flat = np.empty(self.size, np.result_type(masked.dtype, rest.dtype))
-        flat[self.selected] = masked
-        flat[~self.selected] = rest
-        return flat
+        return merge(self.selected, masked, rest, np.result_type(masked.dtype, rest.dtype))
 
     def of(self, entry: Entry) -> NDArray[np.bool_]:
         """The selection within one tensor.
@@ -137,7 +135,7 @@ class EncryptionMask:
 
     def to_bytes(self) -> bytes:
         """The mask's only encoding, (P + 7) // 8 + 88 bytes, checksum included."""
-        return wire.pack(self.selected, self.layout_digest) + bytes.fromhex(self.digest)
+        return _wire.pack(self.selected, self.layout_digest) + bytes.fromhex(self.digest)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -152,7 +150,7 @@ class EncryptionMask:
         Returns:
             The mask.
         """
-        return cls(*wire.unpack(data))
+        return cls(*_wire.unpack(data))
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, EncryptionMask) else NotImplemented

@@ -65,6 +65,7 @@ class Policy:
 
 
 _policies: dict[str, Policy] = {}
+RENAMED = {"closure": "critical_layers", "front": "first_layers"}
 
 
 def register_policy(
@@ -105,8 +106,13 @@ def get_policy(name: str) -> Policy:
         The policy.
 
     Raises:
-        ConfigurationError: no policy has the name; the text lists those that exist.
+        ConfigurationError: no policy has the name; the text lists those that exist, or tells the
+            new name of one that was renamed.
     """
+    if name not in _policies and name in RENAMED:
+        raise ConfigurationError(
+            f"expected a mask policy by its present name, got {name!r}; write {RENAMED[name]!r}"
+        )
     if name not in _policies:
         raise ConfigurationError(
             f"expected a mask policy among {', '.join(policy_names())}, got {name!r}; "

@@ -1,6 +1,6 @@
-"""Noise on the plaintext remainder of an update, and clipping before it.
+"""Noised: the remainder leaves with noise, and may be clipped before.
 
-The remainder is what :func:`fedsens.protocol.model.split` leaves visible. Its update is the
+The remainder is what :func:`fedsens.mask.partition` leaves visible. Its update is the
 difference between the remainder that was trained and the one that was received, over all visible
 floating-point coordinates, running statistics included: whatever leaves in plaintext is treated
 alike. Integer buffers are passed on as they are.
@@ -8,19 +8,122 @@ alike. Integer buffers are passed on as they are.
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsens.errors import LayoutError
 from fedsens.files import Arrays
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, partition
+from fedsens.remainder._account import DELTA, Account, PrivacyLoss, cost_of
+from fedsens.remainder._terms import (
+    Distribution,
+    Leaving,
+    RemainderPolicy,
+    register_remainder,
+)
 
-Distribution = Literal["gaussian", "laplace"]
-Plain = Mapping[str, NDArray[Any]]
+logger = logging.getLogger(__name__)
+
+LEAST: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
+Visible = Mapping[str, NDArray[Any]]
+
+
+@register_remainder
+class Noised(RemainderPolicy):
+    """Noise on every visible floating-point coordinate; the inner strategy averages the rest."""
+
+    name: ClassVar = "noised"
+    protection: ClassVar = 1
+    has_noise: ClassVar = True
+
+    def _weakness(self, min_noise: float) -> str | None:
+        if self.terms.scale >= min_noise:
+            return None
+        return (
+            f"expected noise of a scale of at least {min_noise:g} (fedsens-min-noise), got "
+            f"{self.terms.scale:g}; raise the server's fedsens.noise-scale"
+        )
+
+    def protect(
+        self,
+        before: Arrays | None,
+        after: Arrays,
+        mask: EncryptionMask,
+        layout: ParameterLayout,
+        server_round: int,
+        folder: Path,
+        max_epsilon: float = math.inf,
+    ) -> Leaving:
+        """Split both models, clip the visible update and add noise; the account is kept."""
+        received, _ = partition(self._received(before), mask, layout)
+        plain, masked = partition(after, mask, layout)
+        noisy = self.noised(received, plain, fresh_generator())
+        return Leaving(noisy, masked, partial(self._account, server_round, folder, max_epsilon))
+
+    def noised(self, before: Visible, after: Visible, rng: np.random.Generator) -> Arrays:
+        """Clip the visible update and add noise, as the terms say.
+
+        Args:
+            before: the remainder that was received.
+            after: the remainder that was trained.
+            rng: source of the noise.
+
+        Returns:
+            The remainder to send.
+        """
+        terms = self.terms
+        if terms.clip:
+            clipped = clip_update(before, after, terms.clip, terms.noise)
+            return add_noise_of(clipped, terms.noise, terms.scale * terms.clip, rng)
+        return add_noise(before, after, terms.noise, terms.scale, rng)
+
+    def cost(self, answers: int = 1) -> PrivacyLoss | None:
+        """None without noise to speak of, or if it depends on the data for want of clipping."""
+        if not self.terms.clip or self.terms.scale < LEAST:
+            return None
+        return cost_of(self.terms.noise, self.terms.scale, answers)
+
+    def describe(self) -> str:
+        """The size of the noise."""
+        terms = self.terms
+        relative_to = (
+            f"the clipping norm {terms.clip:g}"
+            if terms.clip
+            else "the visible update, so that no privacy budget can be stated"
+        )
+        return f"plaintext remainder: {terms.noise} noise of {terms.scale:g} times {relative_to}"
+
+    def _account(self, server_round: int, folder: Path, max_epsilon: float) -> None:
+        terms, cost = self.terms, self.cost()
+        if cost is None:
+            logger.info(
+                "round %d remainder: %s noise of scale %g; no privacy budget, because %s",
+                server_round,
+                terms.noise,
+                terms.scale,
+                "there is next to no noise" if terms.clip else "the update is not clipped",
+            )
+            return
+        spent = Account(folder).spend(cost, max_epsilon)
+        logger.info(
+            "round %d remainder: %s noise, epsilon %.4g, and %.4g for %d answers so far from this "
+            "state folder (delta %g, plaintext remainder alone)",
+            server_round,
+            terms.noise,
+            cost.epsilon(),
+            spent.epsilon(),
+            spent.answers,
+            DELTA if spent.rho else 0,
+        )
 
 
 def fresh_generator() -> np.random.Generator:
@@ -36,8 +139,8 @@ def fresh_generator() -> np.random.Generator:
 
 
 def add_noise(
-    before: Plain,
-    after: Plain,
+    before: Visible,
+    after: Visible,
     distribution: Distribution,
     scale: float,
     rng: np.random.Generator,
@@ -62,7 +165,7 @@ def add_noise(
 
 
 def add_noise_of(
-    after: Plain, distribution: Distribution, deviation: float, rng: np.random.Generator
+    after: Visible, distribution: Distribution, deviation: float, rng: np.random.Generator
 ) -> Arrays:
     """Noise of a given size on every visible floating-point coordinate.
 
@@ -88,7 +191,7 @@ def add_noise_of(
     return {name: noisy(array) if _floats(array) else array for name, array in after.items()}
 
 
-def clip_update(before: Plain, after: Plain, norm: float, distribution: Distribution) -> Arrays:
+def clip_update(before: Visible, after: Visible, norm: float, distribution: Distribution) -> Arrays:
     """Shorten the visible update to a norm: l2 for Gaussian noise, l1 for Laplace noise.
 
     Args:
@@ -111,7 +214,7 @@ def clip_update(before: Plain, after: Plain, norm: float, distribution: Distribu
     return {n: shortened(n, array) if _floats(array) else array for n, array in after.items()}
 
 
-def update_rms(before: Plain, after: Plain) -> float:
+def update_rms(before: Visible, after: Visible) -> float:
     """Root mean square of the visible update; 0 where nothing is visible.
 
     Args:
@@ -125,7 +228,7 @@ def update_rms(before: Plain, after: Plain) -> float:
     return update_norm(before, after, 2) / math.sqrt(count) if count else 0.0
 
 
-def update_norm(before: Plain, after: Plain, order: Literal[1, 2]) -> float:
+def update_norm(before: Visible, after: Visible, order: Literal[1, 2]) -> float:
     """The l1 or l2 norm of the visible update, in float64.
 
     Args:
@@ -142,7 +245,7 @@ def update_norm(before: Plain, after: Plain, order: Literal[1, 2]) -> float:
     return total if order == 1 else math.sqrt(total)
 
 
-def _difference(before: Plain, after: Plain, name: str) -> NDArray[np.float64]:
+def _difference(before: Visible, after: Visible, name: str) -> NDArray[np.float64]:
     if name not in before or before[name].shape != after[name].shape:
         raise LayoutError(f"{name}: expected the same shape before and after training, got others")
     return np.asarray(after[name].astype(np.float64) - before[name])
