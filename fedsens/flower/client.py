@@ -31,12 +31,10 @@ from fedsens.flower.records import (
     to_arrays,
     to_record,
 )
-from fedsens.flower.remainders import Remainder
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, mask_count
+from fedsens.mask import EncryptionMask, mask_count, not_finite, tied_but_masked_apart
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
 from fedsens.protocol.keystore import KeyStore
-from fedsens.protocol.model import not_finite, tied_apart
 from fedsens.protocol.opened import check_opened
 from fedsens.protocol.settings import ClientSettings
 from fedsens.protocol.tagged import check_values, encrypt_tagged
@@ -62,7 +60,7 @@ class Client:
         self.settings = ClientSettings.from_node(context.node_config)
         self.store = KeyStore(self.settings, context.run_id, context.node_id)
         self.min_ratio = max(min_ratio, self.settings.min_ratio)
-        self.remainder = Remainder(self.settings, self.store)
+        self._before: Arrays | None = None  # the model that an update starts from
         self.decrypt_seconds = 0.0
 
     def open(self, content: RecordDict) -> Received:
@@ -155,6 +153,18 @@ class Client:
                 "remove the key to take part in an unencrypted run"
             )
 
+    def begin(self, message: Message, received: Received) -> None:
+        """Check what becomes of the remainder, and remember the model that an update starts from.
+
+        Args:
+            message: the opened message.
+            received: what came with it.
+        """
+        policy = received.header.remainder.policy()
+        policy.check(received.mask, self.settings.remainder, self.settings.min_noise)
+        if policy.needs_received and message.metadata.message_type == "train":
+            self._before = to_arrays(message.content.array_records[received.key])
+
     def _check_key(self, received: Received, encrypted: bool, key: SecretKey | None) -> None:
         header = received.header
         if received.mask.k == 0 and not encrypted:
@@ -196,22 +206,24 @@ class Client:
         layout = received.layout
         arrays = to_arrays(content.array_records[key])
         _check_update(arrays, layout)
-        if pairs := tied_apart(arrays, layout, received.mask):
+        if pairs := tied_but_masked_apart(arrays, layout, received.mask):
             raise MaskError(
                 f"expected tied parameters to be masked alike, got {pairs}; force both names "
                 "(fedsens.force), or send one of them only"
             )
         weight = examples_of(content, header.weighted_by) / header.reference
-        plain, masked = self.remainder.split(arrays, received)
+        leaving = header.remainder.policy().protect(
+            self._before, arrays, received.mask, layout, header.round, self.store.folder
+        )
         started = time.process_time()
-        ciphertext = self._encrypt(masked, weight, received)
+        ciphertext = self._encrypt(leaving.masked, weight, received)
         seconds = time.process_time() - started
         content[CIPHERTEXT] = bytes_to_record(ciphertext)
-        if plain is None:
+        if leaving.plain is None:
             del content[key]
         else:
-            content[key] = to_record(plain)
-        self.remainder.keep()
+            content[key] = to_record(leaving.plain)
+        leaving.commit()
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
             header.round,

@@ -61,7 +61,7 @@ class SelectiveEncryptionMod:
         client = Client(context, self._min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
-        client.remainder.begin(message, received)
+        client.begin(message, received)
         if received.mask.k:
             client.store.bind_mask(received.header)
         try:

@@ -92,7 +92,7 @@ class Checkpoints:
             fingerprint=session.keys.fingerprint,
             generation=session.keys.generation,
             reference=session.reference,
-            lineage=session.lineage,
+            experiment=session.experiment,
             config=self._config,
             app=self._app,
             strategy=type(self._inner).__name__,

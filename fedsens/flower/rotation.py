@@ -29,8 +29,9 @@ from fedsens.flower.records import (
     take_header,
     to_arrays,
 )
+from fedsens.mask import partition
 from fedsens.protocol.headers import RotateRequest
-from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.tagged import encrypt_tagged
 from fedsens.protocol.tags import Scope, tagged
 
@@ -112,7 +113,7 @@ def encrypt_anew(content: RecordDict, client: Client) -> RecordDict:
             f"got {key.fingerprint if key else 'none'}; give every client the same keys"
         )
     arrays = to_arrays(content.array_records[received.key])
-    _, masked = split(arrays, received.model_mask, received.layout)
+    _, masked = partition(arrays, received.model_mask, received.layout)
     batch = _encrypt(masked, key, received, client)
     return RecordDict({CIPHERTEXT: bytes_to_record(batch)})
 

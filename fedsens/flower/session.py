@@ -27,17 +27,16 @@ from fedsens.flower.logs import reason_of
 from fedsens.flower.masking import Masking
 from fedsens.flower.records import model_key, put_model, to_arrays, to_record
 from fedsens.flower.rotation import move_model
-from fedsens.flower.statistics import check_statistics
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, mask_count
+from fedsens.mask import EncryptionMask, check_plain, mask_count
 from fedsens.protocol.checkpoint import Checkpoint
 from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.headers import ModelHeader
 from fedsens.protocol.keyfile import PublicParameters, load_publics
-from fedsens.protocol.model import ProtectedModel, check_plain, split
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import Phase, PhaseReport
-from fedsens.protocol.terms import RemainderTerms
 from fedsens.protocol.traffic import ratio_within
+from fedsens.remainder import RemainderTerms, policy_named
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Session:
         sent: metadata of the messages of the current phase.
         reference: N_ref, the examples of the clients that the current model was sent to.
         deadline: seconds for each phase; late answers expire.
-        lineage: random name of the run and of those that resume it.
+        experiment: random name of the run and of those that resume it.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class Session:
         self._gathered = False
         self._started = 0.0
         self.deadline = math.inf
-        self.lineage = secrets.token_hex(16)
+        self.experiment = secrets.token_hex(16)
         self._record = "arrays"
         self.replace_plain(initial, 0)
-        check_statistics(config, self.model.layout)
         ratio, size = config.effective_ratio, self.model.layout.size
+        self.terms.policy().check_statistics(self.model.layout, ratio, config.force)
         if ratio > 0 and not mask_count(ratio, size):
             raise ConfigurationError(
                 f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
@@ -199,7 +198,7 @@ class Session:
         self.model, self.mask = checkpoint.model, checkpoint.mask
         saved = checkpoint.progress
         self.reference = saved.reference
-        self.lineage = saved.lineage or self.lineage
+        self.experiment = saved.experiment or self.experiment
         self.keys = self._new_keys(saved.fingerprint, saved.generation)
 
     def dress(self, messages: Iterable[Message], server_round: int, grid: Grid) -> list[Message]:
@@ -300,14 +299,7 @@ class Session:
     @property
     def terms(self) -> RemainderTerms:
         """What clients do with the plaintext remainder."""
-        config = self._config
-        return RemainderTerms(
-            remainder=config.remainder,
-            noise=config.noise,
-            scale=config.noise_scale,
-            clip=config.noise_clip,
-            lineage=self.lineage,
-        )
+        return self._config.remainder_terms(self.experiment)
 
     def withheld(self) -> RecordDict | None:
         """The remainder of the global model under the mask in use, where clients withhold theirs.
@@ -317,10 +309,9 @@ class Session:
         Returns:
             The record that the inner strategy gets in place of each client's, None if they come.
         """
-        if self._config.remainder != "withheld" or not self.mask.k:
-            return None
-        plain, _ = split(self.model.visible(), self.mask, self.model.layout)
-        return RecordDict({self._record: to_record(plain)})
+        policy = self.terms.policy()
+        plain = policy.stand_in(self.model.visible(), self.mask, self.model.layout)
+        return None if plain is None else RecordDict({self._record: to_record(plain)})
 
     def report(
         self,
@@ -359,15 +350,11 @@ class Session:
             bytes_down_encrypted=self._down[1],
             seconds=time.monotonic() - self._started,
             metrics={k: v for k, v in values if isinstance(v, int | float)},
-            epsilon=self._epsilon(server_round) if phase == "train" else None,
+            epsilon=self.terms.policy().epsilon(server_round) if phase == "train" else None,
             **seconds,
         )
         self._emit(report)
         return report
-
-    def _epsilon(self, answers: int) -> float | None:
-        cost = self.terms.cost(answers)
-        return None if cost is None else cost.epsilon()
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self._config, self.keys
@@ -423,7 +410,7 @@ class Session:
             new = self.mask
         overlap = self.mask.overlap(new)
         if must or overlap < self._config.refresh_below:
-            self.mask = self._growing(new)
+            self.mask = self.terms.policy().next_mask(self.mask, new)
         for report in masking.reports:
             self._emit(report)
         logger.info(
@@ -435,19 +422,13 @@ class Session:
             overlap,
         )
 
-    def _growing(self, new: EncryptionMask) -> EncryptionMask:
-        # Nobody tells the server the value of a coordinate that leaves the mask if clients
-        # withhold their remainder, so none leaves.
-        if self._config.remainder != "withheld":
-            return new
-        return EncryptionMask(self.mask.selected | new.selected, new.layout_digest)
-
 
 def _within_budget(config: FedSensConfig, initial: ArrayRecord) -> FedSensConfig:
     if config.max_mb is None:
         return config
     size = ParameterLayout.from_state_dict(to_arrays(initial)).size
-    ratio = ratio_within(config.parameters, size, config.max_mb, config.remainder == "withheld")
+    policy = policy_named(config.remainder)
+    ratio = ratio_within(config.parameters, size, config.max_mb, not policy.sends_plain)
     logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
     return config.model_copy(update={"ratio": ratio, "max_mb": None})
 

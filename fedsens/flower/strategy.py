@@ -215,22 +215,9 @@ class SelectiveEncryption(Strategy):
             parameters.security_bits,
             config.maps,
         )
-        self._tell_of_remainder()
+        if line := config.remainder_terms("0" * 32).policy().describe():
+            logger.info("%s", line)
         self.inner.summary()
-
-    def _tell_of_remainder(self) -> None:
-        config = self.config
-        if config.remainder == "noised":
-            logger.info(
-                "plaintext remainder: %s noise of %g times %s",
-                config.noise,
-                config.noise_scale,
-                f"the clipping norm {config.noise_clip:g}"
-                if config.noise_clip
-                else "the visible update, so that no privacy budget can be stated",
-            )
-        elif config.remainder == "withheld":
-            logger.info("plaintext remainder: withheld, so that masks can only grow")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -24,11 +24,10 @@ from fedsens.flower.records import (
     to_arrays,
 )
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask
+from fedsens.mask import EncryptionMask, check_plain, not_finite
 from fedsens.protocol.contributors import Contributors, check_name
 from fedsens.protocol.examples import check_weight
 from fedsens.protocol.headers import ModelHeader, UpdateHeader
-from fedsens.protocol.model import check_plain, not_finite
 from fedsens.protocol.tags import tagged
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from fedsens.mask import EncryptionMask
 from fedsens.protocol.export import ModelFileHeader, header_of, model_from, tensors_of
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
-from fedsens.protocol.terms import Lineage
+from fedsens.remainder import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Progress(BaseModel):
         fingerprint: of the key that the ciphertext is made with; empty if nothing is encrypted.
         generation: how often the key has been rotated.
         reference: N_ref of the round.
-        lineage: random name of the run and of those that resume it.
+        experiment: random name of the run and of those that resume it.
         config: the fedsens options that the result depends on.
         app: likewise of the app.
         strategy: name of the inner strategy's class.
@@ -62,7 +62,7 @@ class Progress(BaseModel):
     fingerprint: str = ""
     generation: int = Field(default=0, ge=0)
     reference: float = Field(default=1.0, gt=0)
-    lineage: Lineage = ""
+    experiment: Experiment = ""
     config: dict[str, Any] = {}
     app: dict[str, Any] = {}
     strategy: str = ""

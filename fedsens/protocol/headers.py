@@ -13,7 +13,7 @@ from fedsens.crypto.params import CkksParameters
 from fedsens.errors import ProtocolError
 from fedsens.protocol.contributors import MOST_WEIGHT, Contributors, Name
 from fedsens.protocol.fields import wrong_fields
-from fedsens.protocol.terms import RemainderTerms
+from fedsens.remainder import RemainderTerms
 
 VERSION = 2  # 2: tags inside the ciphertexts, and who contributed beside them
 MOST = 2**53  # counts up to here are exact as floats

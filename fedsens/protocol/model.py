@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsens.crypto import CkksParameters, SecretKey
-from fedsens.errors import LayoutError, MaskError, ProtocolError
+from fedsens.errors import MaskError, ProtocolError
 from fedsens.files import Arrays
-from fedsens.layout import Entry, ParameterLayout
-from fedsens.mask import EncryptionMask
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, as_layout_types, check_plain, combine, with_nan
 from fedsens.protocol.contributors import LEAST, Contributors
 from fedsens.protocol.tagged import check_mean, decrypt_tagged
 from fedsens.protocol.tags import Scope
@@ -78,7 +76,7 @@ class ProtectedModel:
             Name to array in the layout's shapes and types.
         """
         if self.ciphertext is None or self.contributors is None:
-            return self._typed(self.plain)
+            return as_layout_types(self.plain, self.layout)
         return self.opened(self.decrypt(key, min_contributors, members))
 
     def decrypt(
@@ -127,7 +125,7 @@ class ProtectedModel:
         Returns:
             Name to array in the layout's shapes and types.
         """
-        return self._typed(join(self.plain, masked, self.layout, self.mask))
+        return as_layout_types(combine(self.plain, masked, self.layout, self.mask), self.layout)
 
     def scope(self, contributors: Contributors) -> Scope:
         """What the tags of this model's ciphertext are bound to."""
@@ -142,142 +140,4 @@ class ProtectedModel:
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""
-        return join(self.plain, np.full(self.mask.k, np.nan), self.layout, self.mask)
-
-    def _typed(self, arrays: Arrays) -> Arrays:
-        # A strategy's mean of an integer buffer is a float; torch truncates it on loading, too.
-        return {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in self.layout.tensors}
-
-
-def split(
-    arrays: Mapping[str, NDArray[Any]], mask: EncryptionMask, layout: ParameterLayout
-) -> tuple[Arrays, NDArray[np.floating]]:
-    """Separate the masked coordinates of a model from the plaintext remainder.
-
-    Args:
-        arrays: name to array, exactly of this layout.
-        mask: the mask.
-        layout: the layout.
-
-    Returns:
-        The remainder (see :class:`ProtectedModel`) and the k masked values, in the layout's type.
-    """
-    plain: Arrays = {}
-    masked = np.empty(mask.k, layout.dtype)
-    start = 0
-    for entry in layout.tensors:
-        array = arrays[entry.name]
-        selected = None if entry.offset is None else mask.selected[entry.slice]
-        if selected is None or not selected.any():
-            plain[entry.name] = array
-            continue
-        flat = array.reshape(-1)
-        values = flat[selected]
-        masked[start : start + values.size] = values
-        start += values.size
-        plain[entry.name] = flat[~selected]
-    return plain, masked
-
-
-def join(
-    plain: Mapping[str, NDArray[Any]],
-    masked: NDArray[np.float64],
-    layout: ParameterLayout,
-    mask: EncryptionMask,
-) -> Arrays:
-    """Undo :func:`split`.
-
-    Args:
-        plain: the remainder.
-        masked: the k masked values.
-        layout: the layout.
-        mask: the mask.
-
-    Returns:
-        Name to array; tensors with masked coordinates in the layout's shape and type.
-    """
-    arrays: Arrays = {}
-    start = 0
-    for entry in layout.tensors:
-        selected = None if entry.offset is None else mask.selected[entry.slice]
-        if selected is None or not selected.any():
-            arrays[entry.name] = plain[entry.name]
-            continue
-        flat = np.empty(entry.size, entry.dtype)
-        count = int(np.count_nonzero(selected))
-        flat[selected] = masked[start : start + count]
-        flat[~selected] = plain[entry.name]
-        arrays[entry.name] = flat.reshape(entry.shape)
-        start += count
-    return arrays
-
-
-def check_plain(
-    plain: Mapping[str, NDArray[Any]], layout: ParameterLayout, mask: EncryptionMask
-) -> None:
-    """Check that a remainder has the names and sizes that layout and mask leave.
-
-    Args:
-        plain: the remainder.
-        layout: the layout.
-        mask: the mask.
-
-    Raises:
-        LayoutError: lists every missing, unexpected or differing tensor.
-    """
-    expected = {
-        entry.name: _plain_shape(entry.shape, None if entry.offset is None else mask.of(entry))
-        for entry in layout.tensors
-    }
-    problems = [f"{name} is missing" for name in expected if name not in plain]
-    problems += [f"{name} is unexpected" for name in plain if name not in expected]
-    problems += [
-        f"{name}: expected shape {list(shape)}, got {list(plain[name].shape)}"
-        for name, shape in expected.items()
-        if name in plain and tuple(plain[name].shape) != shape
-    ]
-    if problems:
-        raise LayoutError("the plaintext part does not fit layout and mask: " + "; ".join(problems))
-
-
-def not_finite(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Names of the floating-point arrays that hold a NaN or an infinity."""
-    return [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
-
-
-def _plain_shape(shape: tuple[int, ...], selected: NDArray[np.bool_] | None) -> tuple[int, ...]:
-    if selected is None or not selected.any():
-        return shape
-    return (int(selected.size - np.count_nonzero(selected)),)
-
-
-def tied_apart(
-    arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout, mask: EncryptionMask
-) -> list[tuple[str, str]]:
-    """Pairs of tensors with the same content that the mask treats differently.
-
-    Tied parameters appear under several names in a state dict. A coordinate that is masked under
-    one name only would leave in plaintext under the other. Constant tensors are not compared:
-    fresh biases and running statistics are equal by chance.
-
-    Args:
-        arrays: name to array, exactly of this layout.
-        layout: the layout.
-        mask: the mask.
-
-    Returns:
-        Pairs of names.
-    """
-    seen: dict[tuple[Any, ...], list[Entry]] = {}
-    apart: list[tuple[str, str]] = []
-    for entry in layout.entries:
-        array = arrays[entry.name]
-        if array.size < 2 or (array == array.flat[0]).all():
-            continue
-        key = (entry.shape, entry.dtype, array.flat[0].item(), array.flat[-1].item())
-        for twin in seen.setdefault(key, []):
-            same_mask = np.array_equal(mask.of(entry), mask.of(twin))
-            if not same_mask and np.array_equal(array, arrays[twin.name]):
-                apart.append((twin.name, entry.name))
-        seen[key].append(entry)
-    return apart
+        return with_nan(self.plain, self.layout, self.mask)

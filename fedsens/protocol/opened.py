@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsens.errors import ModelError
 from fedsens.files import Arrays
-from fedsens.protocol.model import not_finite
+from fedsens.mask import not_finite
 
 
 def check_opened(arrays: Arrays, max_norm: float = 0.0) -> None:
