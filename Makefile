@@ -49,8 +49,7 @@ docs-reliability: .venv/installed ## Write the tables of docs/reliability.md fro
 	$(BIN)/python -m tests.reliability
 
 bench: .venv/installed ## Measure everything as ratios: docs/benchmarks and the README's tables
-	$(BIN)/fedsens bench all
-	$(BIN)/python -m experiments.readme
+	$(BIN)/python -m experiments.benchmarks
 
 lock: .venv/installed ## Write constraints.txt from what is installed
 	@(echo "# Versions that every make target installs; regenerate with: make lock"; \

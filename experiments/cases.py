@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedsens.bench.map import environment
+from fedsens.bench.map import machine
 
 Case = dict[str, str | int | float]  # what tells one case from another
 Row = dict[str, Any]  # a case and its figures
@@ -99,6 +100,17 @@ def show(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], not
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the compared libraries, the machine, and what the time is."""
+    found = {}
+    for package in ("torch", "backpack-for-pytorch", "opacus"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | machine()
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:

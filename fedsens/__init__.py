@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OneTimeSecret,
     )
     from fedsens.errors import FedSensError
+    from fedsens.keys import FederationKey
     from fedsens.layout import ParameterLayout
     from fedsens.mask import EncryptionMask, select_mask
     from fedsens.sensitivity import SensitivityMap, reference_map, sensitivity_map
@@ -33,6 +34,7 @@ _HOME = {
     "Encryptor": "fedsens.crypto",
     "FedSensConfig": "fedsens.config",
     "FedSensError": "fedsens.errors",
+    "FederationKey": "fedsens.keys",
     "OneTimeSecret": "fedsens.crypto",
     "ParameterLayout": "fedsens.layout",
     "SensitivityMap": "fedsens.sensitivity",
@@ -49,6 +51,7 @@ __all__ = [
     "Encryptor",
     "FedSensConfig",
     "FedSensError",
+    "FederationKey",
     "OneTimeSecret",
     "ParameterLayout",
     "SensitivityMap",

@@ -13,7 +13,7 @@ from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.federation import Clients, DataSource, ModelName, Rounds, Value, train_federation
 from experiments.remainder.figure import draw
 from fedsens.flower import SelectiveEncryption
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 
 RESULTS = Path(__file__).parent / "results"
 RATIO = 0.1
@@ -39,7 +39,7 @@ def main(
     model: ModelName = "digits-cnn",
     rounds: Rounds = 20,
     clients: Clients = 8,
-    policy: Annotated[str, typer.Option(help="Mask policy at ratio 0.1.")] = "closure",
+    policy: Annotated[str, typer.Option(help="Mask policy at ratio 0.1.")] = "critical_layers",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
     fresh: Fresh = False,
 ) -> None:

@@ -1,187 +1,138 @@
-"""What a sensitivity map costs, beside the same and similar numbers computed in other ways."""
+"""What a sensitivity map costs on this machine, in training steps."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from textwrap import shorten
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from fedsens.bench import map_libraries as libraries
-from fedsens.bench import map_torch as plain
-from fedsens.bench.map_cases import Case
-from fedsens.bench.map_contest import Contender, Terms, check_same, play
-from fedsens.bench.map_gates import judge
-from fedsens.bench.map_measure import measuring
-from fedsens.bench.map_methods import Method, ours, training_step
-from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR, CaseReport, MapRow
+from fedsens.bench.cases import Case
+from fedsens.bench.measure import measuring, timed, timed_with_peak
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 BATCH = 32  # of a training step
-
-OURS: dict[str, dict[str, Any]] = {
-    TRUE_LABEL: {"rule": "true_label"},
-    VECTOR: {"rule": "vector"},
-    PROBE: {"rule": "vector", "rows": 1},
+STEP = "training step"
+RULES: dict[str, dict[str, Any]] = {
+    "true_label": {"rule": "true_label"},
+    "vector, exact": {"rule": "vector"},
+    "vector, 1 probe": {"rule": "vector", "rows": 1},
 }
-BATCH_FISHER, SUM_FISHER = "BackPACK BatchDiagGGNExact", "BackPACK DiagGGNExact"
-METHODS = (
-    *(Method(name, name, None, False, "own", ours(**o)) for name, o in OURS.items()),
-    Method("torch.func vmap(grad)", "true_label", TRUE_LABEL, True, "one row", plain.func_grad),
-    Method("torch.func vmap(jacrev)", "vector", VECTOR, True, "all rows", plain.func_jacobian),
-    Method("torch.func vmap(grad) x C", "vector", VECTOR, True, "all rows", plain.func_rows),
-    Method("batched double backward", "vector", VECTOR, True, "label rows", plain.batched_jacobian),
-    Method("BackPACK BatchGrad x C", "vector", VECTOR, True, "all rows", libraries.backpack_rows),
-    Method("Opacus x C", "vector", VECTOR, True, "all rows", libraries.opacus_rows),
-    Method(BATCH_FISHER, "Fisher diagonal", VECTOR, False, "all rows", libraries.backpack_fisher),
-    Method(SUM_FISHER, "its sum", VECTOR, False, "all rows", libraries.backpack_summed_fisher),
-    Method(STEP, "gradients of a batch", None, False, "batch", training_step),
-)
 
 
-ELEMENTWISE = Method(LITERAL, "vector", VECTOR, True, "own", ours())
+@dataclass(frozen=True)
+class MapRow:
+    """What one rule, or a training step, costs on one case.
+
+    Attributes:
+        name: the rule, or the training step that the costs are relative to.
+        ms_per_sample: median CPU time for each sample.
+        steps: the same as a multiple of the training step's.
+        samples: how many samples were used each time.
+        peak_mb: largest resident memory above what was held before, in MiB; None where the system
+            does not tell.
+        engines: number of parameters that each engine served; empty for the training step.
+    """
+
+    name: str
+    ms_per_sample: float
+    steps: float
+    samples: int
+    peak_mb: float | None
+    engines: dict[str, int]
 
 
-def bench_case(case: Case, samples: int | None = None, repeats: int = 3) -> CaseReport:
-    """Measure every method on one case, in this process alone and on one thread.
+@dataclass(frozen=True)
+class MapReport:
+    """One case.
 
-    Time is process CPU time, the median over interleaved rounds after a warm-up in which each
-    method tries its chunks. A slow method gets fewer samples and rounds. Methods that compute
-    the same number as :func:`sensitivity_map` are checked against it first. The literal double
-    backward runs for a few elements of one sample's gradient and is extrapolated to all of them.
+    Attributes:
+        case: its name.
+        title: what the model is.
+        parameters: M.
+        classes: C.
+        rows: the training step, then the rules.
+    """
+
+    case: str
+    title: str
+    parameters: int
+    classes: int
+    rows: list[MapRow]
+
+
+def bench_map(case: Case, samples: int | None = None, repeats: int = 3) -> MapReport:
+    """Time the map's rules beside training steps, in this process alone and on one thread.
+
+    Time is process CPU time, the median over interleaved rounds, so that drift hits all alike; a
+    first run of each, whose memory is watched, warms up.
 
     Args:
-        case: the case.
-        samples: how many samples the fast methods are measured on, instead of the case's number.
+        case: the model and its data.
+        samples: how many samples a map is made of, instead of the case's number.
         repeats: number of rounds.
 
     Returns:
-        The rows, what is absent and why, and the limits that are reached.
-
-    Raises:
-        BenchmarkError: a method that should compute the same number computes another.
-    """  # noqa: DOC502 - raised by check_same
-    with measuring():
-        arena = _Arena(case, samples or case.samples, Terms(repeats, case.limit))
-        contenders = arena.contenders()
-        play(contenders, arena.x, arena.y, arena.terms)
-        literal = arena.literal()
-    rows = _rows(contenders, literal, arena.maps)
-    size = sum(parameter.numel() for parameter in arena.model.parameters())
-    gates = judge(rows, case.kind)
-    return CaseReport(case.name, case.title, size, case.classes, rows, arena.absent, gates)
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on.
-
-    Returns:
-        Versions and machine.
+        The figures.
     """
-    found = {}
-    for package in ("torch", "backpack-for-pytorch", "opacus"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"machine": platform.machine(), "threads": 1, "time": "process CPU time"}
-
-
-class _Arena:
-    """A case's model and data, and the methods that can serve it."""
-
-    def __init__(self, case: Case, samples: int, terms: Terms) -> None:
-        self.case, self.samples, self.terms = case, samples, terms
-        self.model, self.x, self.y = case.make(max(samples, BATCH))
-        self.few = min(case.checked, samples)
-        few = [(self.x[: self.few], self.y[: self.few])]
-        self.maps = {name: sensitivity_map(self.model, few, **o) for name, o in OURS.items()}
-        self.absent: dict[str, str] = {}
-
-    def contenders(self) -> list[Contender]:
-        """Every method that can serve the model, checked and with its best chunk."""
-        ready = []
-        for method in METHODS:
-            try:
-                ready.append(self._ready(method))
-            except (ImportError, NotImplementedError) as error:
-                self.absent[method.name] = _reason(error)
-        return ready
-
-    def _ready(self, method: Method) -> Contender:
-        contender = Contender(method, method.build(self.model, self.case.classes))
-        chunks = self.case.chunks.get(method.chunk, (BATCH,))
-        sums = contender.meet(self.x[: self.few], self.y[: self.few], chunks[0])
-        if method.same and method.versus is not None:
-            check_same(method.name, sums, self.maps[method.versus].sums)
-        most = max(self.samples, BATCH) if method.chunk == "batch" else self.samples
-        contender.tune(self.x[:most], self.y[:most], chunks, self.terms)
-        return contender
-
-    def literal(self) -> float:
-        """CPU seconds per sample of the literal double backward, checked like the others."""
-        x, y = self.x[:1], self.y[:1]
-        seconds, places, norms = plain.literal(
-            self.model, x, y, self.case.classes, self.case.literal_elements
+    with measuring():
+        model, x, y = case.make(max(samples or case.samples, BATCH))
+        count = samples or case.samples
+        sizes = dict.fromkeys(RULES, count) | {STEP: len(x)}
+        work: dict[str, Callable[[], SensitivityMap | None]] = {
+            STEP: lambda: training_steps(model, x, y)
+        }
+        for name, options in RULES.items():
+            work[name] = _map_of(model, x[:count], y[:count], options)
+        first = {name: timed_with_peak(each) for name, each in work.items()}
+        rounds = [{n: timed(each).seconds for n, each in work.items()} for _ in range(repeats)]
+    seconds = {name: median(each[name] for each in rounds) / sizes[name] for name in work}
+    rows = [
+        MapRow(
+            name,
+            1e3 * seconds[name],
+            seconds[name] / seconds[STEP],
+            sizes[name],
+            None if run.peak is None else run.peak / 2**20,
+            engines_of(run.result),
         )
-        sums = sensitivity_map(self.model, [(x, y)], **OURS[VECTOR]).sums.values()
-        expected = torch.cat([value.reshape(-1) for value in sums])[places]
-        check_same(LITERAL, {"the timed elements": norms}, {"the timed elements": expected})
-        return seconds
-
-
-def _reason(error: ImportError | NotImplementedError) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: pip install 'fedsens[bench]'"
-    first = error.args[0] if error.args else error
-    # Opacus gives a list of errors
-    return shorten(str(first[0] if isinstance(first, list) else first), 160, placeholder=" ...")
-
-
-def _rows(
-    contenders: Sequence[Contender], literal: float, maps: Mapping[str, SensitivityMap]
-) -> list[MapRow]:
-    seconds = {contender.method.name: contender.seconds for contender in contenders}
-
-    def row(method: Method, cost: float, samples: int, rounds: int, **others: Any) -> MapRow:
-        versus = method.versus
-        return MapRow(
-            method.name,
-            method.quantity,
-            versus if method.same else None,
-            1e3 * cost,
-            cost / seconds[STEP],
-            versus,
-            None if versus is None else cost / seconds[versus],
-            samples,
-            rounds,
-            engines=_engines(maps.get(method.name)),
-            **others,
-        )
-
-    measured = [
-        row(
-            contender.method,
-            contender.seconds,
-            contender.samples,
-            len(contender.per_sample),
-            chunk=None if contender.method.chunk == "own" else contender.chunk,
-            peak_mb=None if contender.peak is None else contender.peak / 2**20,
-        )
-        for contender in contenders
+        for name, run in first.items()
     ]
-    return [
-        *measured,
-        row(ELEMENTWISE, literal, 1, 1, chunk=None, peak_mb=None, extrapolated=True),
-    ]
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return MapReport(case.name, case.title, size, case.classes, rows)
 
 
-def _engines(result: SensitivityMap | None) -> dict[str, int] | None:
-    """How many parameters each engine has served."""
-    if result is None:
-        return None
-    return dict(Counter(result.meta["engines"].values()))
+def training_steps(model: nn.Module, x: Tensor, y: Tensor, batch: int = BATCH) -> None:
+    """Run forward and backward over batches, the yardstick; an update costs next to nothing.
+
+    Args:
+        model: the model, in eval mode as for the maps.
+        x: inputs.
+        y: labels.
+        batch: samples of a step.
+    """
+    leaves = list(model.parameters())
+    for xs, ys in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+        torch.autograd.grad(cross_entropy(model(xs), ys), leaves)
+
+
+def engines_of(result: SensitivityMap | None) -> dict[str, int]:
+    """Number of parameters that each engine has served; nothing for a training step."""
+    return {} if result is None else dict(Counter(result.meta["engines"].values()))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, apart from versions of packages."""
+    return {"machine": platform.machine(), "threads": 1, "time": "process CPU time"}
+
+
+def _map_of(
+    model: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]
+) -> Callable[[], SensitivityMap]:
+    return lambda: sensitivity_map(model, [(x, y)], **options)

@@ -16,12 +16,11 @@ from multiprocessing.connection import Connection
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedsens.bench.map_measure import peak_of_process
-from fedsens.bench.quiet import quiet_flower
+from fedsens.bench.measure import peak_of_process, silence_logs
 from fedsens.bench.round import moving_app
 from fedsens.flower import LocalGrid
-from fedsens.flower.local import rebuild
-from fedsens.protocol.contributors import LEAST
+from fedsens.flower._testing import rebuild
+from fedsens.protocol._contributors import LEAST
 
 
 @dataclass
@@ -105,7 +104,7 @@ def serve(connection: Connection, clients: int, protected: bool, state_dir: str)
         state_dir: folder for the clients' state.
     """
     seconds = []
-    with quiet_flower():
+    with silence_logs():
         node = {"fedsens-state-dir": state_dir, "fedsens-min-contributors": min(clients, LEAST)}
         grid = LocalGrid(moving_app(protected), clients, node_config=node)
         started = time.process_time()

@@ -1,4 +1,4 @@
-"""What a federated round costs: selective encryption beside plain Flower FedAvg and SecAgg+.
+"""What a federated round costs: selective encryption beside plain Flower FedAvg.
 
 Real strategy, mod and codec run in this process on a :class:`~fedsens.flower.LocalGrid`, which
 takes every message apart and rebuilds it as Flower's transport does. Training is the same work at
@@ -23,15 +23,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from fedsens.bench.map_measure import measuring
-from fedsens.bench.map_models import lenet, resnet18
-from fedsens.bench.quiet import quiet_flower
+from fedsens.bench.measure import measuring, silence_logs
+from fedsens.bench.models import lenet, resnet18
 from fedsens.bench.round_rows import RoundReport, RoundRow
-from fedsens.bench.secagg import measure_secagg
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
-from fedsens.flower.records import size_of
+from fedsens.flower._records import size_of
 
 PLAIN = "Flower FedAvg"
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
@@ -69,20 +67,40 @@ def bench_round(
 
     Raises:
         ConfigurationError: no such model.
-    """
-    if model not in MODELS:
-        raise ConfigurationError(f"expected a model out of {', '.join(MODELS)}, got {model!r}")
-    build, shape = MODELS[model]
+    """  # noqa: DOC502 - raised by _seeded
     with measuring_rounds():
-        torch.manual_seed(0)
-        net = build(CLASSES)
+        net, shape = _seeded(model)
         state = net.state_dict()
         training = training_seconds(deepcopy(net), torch.randn(images, *shape))
         rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
-        rows.append(measure_secagg(state, clients, repeats=1))  # slow, and no warm-up is needed
     parameters = sum(value.numel() for value in state.values())
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
+
+
+def initial_state(model: str) -> dict[str, torch.Tensor]:
+    """The state dict that :func:`bench_round` begins with; torch's random state stays.
+
+    Args:
+        model: ``"lenet"`` or ``"resnet18"``.
+
+    Returns:
+        Name to tensor.
+
+    Raises:
+        ConfigurationError: no such model.
+    """  # noqa: DOC502 - raised by _seeded
+    with torch.random.fork_rng(devices=[]):
+        return _seeded(model)[0].state_dict()
+
+
+def _seeded(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model and the shape of its images; torch's generator is left at what follows."""
+    if name not in MODELS:
+        raise ConfigurationError(f"expected a model out of {', '.join(MODELS)}, got {name!r}")
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    return build(CLASSES), shape
 
 
 class Stopwatch(FedAvg):
@@ -93,7 +111,7 @@ class Stopwatch(FedAvg):
     """
 
     def __init__(self, clients: int) -> None:
-        with quiet_flower(logging.ERROR):  # it warns that nothing is evaluated
+        with silence_logs(logging.ERROR):  # it warns that nothing is evaluated
             super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=clients)
         self.begun: list[float] = []
 
@@ -207,5 +225,5 @@ def training_seconds(model: nn.Module, x: torch.Tensor) -> float:
 @contextmanager
 def measuring_rounds() -> Iterator[None]:
     """One thread, a quiet Flower, and torch's random state as before afterwards."""
-    with torch.random.fork_rng(devices=[]), measuring(), quiet_flower():
+    with torch.random.fork_rng(devices=[]), measuring(), silence_logs():
         yield

@@ -18,8 +18,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsens.bench.map_measure import measuring, peak_of_process
-from fedsens.bench.quiet import quiet_flower
+from fedsens.bench.measure import measuring, peak_of_process, silence_logs
 from fedsens.bench.remote import remote_grid
 from fedsens.bench.round import Stopwatch
 from fedsens.config import FedSensConfig
@@ -105,7 +104,7 @@ def measure_scale(parameters: int, clients: int, ratio: float | None) -> ScaleRo
 
 
 def _measure(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
-    with measuring(), quiet_flower(logging.ERROR), TemporaryDirectory(prefix="fedsens-") as folder:
+    with measuring(), silence_logs(logging.ERROR), TemporaryDirectory(prefix="fedsens-") as folder:
         inner = Stopwatch(clients)
         strategy: Strategy = inner
         if ratio is not None:

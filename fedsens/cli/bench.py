@@ -1,20 +1,15 @@
-"""``fedsens bench``: what things cost on this machine."""
+"""``fedsens bench``: what fedsens costs on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from fedsens.cli import measure
 from fedsens.cli.common import JsonFile, console, named_errors, write_json
 
 bench = typer.Typer(help="Measure costs on this machine, as ratios.", no_args_is_help=True)
-
-FEW_MAPS = ("lenet28", "lenet-100", "resnet18-10", "transformer")  # the other takes too long
 
 Repeats = Annotated[int, typer.Option(min=1, help="The median of so many runs.")]
 Ratios = Annotated[
@@ -29,9 +24,14 @@ def bench_codec(
     repeats: Repeats = 3,
     json_file: JsonFile = None,
 ) -> None:
-    """The codec beside TenSEAL's CKKSVector with other projects' parameters."""
+    """The codec: speed, bytes and errors of every preset."""
+    from fedsens.bench.codec import bench_codec
+    from fedsens.bench.screen import codec_table
+
     with named_errors():
-        _show(measure.codec(values, repeats), json_file)
+        rows = bench_codec(values=values, repeats=repeats)
+        console.print(codec_table(rows))
+        write_json(json_file, [asdict(row) for row in rows])
 
 
 @bench.command("map")
@@ -41,7 +41,7 @@ def bench_map(
         typer.Option(
             "--case",
             help="lenet28, lenet-100, resnet18-10, resnet18-100 or transformer; repeat it for "
-            "several. Default: all, about twenty minutes.",
+            "several. Default: all, some minutes.",
         ),
     ] = None,
     samples: Annotated[
@@ -50,12 +50,19 @@ def bench_map(
     repeats: Repeats = 3,
     json_file: JsonFile = None,
 ) -> None:
-    """The sensitivity map beside torch.func, BackPACK, Opacus, the literal loop and training.
+    """The sensitivity map by each rule, in training steps."""
+    from fedsens.bench.cases import chosen_cases
+    from fedsens.bench.map import bench_map, machine
+    from fedsens.bench.tables import map_table
 
-    BackPACK and Opacus come with pip install 'fedsens[bench]'; without them their rows are absent.
-    """
+    reports = []
     with named_errors(), console.status("measuring maps") as status:
-        _show(measure.maps(cases or [], samples, repeats, status.update), json_file)
+        for case in chosen_cases(cases or []):
+            status.update(f"measuring {case.title}")
+            reports.append(bench_map(case, samples, repeats))
+            console.print(map_table(reports[-1]))
+        content = {"environment": machine(), "cases": [asdict(report) for report in reports]}
+        write_json(json_file, content)
 
 
 @bench.command("scale")
@@ -75,8 +82,19 @@ def bench_scale(
     Server and clients are processes of their own, and the clients take turns. The last columns
     compare the memory that fedsens plan predicts with what was measured.
     """
+    from fedsens.bench.scale import CLIENTS, PARAMETERS, bench_scale
+    from fedsens.bench.tables import scale_table
+    from fedsens.planning.predict import predicted_memory
+
     with named_errors(), console.status("measuring federations") as status:
-        _show(measure.scales(parameters or [], clients or [], ratio, status.update), json_file)
+        sweeps = bench_scale(
+            parameters or PARAMETERS,
+            clients or CLIENTS,
+            ratio,
+            lambda row: status.update(f"measured {row.parameters:,} x {row.clients}"),
+        )
+        console.print(scale_table(sweeps, predicted_memory))
+        write_json(json_file, {n: [asdict(row) for row in rows] for n, rows in sweeps.items()})
 
 
 @bench.command("round")
@@ -89,46 +107,17 @@ def bench_round(
     preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
     json_file: JsonFile = None,
 ) -> None:
-    """One federated round under selective encryption beside plain Flower FedAvg and SecAgg+.
+    """One federated round under selective encryption beside plain Flower FedAvg.
 
     The last columns compare what fedsens plan predicts with what was measured.
     """
+    from fedsens.bench.round import RATIOS, bench_round
+    from fedsens.bench.tables import round_table
+    from fedsens.planning.predict import predicted_rounds
+
     with named_errors(), console.status("measuring rounds"):
-        _show(measure.rounds(model, images, clients, ratios or [], repeats, preset), json_file)
-
-
-@bench.command("all")
-def bench_all(
-    out: Annotated[Path, typer.Option(help="Folder for README.md and the figures.")] = Path(
-        "docs/benchmarks"
-    ),
-    repeats: Repeats = 3,
-) -> None:
-    """All of them, with fewer maps: a page with the tables, and a JSON file for each.
-
-    Takes about a quarter of an hour.
-    """
-    from fedsens.reporting.benchmarks import benchmark_page
-
-    parts: dict[str, Callable[[Any], measure.Measured]] = {
-        "codec": lambda status: measure.codec(2**20, repeats),
-        "round": lambda status: measure.rounds("resnet18", 500, 4, [], repeats, "compact"),
-        "scale": lambda status: measure.scales([], [], 1.0, status.update),
-        "map": lambda status: measure.maps(FEW_MAPS, None, 1, status.update),
-    }
-    with named_errors(), console.status("") as status:
-        out.mkdir(parents=True, exist_ok=True)
-        pages: dict[str, list[Table]] = {}
-        for name, work in parts.items():
-            status.update(f"measuring: {name}")
-            result = work(status)
-            _show(result, out / f"{name}.json")
-            pages[name] = result.tables
-        (out / "README.md").write_text(benchmark_page(pages))
-    console.print(f"README.md and {', '.join(f'{name}.json' for name in pages)} in {out}")
-
-
-def _show(result: measure.Measured, json_file: Path | None) -> None:
-    for table in result.tables:
-        console.print(table)
-    write_json(json_file, result.content)
+        report = bench_round(model, images, clients, ratios or RATIOS, repeats, preset)
+        plans = predicted_rounds(report, preset, repeats)
+        console.print(round_table(report, {name: each.round for name, each in plans.items()}))
+        planned = {name: asdict(each) for name, each in plans.items()}
+        write_json(json_file, report.content() | {"planned": planned})

@@ -12,6 +12,9 @@ import typer
 
 from fedsens.cli.common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
+from fedsens.extras import require
+
+ROUNDS, RATIO, POLICY = "num-server-rounds", "fedsens.ratio", "fedsens.policy"
 
 Settings = Annotated[
     list[str] | None,
@@ -27,11 +30,26 @@ Settings = Annotated[
 def simulate(
     app_folder: Annotated[Path, typer.Argument(help="Folder of the Flower app.")] = Path(),
     clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
-    ratio: Annotated[float, typer.Option(min=0, max=1, help="Share to encrypt.")] = 0.1,
-    policy: Annotated[str, typer.Option(help="Mask policy.")] = "sensitivity",
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds, as -c num-server-rounds=N.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share to encrypt, as -c fedsens.ratio=R.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Mask policy, as -c fedsens.policy=NAME.")
+    ] = None,
     settings: Settings = None,
-    baseline: Annotated[bool, typer.Option(help="Run at ratio 0 too, to compare.")] = True,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(
+            help="Run at ratio 0 too, to compare; by default where the app has fedsens.ratio.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Metric to compare; by default an accuracy.")
+    ] = None,
     cpus_per_client: Annotated[float, typer.Option(min=0.1, help="CPUs that Ray reserves.")] = 1.0,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="GPUs likewise.")] = 0.0,
     key_file: Annotated[
@@ -42,31 +60,38 @@ def simulate(
 ) -> None:
     """Run the Flower simulation of the app in this folder, and sum it up.
 
-    Starts an isolated SuperLink, runs the app under selective encryption and again at ratio 0,
-    checks both final statuses, opens the protected model with a client's key and verifies it
-    against the clients' own records. Everything lands in runs/latest.
+    Works on any app whose strategy is wrapped in SelectiveEncryption; what is not given is as the
+    app has it. Starts an isolated SuperLink, runs the app under selective encryption and again at
+    ratio 0, checks both final statuses, opens the protected model with a client's key and verifies
+    it against the clients' own records. Everything lands in runs/latest.
     """
+    from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.runner import RunOptions
     from fedsens.simulation.screen import SimulationScreen
+    from fedsens.simulation.simulate import check_options
     from fedsens.simulation.simulate import simulate as run
 
     with named_errors():
-        options = RunOptions(
-            app=_app(app_folder),
-            clients=clients,
-            cpus_per_client=cpus_per_client,
-            gpus_per_client=gpus_per_client,
-            config={
-                "num-server-rounds": str(rounds),
-                "fedsens.ratio": repr(ratio),
-                "fedsens.policy": json.dumps(policy),
-                **overrides(settings or []),
-            },
-        )
-        with SimulationScreen(console, rounds, ratio, baseline) as screen:
-            summary = run(options, runs, baseline=baseline, progress=screen.show, key_file=key_file)
+        flags = {ROUNDS: rounds, RATIO: ratio, POLICY: policy}
+        given = {key: json.dumps(value) for key, value in flags.items() if value is not None}
+        app, config = FlowerApp.load(app_folder), given | overrides(settings or [])
+        options = RunOptions(app, clients, cpus_per_client, gpus_per_client, config)
+        compare = RATIO in app.config if baseline is None else baseline
+        check_options(options, compare)
+        for package in ("ray", "matplotlib"):
+            require(package, "simulation")
         from fedsens.simulation.figure import draw
 
+        known = (app.value(ROUNDS, config), app.value(RATIO, config))
+        with SimulationScreen(console, *known, compare, metric) as screen:
+            summary = run(
+                options,
+                runs,
+                baseline=compare,
+                progress=screen.show,
+                key_file=key_file,
+                metric=metric,
+            )
         draw(summary, summary.folder / "curves.png")
         screen.conclude(summary)
         write_json(json_file, json.loads(summary.model_dump_json()))
@@ -91,15 +116,17 @@ def submit(
     """
     from fedsens.deployment.submit import follow
     from fedsens.deployment.submit import submit as run
-    from fedsens.protocol.export import load_protected
+    from fedsens.protocol import load_protected
+    from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.screen import tables
     from fedsens.simulation.summary import summarize
 
     with named_errors():
-        config = overrides(settings or [])
+        app, config = FlowerApp.load(app_folder), overrides(settings or [])
         if output_dir is not None:
             config["output-dir"] = json.dumps(str(output_dir))
-        run_id = run(_app(app_folder), superlink, config)
+        app.check(config)
+        run_id = run(app, superlink, config)
         stop = f"flwr stop {run_id} {superlink}"
         console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
         folder = output_dir or Path(os.devnull)
@@ -116,15 +143,6 @@ def submit(
         console.print(*tables(summary))
         console.print(f"protected model: {folder}/protected.safetensors")
         write_json(json_file, json.loads(summary.model_dump_json()))
-
-
-def _app(folder: Path) -> Path:
-    if not (folder / "pyproject.toml").is_file():
-        raise ConfigurationError(
-            f"expected a Flower app with a pyproject.toml in {folder.resolve()}, found none; "
-            "run fedsens simulate in the app's folder or name it"
-        )
-    return folder
 
 
 def overrides(settings: list[str]) -> dict[str, str]:

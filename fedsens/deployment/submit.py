@@ -11,18 +11,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fedsens.errors import DeploymentError
-from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.protocol import PhaseReport, read_reports
+from fedsens.simulation.app import FlowerApp
 from fedsens.simulation.runner import COMPLETED, RunOutcome, run_command, status_of
 from fedsens.simulation.superlink import SuperLink
 
 POLL_SECONDS = 5.0
 
 
-def submit(app: Path, name: str, config: Mapping[str, str]) -> str:
+def submit(app: FlowerApp, name: str, config: Mapping[str, str]) -> str:
     """Submit an app.
 
     Args:
-        app: folder of the Flower app.
+        app: the Flower app.
         name: of the SuperLink in Flower's configuration (``flwr config list``).
         config: run-config overrides, each value in TOML.
 

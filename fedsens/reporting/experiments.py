@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedsens.errors import ConfigurationError
 from fedsens.reporting.page import folded, picture, small_print
-from fedsens.reporting.tables import to_html
+from fedsens.tables import to_html
 
 FEW = 12  # rows that are shown without being asked for
 

@@ -8,12 +8,11 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.export import load_protected
-from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol import ProtectedModel, load_protected
 from fedsens.reporting.page import cards, picture
-from fedsens.reporting.tables import to_html
 from fedsens.simulation.screen import tables
 from fedsens.simulation.summary import RunSummary, SimulationSummary
+from fedsens.tables import to_html
 
 
 def run_section(folder: Path) -> tuple[str, str]:
@@ -51,20 +50,19 @@ def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:
         (summary.status.removeprefix("finished:"), "status"),
         (share, f"ratio: {summary.encrypted_parameters:,} of {summary.parameters:,} parameters"),
     ]
-    if summary.accuracy[-1] is not None:
-        figures.append((f"{summary.accuracy[-1]:.4f}", "accuracy after the last round"))
+    if summary.scores[-1] is not None:
+        figures.append((f"{summary.scores[-1]:.4f}", f"{summary.metric} after the last round"))
     base = summary.baseline
     if base is not None:
-        if base.accuracy[-1] is not None:
-            figures.append((f"{base.accuracy[-1]:.4f}", "the same at ratio 0"))
+        if base.scores[-1] is not None:
+            figures.append((f"{base.scores[-1]:.4f}", "the same at ratio 0"))
         own, plain = (_per_round(run) for run in (summary, base))
         for name, one, other in zip(("up", "down"), own, plain, strict=True):
             text = f"bytes {name} per round, of those at ratio 0"
             figures.append((f"{one / other:.2f}x", text))
     if summary.model_sha256 is not None:
-        clients = summary.per_round[-1].clients
-        agree = f"{summary.clients_agreeing} of {clients}"
-        figures.append((agree, "clients decrypted the same final model"))
+        clients = str(summary.clients_agreeing)
+        figures.append((clients, "clients evaluated the final model; all have opened the same"))
     return figures
 
 

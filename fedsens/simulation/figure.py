@@ -1,4 +1,4 @@
-"""curves.png: accuracy, bytes and seconds of a simulation beside the same run at ratio 0."""
+"""curves.png: quality, bytes and seconds of a simulation beside the same run at ratio 0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(summary: SimulationSummary, path: Path) -> None:
     runs: list[tuple[str, RunSummary]] = [(f"ratio {summary.ratio:.3g}", summary)]
     if summary.baseline is not None:
         runs.insert(0, ("ratio 0", summary.baseline))
-    _accuracy(left, runs)
+    _scores(left, runs)
     _bytes(middle, runs)
     _seconds(right, runs)
     figure.suptitle(
@@ -35,7 +35,7 @@ def draw(summary: SimulationSummary, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _accuracy(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
+def _scores(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
     styles = (
         (("o-", ENCRYPTED, 5.0),)
         if len(runs) == 1
@@ -45,7 +45,7 @@ def _accuracy(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
         )
     )
     for (label, run), (style, color, size) in zip(runs, styles, strict=True):
-        points = [(row.round, row.accuracy) for row in run.per_round if row.accuracy is not None]
+        points = [(row.round, row.score) for row in run.per_round if row.score is not None]
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
@@ -54,10 +54,15 @@ def _accuracy(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
             markersize=size,
             label=label,
         )
-    axes.set(xlabel="round", ylabel="accuracy", title="Federated accuracy")
+    metric = runs[-1][1].metric
+    if metric is None:
+        axes.set(title="The app reports no metric")
+        axes.axis("off")
+        return
+    axes.set(xlabel="round", ylabel=metric, title=f"Federated {metric}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
 
 
 def _bytes(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsens.errors import SimulationError
-from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.protocol import PhaseReport, read_reports
+from fedsens.simulation.app import FlowerApp
 from fedsens.simulation.superlink import SuperLink, program
 
 COMPLETED = "finished:completed"
@@ -24,14 +25,14 @@ class RunOptions:
     """What to run.
 
     Attributes:
-        app: folder of the Flower app (its pyproject.toml).
+        app: the Flower app.
         clients: number of simulated SuperNodes.
         cpus_per_client: CPUs that Ray reserves for each client; decides how many run at once.
         gpus_per_client: GPUs likewise, a fraction to share one.
         config: run-config overrides, each value in TOML.
     """
 
-    app: Path
+    app: FlowerApp
     clients: int
     cpus_per_client: float = 1.0
     gpus_per_client: float = 0.0
@@ -100,13 +101,13 @@ def run_app(
 
 
 def run_command(
-    link: SuperLink, app: Path, config: Mapping[str, str], overrides: Path
+    link: SuperLink, app: FlowerApp, config: Mapping[str, str], overrides: Path
 ) -> list[str]:
     """The command that submits an app.
 
     Args:
         link: the SuperLink.
-        app: folder of the Flower app.
+        app: the Flower app.
         config: run-config overrides, each value in TOML.
         overrides: a file that is written for them.
 
@@ -115,7 +116,7 @@ def run_command(
     """
     # One file: of several -c options with a dotted key Flower would keep the last table only.
     overrides.write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
-    return [program("flwr"), "run", str(app.resolve()), link.name, "-c", str(overrides)]
+    return [program("flwr"), "run", str(app.folder), link.name, "-c", str(overrides)]
 
 
 def status_of(link: SuperLink, run_id: str) -> str:
@@ -145,7 +146,8 @@ def _command(link: SuperLink, options: RunOptions, folder: Path) -> list[str]:
     ]
     if options.gpus_per_client:
         federation.append(f"client-resources-num-gpus={options.gpus_per_client:g}")
-    config = {"output-dir": json.dumps(str(folder.resolve())), **options.config}
+    place = {"output-dir": json.dumps(str(folder.resolve()))}
+    config = options.app.declared(place) | dict(options.config)
     command = run_command(link, options.app, config, folder.resolve() / "overrides.toml")
     return [*command, "--stream", "--federation-config", " ".join(federation)]
 

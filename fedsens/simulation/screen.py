@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedsens.protocol.report import PhaseReport
-from fedsens.simulation.summary import Bytes, RunSummary, SimulationSummary
+from fedsens.protocol import PhaseReport
+from fedsens.simulation.summary import (
+    Bytes,
+    RoundRow,
+    RunSummary,
+    SimulationSummary,
+    choose_metric,
+)
+from fedsens.tables import make_table
 
 NOTES = {
     "keys": "clients hold the key",
@@ -23,17 +31,26 @@ NOTES = {
 class SimulationScreen:
     """Shows a simulation on a console."""
 
-    def __init__(self, console: Console, rounds: int, ratio: float, baseline: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        rounds: int | None,
+        ratio: float | None,
+        baseline: bool,
+        metric: str | None = None,
+    ) -> None:
         """Prepare the progress bars.
 
         Args:
             console: where to print.
-            rounds: rounds of each run.
-            ratio: of the encrypted run.
+            rounds: rounds of each run; None if the app alone knows.
+            ratio: of the encrypted run, likewise.
             baseline: whether a run at ratio 0 follows.
+            metric: what to show of each round, see
+                :func:`~fedsens.simulation.summary.choose_metric`.
         """
         self._console = console
-        self._rounds = rounds
+        self._rounds, self._metric = rounds, metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,7 +59,8 @@ class SimulationScreen:
             TextColumn("{task.fields[note]}"),
             console=console,
         )
-        names = {"encrypted": f"ratio {ratio:g}", **({"baseline": "ratio 0"} if baseline else {})}
+        label = "this run" if ratio is None else f"ratio {ratio:g}"
+        names = {"encrypted": label, **({"baseline": "ratio 0"} if baseline else {})}
         self._tasks = {
             run: self._progress.add_task(
                 label,
@@ -75,12 +93,12 @@ class SimulationScreen:
         """
         task = self._tasks[run]
         self._progress.start_task(task)
-        accuracy = report.metrics.get("accuracy")
         if report.phase in NOTES:
             note = f"{report.clients} {NOTES[report.phase]} ({report.seconds:.1f} s)"
             self._progress.update(task, note=note)
-        elif report.phase == "evaluate":
-            note = "" if accuracy is None else f"accuracy {accuracy:.3f}"
+        elif report.phase in ("train", "evaluate"):
+            shown = choose_metric(report.metrics, self._metric)
+            note = "" if shown is None else f"{shown} {report.metrics[shown]:.3f}"
             self._progress.update(task, completed=report.round, note=note)
         if report.phase == "evaluate" and report.round == self._rounds:
             self._progress.stop_task(task)
@@ -98,8 +116,14 @@ class SimulationScreen:
         where = summary.folder.parent / "latest"
         if summary.model_sha256 is not None:
             self._console.print(
-                f"The protected model was opened with a client's key; {summary.clients_agreeing} "
-                f"clients hold the same model (sha256 {summary.model_sha256[:16]})."
+                "The protected model was opened with a client's key, and is what all "
+                f"{summary.clients_agreeing} clients that evaluated it have opened "
+                f"(sha256 {summary.model_sha256[:16]})."
+            )
+        if summary.metric is None:
+            names = dict.fromkeys(name for row in summary.per_round for name in row.metrics)
+            self._console.print(
+                f"No metric to compare; the app reports: {', '.join(names) or 'none'}."
             )
         self._console.print(
             f"Files: {where}/summary.json, curves.png, protected.safetensors (what the server "
@@ -122,61 +146,63 @@ def tables(summary: RunSummary, baseline: RunSummary | None = None) -> tuple[Tab
 
 
 def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
-    table = Table(
+    others = baseline.scores if baseline else []
+    return make_table(
+        ("", summary.metric or "metric", "at 0", "clients", "MB up", "MB down", "CPU ms", "wall s"),
+        [
+            _round(row, other)
+            for row, other in zip_longest(summary.per_round, others[: summary.rounds])
+        ],
         title=f"Rounds at ratio {summary.ratio:.3g}",
         caption="MB: plaintext + ciphertext of all clients. CPU ms: encrypt, add, decrypt.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        left=(),
     )
-    for name in ("", "accuracy", "at 0", "clients", "MB up", "MB down", "CPU ms", "wall s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    others = baseline.accuracy if baseline else [None] * summary.rounds
-    for row, other in zip(summary.per_round, others, strict=True):
-        times = (row.encrypt_seconds, row.add_seconds, row.decrypt_seconds)
-        table.add_row(
-            str(row.round),
-            _accuracy(row.accuracy),
-            _accuracy(other),
-            f"{row.clients}" + (f" (-{row.lost})" if row.lost else ""),
-            f"{_short(row.bytes_up.plain / 1e6)} + {_short(row.bytes_up.encrypted / 1e6)}",
-            f"{_short(row.bytes_down.plain / 1e6)} + {_short(row.bytes_down.encrypted / 1e6)}",
-            " ".join(_short(1e3 * seconds, 1) for seconds in times),
-            _short(row.seconds),
-        )
-    return table
+
+
+def _round(row: RoundRow, other: float | None) -> tuple[str, ...]:
+    times = (row.encrypt_seconds, row.add_seconds, row.decrypt_seconds)
+    return (
+        str(row.round),
+        _score(row.score),
+        _score(other),
+        f"{row.clients}" + (f" (-{row.lost})" if row.lost else ""),
+        f"{_short(row.bytes_up.plain / 1e6)} + {_short(row.bytes_up.encrypted / 1e6)}",
+        f"{_short(row.bytes_down.plain / 1e6)} + {_short(row.bytes_down.encrypted / 1e6)}",
+        " ".join(_short(1e3 * seconds, 1) for seconds in times),
+        _short(row.seconds),
+    )
 
 
 def _comparison(summary: RunSummary, baseline: RunSummary | None) -> Table:
-    table = Table(
-        title="The whole run",
-        caption="The first phase includes the start of the client processes.",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("")
-    runs = [summary]
-    table.add_column(f"ratio {summary.ratio:.3g}", justify="right")
-    if baseline is not None:
-        runs.append(baseline)
-        table.add_column("ratio 0", justify="right")
-        table.add_column("quotient", justify="right")
+    runs = [summary] if baseline is None else [summary, baseline]
+    alone = baseline is None
     share = f"{summary.encrypted_parameters:,} of {summary.parameters:,}"
-    table.add_row("parameters encrypted", share, *(["0", ""] if len(runs) > 1 else []))
-    finals = [run.accuracy[-1] for run in runs]
-    table.add_row("final accuracy", *map(_accuracy, finals), *([""] if len(runs) > 1 else []))
-    for name, values in (
-        ("bytes up per round", [_per_round([r.bytes_up for r in run.per_round]) for run in runs]),
-        (
-            "bytes down per round",
-            [_per_round([r.bytes_down for r in run.per_round]) for run in runs],
-        ),
-        ("bytes once: keys, map, mask", [_once(run) for run in runs]),
-    ):
-        table.add_row(name, *map(_megabytes, values), *_quotient(values))
+    figures = {
+        "bytes up per round": [_per_round([r.bytes_up for r in run.per_round]) for run in runs],
+        "bytes down per round": [_per_round([r.bytes_down for r in run.per_round]) for run in runs],
+        "bytes once: keys, map, mask": [_once(run) for run in runs],
+    }
+    rows = [
+        ["parameters encrypted", share, *([] if alone else ["0", ""])],
+        [f"final {summary.metric or 'metric'}", *_finals(runs), *([] if alone else [""])],
+        *([name, *map(_megabytes, each), *_quotient(each)] for name, each in figures.items()),
+    ]
     for phase in ("keys", "map", "mask", "train", "evaluate", "total"):
         seconds = [run.seconds.get(phase, 0.0) for run in runs]
         label = f"seconds, {phase}" + (" with start-up" if phase == "total" else "")
-        table.add_row(label, *(f"{s:.2f}" for s in seconds), *_quotient(seconds))
-    return table
+        starting = any(phase == next(iter(run.seconds), None) for run in runs)
+        quotient = ["" for _ in _quotient(seconds)] if starting else _quotient(seconds)
+        rows.append([label, *(f"{s:.2f}" for s in seconds), *quotient])
+    return make_table(
+        ("", f"ratio {summary.ratio:.3g}", *([] if alone else ["ratio 0", "quotient"])),
+        rows,
+        title="The whole run",
+        caption="The first phase includes the start of the client processes.",
+    )
+
+
+def _finals(runs: Iterable[RunSummary]) -> Iterable[str]:
+    return (_score(run.scores[-1]) if run.scores else "-" for run in runs)
 
 
 def _once(run: RunSummary) -> float:
@@ -199,7 +225,7 @@ def _short(value: float, decimals: int = 2) -> str:
     return f"{value:.{decimals if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _accuracy(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 

@@ -10,25 +10,53 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from fedsens.errors import SimulationError
+from fedsens.config import OUTPUT_DIR, FedSensConfig
+from fedsens.errors import ConfigurationError, SimulationError
 from fedsens.files import digest_of
-from fedsens.protocol.export import load_protected, save_model
-from fedsens.protocol.keyfile import load_key, read_passphrase
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
-from fedsens.protocol.settings import ClientSettings
+from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
+from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
-from fedsens.simulation.summary import SimulationSummary, summarize
+from fedsens.simulation.summary import RunSummary, SimulationSummary, summarize
 from fedsens.simulation.superlink import superlink
 
 Progress = Callable[[str, PhaseReport], None]
+RATIO = "fedsens.ratio"
 RATIO_0 = {
-    "fedsens.ratio": "0.0",
+    RATIO: "0.0",
     "fedsens.max-mb": "0.0",
     "fedsens.policy": '"none"',
     "fedsens.force": '""',
     "fedsens.remainder": '"plain"',
 }
+
+
+def check_options(options: RunOptions, baseline: bool) -> None:
+    """Check all that is known before processes start.
+
+    Args:
+        options: what to run.
+        baseline: whether to run at ratio 0 too.
+
+    Raises:
+        ConfigurationError: the app does not declare a key that is overridden, or there are fewer
+            clients than the run needs.
+    """
+    app, keys = options.app, dict.fromkeys(options.config)
+    app.check(keys | ({RATIO: None} if baseline else {}))
+    if app.value(RATIO, options.config) == 0:
+        return
+    least = {"FEDSENS_MIN_CONTRIBUTORS": ClientSettings.from_node({}).min_contributors}
+    for name, field in FedSensConfig.model_fields.items():
+        key = f"fedsens.{name.replace('_', '-')}"
+        if name.endswith("_min_clients"):
+            asked = app.value(key, options.config)
+            least[key] = field.default if asked is None else int(asked)
+    most = max(least, key=lambda name: least[name])
+    if options.clients < least[most]:
+        raise ConfigurationError(
+            f"expected at least {least[most]} clients, because {most} asks for as many, got "
+            f"{options.clients}; raise --clients, or lower what asks for them"
+        )
 
 
 def simulate(
@@ -38,8 +66,12 @@ def simulate(
     baseline: bool,
     progress: Progress,
     key_file: Path | None = None,
+    metric: str | None = None,
 ) -> SimulationSummary:
     """Run an app with selective encryption, and again at ratio 0 to compare with.
+
+    The app finds its output folder in the environment variable ``FEDSENS_OUTPUT_DIR``, which its
+    strategy reads, or in the key ``output-dir`` of its run config if it declares one.
 
     Args:
         options: what to run.
@@ -47,39 +79,81 @@ def simulate(
         baseline: whether to run at ratio 0 too.
         progress: called with "encrypted" or "baseline" and each phase's report.
         key_file: a provisioned key for all clients instead of key agreement.
+        metric: the metric to compare; by default an accuracy if there is one.
 
     Returns:
         The summary, which is also in ``summary.json``.
-    """
-    folder = _new_folder(runs)
-    environment = {
-        "FEDSENS_STATE_DIR": str(folder / "state"),
-        # Who starts a simulation owns all of its data.
-        "FEDSENS_ALLOW_PLAIN_MAPS": "true",
-    }
-    if key_file is not None:
-        environment["FEDSENS_KEY_FILE"] = str(key_file.resolve())
-    with superlink(folder / "flower", environment) as link:
-        outcome = run_app(link, options, folder, lambda r: progress("encrypted", r))
-    compared = None
-    if baseline:
-        environment.pop("FEDSENS_KEY_FILE", None)  # whoever holds a key refuses ratio 0
-        with superlink(folder / "baseline" / "flower", environment) as link:
-            plain = replace(options, config={**options.config, **RATIO_0})
-            without = run_app(link, plain, folder / "baseline", lambda r: progress("baseline", r))
-        compared = summarize(without, load_protected(folder / "baseline" / "protected.safetensors"))
-    model = load_protected(folder / "protected.safetensors")
+
+    Raises:
+        ConfigurationError: a run of these options cannot succeed, see :func:`check_options`.
+        SimulationError: a run failed; if only the baseline did, the summary is written first.
+    """  # noqa: DOC502 - raised by check_options
+    check_options(options, baseline)
+    folder = _new_folder(options.app.outside_of_bundles(runs))
+    outcome = _run(options, folder, folder / "state", key_file, partial(progress, "encrypted"))
+    model = _model(folder)
     sha256, agreeing = _open(model, outcome, folder, key_file)
     summary = SimulationSummary(
-        **dict(summarize(outcome, model)),
-        baseline=compared,
+        **dict(summarize(outcome, model, metric)),
+        baseline=None,
         model_sha256=sha256,
         clients_agreeing=agreeing,
         folder=folder,
     )
-    (folder / "summary.json").write_text(summary.model_dump_json(indent=2) + "\n")
+    _write(summary)
     _link_latest(runs, folder)
+    if baseline:
+        own = partial(progress, "baseline")
+        summary = summary.model_copy(update={"baseline": _baseline(options, folder, metric, own)})
+        _write(summary)
     return summary
+
+
+def _baseline(
+    options: RunOptions,
+    folder: Path,
+    metric: str | None,
+    progress: Callable[[PhaseReport], None],
+) -> RunSummary:
+    plain = replace(options, config={**options.config, **options.app.declared(RATIO_0)})
+    # without a provisioned key, because whoever holds one refuses ratio 0
+    outcome = _run(plain, folder / "baseline", folder / "state", None, progress)
+    return summarize(outcome, _model(folder / "baseline"), metric)
+
+
+def _run(
+    options: RunOptions,
+    folder: Path,
+    state: Path,
+    key_file: Path | None,
+    progress: Callable[[PhaseReport], None],
+) -> RunOutcome:
+    environment = {
+        "FEDSENS_STATE_DIR": str(state),
+        # Who starts a simulation owns all of its data.
+        "FEDSENS_ALLOW_PLAIN_MAPS": "true",
+    }
+    if "output-dir" not in options.app.config:
+        environment[OUTPUT_DIR] = str(folder.resolve())
+    if key_file is not None:
+        environment["FEDSENS_KEY_FILE"] = str(key_file.resolve())
+    with superlink(folder / "flower", environment) as link:
+        return run_app(link, options, folder, progress)
+
+
+def _model(folder: Path) -> ProtectedModel:
+    names = ("reports.jsonl", "protected.safetensors")
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise SimulationError(
+            f"expected the run to leave {' and '.join(missing)} in {folder}, found nothing; wrap "
+            "the strategy of the app's ServerApp in fedsens.flower.SelectiveEncryption"
+        )
+    return load_protected(folder / "protected.safetensors")
+
+
+def _write(summary: SimulationSummary) -> None:
+    (summary.folder / "summary.json").write_text(summary.model_dump_json(indent=2) + "\n")
 
 
 def _open(
@@ -87,13 +161,15 @@ def _open(
 ) -> tuple[str | None, int]:
     nodes = folder / "state" / f"run-{outcome.run_id}"
     key = None
-    if model.ciphertext is not None:
+    if model.aggregate is not None:
         path = key_file or next(iter(sorted(nodes.glob("node-*/key"))), None)
         if path is None:
             raise SimulationError(f"expected a client's key below {nodes}, found none")
         place = os.environ.get("FEDSENS_PASSPHRASE_FILE")  # the clients read it there, too
-        key = load_key(path, partial(read_passphrase, Path(place)) if place else None)
-    arrays = model.open(key, ClientSettings.from_node({}).min_contributors)  # as clients do
+        ask = partial(read_passphrase, Path(place)) if place else None
+        key = FederationKey.load(path, ask)
+    least = ClientSettings.from_node({}).min_contributors
+    arrays = open_model(model, key, least)  # as clients do
     save_model(arrays, folder / "model.safetensors")
     if key is None:
         return None, 0
@@ -110,7 +186,6 @@ def _open(
 
 
 def _new_folder(runs: Path) -> Path:
-    runs.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for name in (stamp, *(f"{stamp}-{n}" for n in range(2, 100))):
         folder = runs.resolve() / name

@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport, ProtectedModel
 from fedsens.simulation.runner import RunOutcome
 
 
@@ -32,8 +31,8 @@ class RoundRow(BaseModel):
 
     Attributes:
         round: from 1.
-        accuracy: federated accuracy after the round, None if the app reports none.
-        loss: federated loss, likewise.
+        score: the run's metric after the round, None where it was not reported.
+        metrics: all metrics that the inner strategy has aggregated.
         clients: updates in the average.
         lost: clients asked without a usable update.
         bytes_up: from clients.
@@ -47,8 +46,8 @@ class RoundRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     round: int
-    accuracy: float | None
-    loss: float | None
+    score: float | None
+    metrics: dict[str, float]
     clients: int
     lost: int
     bytes_up: Bytes
@@ -68,7 +67,8 @@ class RunSummary(BaseModel):
         ratio: encrypted share, as the mask has it.
         parameters: P.
         encrypted_parameters: k.
-        accuracy: per round.
+        metric: name of the metric that stands for the model's quality; None if the app reports
+            none.
         bytes_up: of all phases of the run.
         bytes_down: likewise.
         seconds: wall seconds by phase, and ``total`` with all start-up.
@@ -82,11 +82,23 @@ class RunSummary(BaseModel):
     ratio: float
     parameters: int
     encrypted_parameters: int
-    accuracy: list[float | None]
+    metric: str | None
     bytes_up: Bytes
     bytes_down: Bytes
     seconds: dict[str, float]
     per_round: list[RoundRow]
+
+    @property
+    def scores(self) -> list[float | None]:
+        """The metric of every round."""
+        return [row.score for row in self.per_round]
+
+    @computed_field  # type: ignore[prop-decorator]  # of pydantic, on a property
+    @property
+    def accuracy(self) -> list[float | None]:
+        """The accuracy of every round; None where the metric is no accuracy."""
+        known = self.metric is not None and is_accuracy(self.metric)
+        return self.scores if known else [None] * self.rounds
 
 
 class SimulationSummary(RunSummary):
@@ -95,7 +107,8 @@ class SimulationSummary(RunSummary):
     Attributes:
         baseline: the run at ratio 0, None if it was not asked for.
         model_sha256: of the opened model; None at ratio 0.
-        clients_agreeing: clients whose own record of the final model has the same digest.
+        clients_agreeing: clients that opened the final model, to evaluate it, and whose own record
+            of it has the same digest.
         folder: where the run's files are.
     """
 
@@ -105,12 +118,41 @@ class SimulationSummary(RunSummary):
     folder: Path
 
 
-def summarize(outcome: RunOutcome, model: ProtectedModel) -> RunSummary:
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is an accuracy by its name, such as ``eval_acc``."""
+    return "acc" in metric.lower()
+
+
+def choose_metric(names: Iterable[str], wanted: str | None = None) -> str | None:
+    """Choose the metric that stands for a model's quality.
+
+    Args:
+        names: the metrics that there are, the most telling first.
+        wanted: the one that is asked for.
+
+    Returns:
+        The one that is asked for; else ``accuracy``, another accuracy, or the first that is no
+        loss, or the first. None if there is none, or not the one that is asked for.
+    """
+    known = [name for name in dict.fromkeys(names) if name != "num-examples"]
+    if wanted is not None:
+        return wanted if wanted in known else None
+    ranks = (
+        [name for name in known if name == "accuracy"],
+        [name for name in known if is_accuracy(name)],
+        [name for name in known if "loss" not in name.lower()],
+        known,
+    )
+    return next((rank[0] for rank in ranks if rank), None)
+
+
+def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = None) -> RunSummary:
     """Sum up a run.
 
     Args:
         outcome: the run.
         model: its final model.
+        metric: the metric to show, see :func:`choose_metric`.
 
     Returns:
         The summary.
@@ -118,14 +160,16 @@ def summarize(outcome: RunOutcome, model: ProtectedModel) -> RunSummary:
     seconds: dict[str, float] = defaultdict(float)
     for report in outcome.reports:
         seconds[report.phase] += report.seconds
-    rows = [_row(r, outcome.reports) for r in sorted({x.round for x in outcome.reports})]
+    phases = sorted(outcome.reports, key=lambda report: report.phase != "evaluate")
+    shown = choose_metric((name for report in phases for name in report.metrics), metric)
+    rows = [_row(r, outcome.reports, shown) for r in sorted({x.round for x in outcome.reports})]
     return RunSummary(
         status=outcome.status,
         rounds=len(rows),
         ratio=model.mask.ratio,
         parameters=model.layout.size,
         encrypted_parameters=model.mask.k,
-        accuracy=[row.accuracy for row in rows],
+        metric=shown,
         bytes_up=_up(outcome.reports),
         bytes_down=_down(outcome.reports),
         seconds={**seconds, "total": outcome.seconds},
@@ -133,15 +177,15 @@ def summarize(outcome: RunOutcome, model: ProtectedModel) -> RunSummary:
     )
 
 
-def _row(number: int, reports: Iterable[PhaseReport]) -> RoundRow:
+def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundRow:
     phases = {report.phase: report for report in reports if report.round == number}
     parts = [phases[name] for name in ("train", "evaluate") if name in phases]
     train = phases.get("train") or parts[0]
-    metrics = parts[-1].metrics
+    metrics = {name: value for part in parts for name, value in part.metrics.items()}
     return RoundRow(
         round=number,
-        accuracy=metrics.get("accuracy"),
-        loss=metrics.get("loss"),
+        score=None if metric is None else metrics.get(metric),
+        metrics=metrics,
         clients=train.clients,
         lost=train.lost,
         bytes_up=_up(parts),

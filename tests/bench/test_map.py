@@ -1,100 +1,77 @@
+"""The map benchmark: every rule beside training steps, on the cases asked for."""
+
 import json
-import sys
-from dataclasses import asdict
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from fedsens.bench import map as bench
-from fedsens.bench.map_methods import Method, chunks, zeros
-from fedsens.bench.map_rows import LITERAL, PROBE, STEP, TRUE_LABEL, VECTOR
-from fedsens.errors import BenchmarkError
-from tests.bench.kit import case, perceptron, residual
+from fedsens.bench.cases import CASES
+from fedsens.bench.map import RULES, STEP, bench_map
+from fedsens.bench.tables import map_table
+from fedsens.cli import app
+from fedsens.sensitivity import sensitivity_map
+from tests.experiments.benchmarks.helpers import case, perceptron
 
 
 @pytest.fixture(scope="module")
 def report():
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    report = bench.bench_case(case(perceptron), repeats=2)
+    report = bench_map(case(perceptron), repeats=2)
     assert torch.equal(state, torch.get_rng_state())
     assert threads == torch.get_num_threads()
     return report
 
 
-def test_every_method_has_a_row_or_a_reason(report):
-    rows = [row.method for row in report.rows]
-    assert len(set(rows)) == len(rows)
-    assert {*rows} | {*report.absent} == {method.name for method in bench.METHODS} | {LITERAL}
-    assert not {*rows} & {*report.absent}
-    assert all("not installed" in reason for reason in report.absent.values())
-
-
-def test_rows_are_sane(report):
-    rows = {row.method: row for row in report.rows}
+def test_costs_are_relative_to_a_training_step(report):
+    step, *rules = report.rows
+    assert (step.name, step.steps, step.samples, step.engines) == (STEP, 1.0, 32, {})
+    assert [row.name for row in rules] == [*RULES]
+    for row in rules:
+        assert row.samples == 4
+        assert row.steps == row.ms_per_sample / step.ms_per_sample
+        assert sum(row.engines.values()) == 4
     assert (report.parameters, report.classes) == (16 * 5 + 5 + 5 * 3 + 3, 3)
-    for row in report.rows:
-        assert row.ms_per_sample > 0
-        assert row.ratio == (
-            None if row.versus is None else row.ms_per_sample / rows[row.versus].ms_per_sample
-        )
-        assert row.steps == row.ms_per_sample / rows[STEP].ms_per_sample
-        assert row.same_as in {None, row.versus}
-        assert row.extrapolated == (row.method == LITERAL)
-    assert rows[VECTOR].rounds == 2
-    assert rows[VECTOR].samples == 4
-    assert rows[STEP].chunk == rows[STEP].samples == 32
-    for name in (TRUE_LABEL, VECTOR, PROBE):
-        assert rows[name].versus is rows[name].chunk is None
-        assert sum(rows[name].engines.values()) == 4
-    assert rows["torch.func vmap(jacrev)"].same_as == VECTOR
 
 
-def test_the_report_is_json(report):
-    content = json.loads(json.dumps({"case": asdict(report), "on": bench.environment()}))
-    assert content["on"]["torch"] == torch.__version__.partition("+")[0] or content["on"]["torch"]
-    assert len(content["case"]["gates"]) == len(report.gates) == 8
+def test_what_is_timed_is_the_map(monkeypatch):
+    made = []
+
+    def noted(*given, **options):
+        made.append(options)
+        return sensitivity_map(*given, **options)
+
+    monkeypatch.setattr("fedsens.bench.map.sensitivity_map", noted)
+    bench_map(case(perceptron), samples=2, repeats=1)
+    assert made == [*RULES.values()] * 2  # once to warm up
 
 
-def test_other_samples_can_be_asked_for():
-    report = bench.bench_case(case(perceptron), samples=1, repeats=1)
-    assert {row.samples for row in report.rows if row.method != STEP} == {1}
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_table_is_not_cut(report, width):
+    from rich.console import Console
+
+    console = Console(record=True, width=width)
+    console.print(map_table(report))
+    text = console.export_text()
+    assert "vector, 1 probe" in text
+    assert "capture" in text
+    assert "…" not in text
 
 
-def test_a_library_that_refuses_the_model_is_absent_with_its_reason():
-    pytest.importorskip("opacus")
-    report = bench.bench_case(case(residual), repeats=1)
-    assert "BatchNorm2d" in report.absent["Opacus x C"]
+def test_the_command_measures_the_cases_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(CASES, "tiny", case(perceptron))
+    path = tmp_path / "map.json"
+    arguments = ["bench", "map", "--case", "tiny", "--samples", "2", "--repeats", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    content = json.loads(path.read_text())
+    assert [case["case"] for case in content["cases"]] == ["tiny"]
+    assert content["environment"]["threads"] == 1
+    assert "tiny model" in result.output
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    for package in ("backpack", "opacus"):
-        monkeypatch.setitem(sys.modules, package, None)
-    report = bench.bench_case(case(perceptron), repeats=1)
-    reasons = report.absent
-    assert [*reasons] == [m.name for m in bench.METHODS if m.name.startswith(("Back", "Opacus"))]
-    assert "backpack is not installed: pip install 'fedsens[bench]'" in reasons.values()
-    missing = [gate for gate in report.gates if gate.reached is None]
-    assert [gate.gate.split()[0] for gate in missing] == ["BackPACK", "BackPACK"]
-
-
-def wrong(model, classes):
-    """The mean's gradient instead of the gradients' mean size."""
-    leaves = dict(model.named_parameters())
-
-    def work(x, y, chunk):
-        sums = zeros(leaves)
-        for xs, ys in chunks(x, y, chunk):
-            loss = torch.nn.functional.cross_entropy(model(xs), ys, reduction="sum")
-            for name, g in zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True):
-                sums[name] += g.abs()
-        return sums
-
-    return work
-
-
-def test_a_method_that_computes_something_else_is_an_error(monkeypatch):
-    method = Method("wrong", "true_label", TRUE_LABEL, True, "one row", wrong)
-    monkeypatch.setattr(bench, "METHODS", (*bench.METHODS[:3], method, bench.METHODS[-1]))
-    tiny = case(perceptron, chunks={"one row": (3,), "all rows": (1,), "label rows": (1,)})
-    with pytest.raises(BenchmarkError, match="expected wrong to compute the same number"):
-        bench.bench_case(tiny)
+def test_an_unknown_case_is_one_sentence():
+    result = CliRunner().invoke(app, ["bench", "map", "--case", "alexnet"])
+    assert result.exit_code == 1
+    assert "lenet28" in result.output
+    assert "Traceback" not in result.output

@@ -31,7 +31,7 @@ def federation(parameters=100_000, clients=10, rounds=5, link=1e8):
 def test_bytes_are_those_of_real_rounds():
     ratios = (0.0, 0.1, 0.5, 1.0)
     report = bench_round("lenet", images=4, clients=2, ratios=ratios, repeats=1)
-    for row, ratio in zip(report.rows[1:-1], ratios, strict=True):
+    for row, ratio in zip(report.rows[1:], ratios, strict=True):
         plan = make_plan(federation(report.parameters), ratio)
         # one block of a few more may hold a fifth byte per residue
         assert plan.bytes_up == pytest.approx(row.bytes_up, rel=0.06)

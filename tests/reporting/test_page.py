@@ -14,8 +14,8 @@ from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.export import save_protected
 from fedsens.protocol.model import ProtectedModel
 from fedsens.reporting.page import page
-from fedsens.reporting.tables import to_html, to_markdown
 from fedsens.simulation.summary import Bytes, RoundRow, RunSummary, SimulationSummary
+from fedsens.tables import to_html, to_markdown
 
 HOSTILE = "<script>alert('x')</script> & |pipe|"
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a page does not look into pictures
@@ -84,8 +84,8 @@ def test_a_page_is_one_document_without_scripts_or_addresses():
 def run(accuracy):
     row = RoundRow(
         round=1,
-        accuracy=accuracy,
-        loss=0.5,
+        score=accuracy,
+        metrics={"loss": 0.5},
         clients=3,
         lost=0,
         bytes_up=Bytes(plain=100, encrypted=20),
@@ -101,7 +101,7 @@ def run(accuracy):
         ratio=0.25,
         parameters=4,
         encrypted_parameters=1,
-        accuracy=[accuracy],
+        metric=None if accuracy is None else "accuracy",
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
         seconds={"train": 1.0, "total": 2.0},
@@ -145,7 +145,7 @@ def test_a_run_shows_its_figures_and_its_mask(tmp_path):
     text = (tmp_path / "page.html").read_text()
     read = Reader(text)
     assert read.open == []
-    for shown in ("My run", "Run run-1", "0.7500", "1.20x", "2 of 3", "256-bit"):
+    for shown in ("My run", "Run run-1", "0.7500", "1.20x", "clients evaluated the final model", "256-bit"):
         assert shown in text
     at = read.cells.index("w")
     assert read.cells[at : at + 8] == ["w", "3", "1", "33.3%", "b", "1", "0", "0.0%"]

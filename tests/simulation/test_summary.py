@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -14,7 +16,7 @@ from fedsens.protocol.report import PhaseReport, ReportFile, read_reports
 from fedsens.simulation.figure import draw
 from fedsens.simulation.runner import RunOutcome
 from fedsens.simulation.screen import SimulationScreen
-from fedsens.simulation.summary import SimulationSummary, summarize
+from fedsens.simulation.summary import SimulationSummary, choose_metric, summarize
 from fedsens.simulation.superlink import program
 
 
@@ -75,7 +77,55 @@ def test_a_summary_adds_phases_up(tmp_path):
 def test_a_run_without_evaluation_has_no_accuracy():
     only = [report for report in reports() if report.phase != "evaluate"]
     summary = summarize(RunOutcome("1", "finished:completed", 9.0, only), model())
-    assert summary.accuracy == [None, None]
+    assert (summary.metric, summary.accuracy) == (None, [None, None])
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["loss", "accuracy", "eval_acc"], "accuracy"),
+        (["num-examples", "eval_loss", "eval_acc"], "eval_acc"),
+        (["eval_loss", "auc"], "auc"),
+        (["mse"], "mse"),
+        (["num-examples"], None),
+    ],
+)
+def test_the_metric_is_an_accuracy_if_there_is_one(names, chosen):
+    assert choose_metric(names) == chosen
+
+
+def test_a_metric_that_is_asked_for_is_taken_or_missed():
+    assert choose_metric(["accuracy", "f1"], "f1") == "f1"
+    assert choose_metric(["accuracy", "f1"], "f2") is None
+
+
+def test_any_metric_is_compared_under_its_own_name(tmp_path):
+    named = [
+        report.model_copy(update={"metrics": {"eval_f1": 0.25} if report.metrics else {}})
+        for report in reports()
+    ]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, named), model())
+    assert (run.metric, run.scores) == ("eval_f1", [0.25, 0.25])
+    assert json.loads(run.model_dump_json())["accuracy"] == [None, None]
+    summary = SimulationSummary(
+        **dict(run), baseline=None, model_sha256=None, clients_agreeing=0, folder=tmp_path
+    )
+    draw(summary, tmp_path / "curves.png")
+    console = Console(record=True, width=80)
+    SimulationScreen(console, None, None, baseline=False).conclude(summary)
+    assert "eval_f1" in console.export_text()
+
+
+def test_a_run_without_metrics_says_so(tmp_path):
+    bare = [report.model_copy(update={"metrics": {}}) for report in reports()]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, bare), model())
+    summary = SimulationSummary(
+        **dict(run), baseline=run, model_sha256=None, clients_agreeing=0, folder=tmp_path
+    )
+    draw(summary, tmp_path / "curves.png")
+    console = Console(record=True, width=80)
+    SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary)
+    assert "No metric to compare; the app reports: none." in console.export_text()
 
 
 def test_the_figure_and_the_tables_are_drawn(tmp_path):

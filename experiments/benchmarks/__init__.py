@@ -1,0 +1,1 @@
+"""fedsens beside other ways to do the same: other libraries, other protocols."""

@@ -1,0 +1,149 @@
+"""The README's measured tables, from the figures in docs/benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"
+BEGIN, END = "<!-- written by make bench -->\n", "<!-- end of what make bench writes -->\n"
+CODECS = {"FedML": "FedML's", "Paper": "the paper's", "compact": "compact (default)"}
+STEPS = {
+    "sensitivity_map true_label": "rule `true_label`",
+    "sensitivity_map vector, 1 probe": "rule `vector`, one random probe",
+    "sensitivity_map vector, exact": "rule `vector`, exact",
+    "torch.func vmap(grad)": "= `true_label`: `torch.func` vmap(grad)",
+    "torch.func vmap(grad) x C": "= exact: `torch.func` vmap(grad) for each class",
+    "BackPACK BatchGrad x C": "= exact: BackPACK BatchGrad for each class",
+    "Opacus x C": "= exact: Opacus for each class",
+    "literal double backward": "= exact: the literal double backward (extrapolated)",
+    "BackPACK BatchDiagGGNExact": "BackPACK BatchDiagGGNExact, a Fisher diagonal",
+}
+
+
+def update_readme() -> None:
+    """Replace the tables between the two comments of the README."""
+    README.write_text(with_tables(README.read_text(), BENCHMARKS))
+
+
+def with_tables(readme: str, benchmarks: Path) -> str:
+    """A README with the tables of a folder of figures.
+
+    Args:
+        readme: its text.
+        benchmarks: the folder that ``python -m experiments.benchmarks`` wrote.
+
+    Returns:
+        The new text.
+    """
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    parts = {name: json.loads((benchmarks / f"{name}.json").read_text()) for name in MAKERS}
+    body = "\n".join(make(parts[name]) for name, make in MAKERS.items())
+    intro = (
+        "One part alone: `python -m experiments.benchmarks codec`, `map`, `round` or `scale`.\n\n"
+    )
+    return before + BEGIN + "\n" + intro + body + "\n" + END + after
+
+
+def codec(rows: Sequence[dict[str, Any]]) -> str:
+    """Millions of values per second, bytes, error and security of every codec."""
+    short = [row["name"].split()[0] for row in rows]
+    lines = [
+        [label, *(_speed(row, step) for row in rows)]
+        for label, step in (
+            ("encrypt and serialise", "encrypt"),
+            ("load", "load"),
+            ("add", "add"),
+            ("decrypt", "decrypt"),
+        )
+    ]
+    sizes = [f"{row['bytes_up']:.3g} / {row['bytes_down']:.3g}" for row in rows]
+    lines.append(["bytes per value, up / down", *sizes])
+    lines.append([
+        "largest error of a 10-client mean",
+        *(f"{row['error_weights']:.0e}" for row in rows),
+    ])
+    lines.append([
+        "security by the HE standard, bits",
+        *(str(row["security_bits"]) for row in rows),
+    ])
+    return (
+        "The codec in millions of values per second, beside TenSEAL's `CKKSVector` with the "
+        "parameters\nof FedML, of NVFlare and of the FedML-HE paper; in brackets, times "
+        "FedML's:\n\n" + _table(["", *(CODECS.get(name, name) for name in short)], lines)
+    )
+
+
+def maps(content: dict[str, Any]) -> str:
+    """Training steps per sample of every method and case."""
+    cases = content["cases"]
+    lines = []
+    for method, label in STEPS.items():
+        found = [{row["method"]: row for row in case["rows"]}.get(method) for case in cases]
+        lines.append([label, *("-" if row is None else _number(row["steps"]) for row in found)])
+    return (
+        "A sensitivity map in training steps per sample (lower is better). Lines with =\n"
+        "compute the same numbers as one of ours, which is checked:\n\n"
+        + _table(["", *(_case(case) for case in cases)], lines)
+    )
+
+
+def round_(content: dict[str, Any]) -> str:
+    """Bytes and CPU time of a round relative to plain Flower FedAvg."""
+    rows = content["rows"][1:]
+    lines = [
+        [label, *(f"{row['relative'][name]:.2f}x" for row in rows)]
+        for label, name in (("bytes up", "up"), ("bytes down", "down"), ("CPU time", "time"))
+    ]
+    return (
+        f"A round of ResNet-18 ({content['parameters'] / 1e6:.1f} million parameters, "
+        f"{content['clients']} clients, an\nepoch of {content['images']} images each) "
+        "relative to plain Flower FedAvg; CPU time is that of server, clients\nand training:\n\n"
+        + _table(["", *(row["name"] for row in rows)], lines)
+    )
+
+
+def scale(content: dict[str, Any]) -> str:
+    """Memory of the server by number of clients."""
+    ours, plain = content["clients"], content["clients, plain"]
+    lines = [
+        [label, *(f"{row['server_peak'] / 2**20:.0f} MiB" for row in rows)]
+        for label, rows in (("fedsens, ratio 1", ours), ("plain Flower FedAvg", plain))
+    ]
+    return (
+        "Memory of the server's process, all libraries included, for "
+        f"{ours[0]['parameters']:,}\nparameters. Ciphertexts are added as they arrive:\n\n"
+        + _table(["clients", *(str(row["clients"]) for row in ours)], lines)
+    )
+
+
+MAKERS: dict[str, Callable[[Any], str]] = {
+    "codec": codec,
+    "map": maps,
+    "round": round_,
+    "scale": scale,
+}
+
+
+def _speed(row: dict[str, Any], step: str) -> str:
+    times = row["vs_fedml"][step]
+    return f"{row[step]:.3g}" + ("" if times == 1 else f" ({times:.1f}x)")
+
+
+def _case(case: dict[str, Any]) -> str:
+    name = case["case"].split("-")[0]
+    known = {"lenet28": "LeNet-28", "lenet": "LeNet", "resnet18": "ResNet-18"}
+    return f"{known.get(name, name)}, {case['classes']} classes"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rules = ["---"] * len(header)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rules, *lines))

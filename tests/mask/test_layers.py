@@ -1,0 +1,136 @@
+import re
+
+import numpy as np
+import pytest
+
+from fedsens.errors import ConfigurationError
+from fedsens.layout import ParameterLayout
+from fedsens.mask import forced_names, mask_count, select_mask
+
+
+def layout_of(*names):
+    return ParameterLayout.from_shapes(
+        (name, (2,), "int64" if name.endswith("num_batches_tracked") else "float32")
+        for name in names
+    )
+
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+CNN = layout_of(
+    "conv1.weight",
+    "conv1.bias",
+    *(f"bn1.{leaf}" for leaf in NORM),
+    "block.conv1.weight",
+    "fc.weight",
+    "fc.bias",
+    *(f"norm.{leaf}" for leaf in NORM[2:]),
+)
+
+
+@pytest.mark.parametrize(
+    ("force", "names"),
+    [
+        ((), set()),
+        ("first", {"conv1.weight", "conv1.bias"}),
+        ("last", {"fc.weight", "fc.bias"}),
+        (["first", "last"], {"conv1.weight", "conv1.bias", "fc.weight", "fc.bias"}),
+        ("conv1.weight", {"conv1.weight"}),
+        ("conv1", {"conv1.weight", "conv1.bias"}),
+        ("bn1", {f"bn1.{leaf}" for leaf in NORM[:4]}),
+        ("conv1.*", {"conv1.weight", "conv1.bias"}),
+        ("*conv1.w*", {"conv1.weight", "block.conv1.weight"}),
+        ("[bf]*.bias", {"bn1.bias", "fc.bias"}),
+        (("fc.bias", "fc.*"), {"fc.weight", "fc.bias"}),
+    ],
+)
+def test_names_and_patterns(force, names):
+    assert forced_names(CNN, force) == names
+
+
+@pytest.mark.parametrize(
+    ("tensors", "first", "last"),
+    [
+        # The statistics of the first layer's own module belong to it.
+        (
+            ["in.weight", "in.running_mean", "fc.weight"],
+            {"in.weight", "in.running_mean"},
+            {"fc.weight"},
+        ),
+        # A module with statistics alone is no layer.
+        (["bn.running_mean", "fc.weight", "out.running_var"], {"fc.weight"}, {"fc.weight"}),
+        # Parameters of the model itself, as a vision transformer has.
+        (["token", "position", "proj.weight"], {"token", "position"}, {"proj.weight"}),
+        # torch.nn.utils.parametrizations.weight_norm
+        (
+            [
+                "a.bias",
+                "a.parametrizations.weight.original0",
+                "a.parametrizations.weight.original1",
+            ],
+            {
+                "a.bias",
+                "a.parametrizations.weight.original0",
+                "a.parametrizations.weight.original1",
+            },
+            {
+                "a.bias",
+                "a.parametrizations.weight.original0",
+                "a.parametrizations.weight.original1",
+            },
+        ),
+        (["bias", "parametrizations.weight.original"],)
+        + 2 * ({"bias", "parametrizations.weight.original"},),
+        # A nested module of the same name is another module.
+        (["conv.weight", "conv.down.weight"], {"conv.weight"}, {"conv.down.weight"}),
+    ],
+)
+def test_first_and_last_layer(tensors, first, last):
+    layout = layout_of(*tensors)
+    assert forced_names(layout, "first") == first
+    assert forced_names(layout, "last") == last
+
+
+def test_empty_tensors_are_no_layer():
+    layout = ParameterLayout.from_shapes([("a.w", (0,), "float32"), ("b.w", (1,), "float32")])
+    assert forced_names(layout, "first") == {"b.w"}
+
+
+@pytest.mark.parametrize(
+    "item", ["conv2", "conv1.", "CONV1.*", "", "bn1.num_batches_tracked", "conv"]
+)
+def test_unknown_items_list_the_names(item):
+    with pytest.raises(ConfigurationError, match=re.escape(f"got {item!r}") + ".*bn1.running_var"):
+        forced_names(CNN, ("first", item))
+
+
+def test_long_lists_are_cut():
+    with pytest.raises(ConfigurationError, match=r"layer39\.weight and 60 more$"):
+        forced_names(layout_of(*(f"layer{i}.weight" for i in range(100))), "none of them")
+
+
+@pytest.mark.parametrize("force", ["first", "last"])
+def test_a_model_without_parameters_has_no_layers(force):
+    with pytest.raises(ConfigurationError, match="matches nothing"):
+        forced_names(layout_of("bn.num_batches_tracked"), force)
+
+
+def test_forced_coordinates_count_towards_k():
+    values = np.arange(CNN.size, dtype=np.float64)
+    mask = select_mask(values, CNN, ratio=6 / CNN.size, force="first")
+    assert np.flatnonzero(mask.selected).tolist() == [0, 1, 2, 3, CNN.size - 2, CNN.size - 1]
+    exact = select_mask(values, CNN, ratio=4 / CNN.size, force="first")
+    assert np.flatnonzero(exact.selected).tolist() == [0, 1, 2, 3]
+
+
+def test_too_small_a_ratio_names_one_that_is_enough():
+    with pytest.raises(ConfigurationError, match="a ratio of at least") as caught:
+        select_mask(np.ones(CNN.size), CNN, ratio=0.1, force=("first", "last"))
+    least = float(re.search(r"at least (0\.\d+)", str(caught.value))[1])
+    assert mask_count(least, CNN.size) == 8
+    assert select_mask(np.ones(CNN.size), CNN, ratio=least, force=("first", "last")).k == 8
+
+
+def test_nothing_can_be_forced_into_no_mask():
+    with pytest.raises(ConfigurationError, match="policy 'none'"):
+        select_mask(None, CNN, "none", 0.5, "first")
+    assert select_mask(None, CNN, "all", 0.5, "first").k == CNN.size
