@@ -7,7 +7,7 @@ from fedsens.keys._envelope import roster_fingerprint, seal, unseal
 from fedsens.keys._file import LOCKED_TYPE, LockedKey, locked_key_in, read_passphrase
 from fedsens.keys._key import KEY_TYPE, FederationKey
 from fedsens.keys._records import PendingUpload, RunRecord, UploadRecords
-from fedsens.keys._roster import load_identity, parse_public_keys, read_roster, write_roster
+from fedsens.keys._roster import load_identity, read_roster, write_roster
 from fedsens.keys._settings import LOG_FORMAT, OUTPUT_DIR, ClientSettings, Remainder
 from fedsens.keys._store import KeyStore
 
@@ -26,7 +26,6 @@ __all__ = [
     "UploadRecords",
     "load_identity",
     "locked_key_in",
-    "parse_public_keys",
     "read_passphrase",
     "read_roster",
     "roster_fingerprint",

@@ -52,7 +52,7 @@ def test_only_the_owner_can_read_what_is_stored(tmp_path):
     folder = tmp_path / "run-7" / "node-5"
     assert mode(folder) == mode(folder.parent) == 0o700
     files = {path.name: mode(path) for path in folder.iterdir()}
-    names = ["identity", "key", "key.parties.json", "run-identity"]
+    names = ["identity", "key", "key.parties", "run-identity"]
     assert files == dict.fromkeys(names, 0o600)
 
 
