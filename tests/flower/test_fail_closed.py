@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid, remainders
+from fedsens.flower import LocalGrid
 from fedsens.flower.records import (
     CIPHERTEXT,
     HEADER,
@@ -20,6 +20,7 @@ from fedsens.flower.records import (
     MODEL_MASK,
     bytes_to_record,
 )
+from fedsens.remainder import _plain
 
 from .federation import Run, arrays_of, evaluate, initial_arrays, make_app, train
 
@@ -439,7 +440,7 @@ def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
     def fail(*args):
         raise RuntimeError(f"weight {SECRET} is odd")
 
-    monkeypatch.setattr(remainders, "split", fail)
+    monkeypatch.setattr(_plain, "partition", fail)
     reply = ask()
     assert not reply.has_content()
     assert SECRET not in reply.error.reason
