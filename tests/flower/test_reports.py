@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsens.flower import LocalGrid
-from fedsens.flower._records import CIPHERTEXT, MAP, size_of
+from fedsens.flower.records import CIPHERTEXT, MAP, size_of
 
 from .federation import Run, arrays_of, make_app, run_plain
 
