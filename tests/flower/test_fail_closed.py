@@ -12,15 +12,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid
-from fedsens.flower.records import (
+from fedsens.flower import LocalGrid, remainders
+from fedsens.flower._records import (
     CIPHERTEXT,
     HEADER,
     MASK,
     MODEL_MASK,
     bytes_to_record,
 )
-from fedsens.remainder import _plain
 
 from .federation import Run, arrays_of, evaluate, initial_arrays, make_app, train
 
@@ -440,7 +439,7 @@ def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
     def fail(*args):
         raise RuntimeError(f"weight {SECRET} is odd")
 
-    monkeypatch.setattr(_plain, "partition", fail)
+    monkeypatch.setattr(remainders, "split", fail)
     reply = ask()
     assert not reply.has_content()
     assert SECRET not in reply.error.reason
