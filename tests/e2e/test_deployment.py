@@ -13,7 +13,7 @@ import pytest
 from fedsens import CkksParameters, SecretKey, generate_key
 from fedsens.files import digest_of
 from fedsens.protocol.export import load_protected
-from tests.searching import Needles
+from tests.secret_scan import Needles
 
 from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 
