@@ -182,9 +182,7 @@ MEMBERS = [member(i, weight, nonce=i) for i, weight in enumerate(WEIGHTS)]
 def fresh():
     words = [random_words(2, PARAMETERS, seed) for seed in range(3)]
     data = [batch(each, PARAMETERS) for each in words]
-    tags = [
-        make_tags(each, PARAMETERS, KEY, D, by) for each, by in zip(data, MEMBERS, strict=True)
-    ]
+    tags = [make_tags(each, PARAMETERS, KEY, D, by) for each, by in zip(data, MEMBERS, strict=True)]
     return data, tags
 
 

@@ -82,9 +82,7 @@ class Upload:
     tags: tuple[int, ...]
     secret: OneTimeSecret
 
-    def answer(
-        self, others: Iterable[Party], digest: bytes, key: FederationKey = KEY
-    ) -> bytes:
+    def answer(self, others: Iterable[Party], digest: bytes, key: FederationKey = KEY) -> bytes:
         """This client's padded secret for a list."""
         rest = [party for party in others if party.name != self.sender.name]
         return key_answer(self.secret.to_array(), self.sender.identities, rest, key, digest)

@@ -52,4 +52,3 @@ def protect(arrays, chosen, weight=0.5, key=KEY):
     ]
     total = aggregate(uploads, context, key)
     return ProtectedModel(layout, mask, plain, total, PARAMETERS, ROUND)
-

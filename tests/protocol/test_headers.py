@@ -34,9 +34,7 @@ PARAMETERS = CkksParameters.preset("compact")
 DIGEST, NAME, FINGERPRINT, NONCE = "ab" * 32, "cd" * 32, "ef" * 16, "01" * 16
 LAYOUT = ParameterLayout.from_shapes([("w", (3,), "float32")])
 PARTIES = (sender(0).party, sender(1).party)
-LIST = Contributors.of(
-    Contributor(name=each.name, weight=0.5, nonce=NONCE) for each in PARTIES
-)
+LIST = Contributors.of(Contributor(name=each.name, weight=0.5, nonce=NONCE) for each in PARTIES)
 AGGREGATE = AggregateHeader(
     context=context_of([sender(0), sender(1)]),
     contributors=LIST,
