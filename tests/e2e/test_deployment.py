@@ -14,7 +14,7 @@ from fedsens import FederationKey
 from fedsens.files import digest_of
 from fedsens.keys import open_model
 from fedsens.protocol import load_protected
-from tests.searching import Needles
+from tests.secret_scan import Needles
 
 from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 
