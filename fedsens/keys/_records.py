@@ -348,7 +348,7 @@ class UploadRecords:
 
 def _checked(path: Path) -> dict[str, Any] | None:
     data = read_private(path)
-    if not any(data):  # erased
+    if data and not any(data):  # erased
         return None
     digest, _, body = data.partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
