@@ -125,7 +125,7 @@ class Demo:
         said = self.in_image("fedsens", "open", *files, "--out", "model.safetensors")
         digest = said.split("sha256")[1].split()[0]
         for n in SITES:
-            read = ("sh", "-c", "cat /app/state/run-*/node-*/model.json")
+            read = ("sh", "-c", "cat /app/state/fedsens/run-*/node-*/model.json")
             record = json.loads(self.inside(f"superexec-clientapp-{n}", *read))
             if record["sha256"] != digest:
                 raise DemoError(

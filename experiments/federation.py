@@ -19,7 +19,7 @@ from fedsens import FedSensConfig
 from fedsens.bench.round import measuring_rounds
 from fedsens.data import load_dataset
 from fedsens.flower import LocalGrid, SelectiveEncryption
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 Value = str | int | float

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
         CkksParameters,
         Decryptor,
         Encryptor,
-        SecretKey,
-        generate_key,
+        OneTimeSecret,
     )
     from fedsens.errors import FedSensError
+    from fedsens.keys import FederationKey
     from fedsens.layout import ParameterLayout
     from fedsens.mask import EncryptionMask, select_mask
     from fedsens.sensitivity import SensitivityMap, reference_map, sensitivity_map
@@ -34,10 +34,10 @@ _HOME = {
     "Encryptor": "fedsens.crypto",
     "FedSensConfig": "fedsens.config",
     "FedSensError": "fedsens.errors",
+    "FederationKey": "fedsens.keys",
+    "OneTimeSecret": "fedsens.crypto",
     "ParameterLayout": "fedsens.layout",
-    "SecretKey": "fedsens.crypto",
     "SensitivityMap": "fedsens.sensitivity",
-    "generate_key": "fedsens.crypto",
     "reference_map": "fedsens.sensitivity",
     "select_mask": "fedsens.mask",
     "sensitivity_map": "fedsens.sensitivity",
@@ -51,11 +51,11 @@ __all__ = [
     "Encryptor",
     "FedSensConfig",
     "FedSensError",
+    "FederationKey",
+    "OneTimeSecret",
     "ParameterLayout",
-    "SecretKey",
     "SensitivityMap",
     "__version__",
-    "generate_key",
     "reference_map",
     "select_mask",
     "sensitivity_map",

@@ -1,28 +1,33 @@
 """FedSensConfig: what the server decides about a run, as one frozen object.
 
 Settings of a client's own (keys, minimum ratio, roster) are not here: they belong to the data
-owner and live in :class:`fedsens.protocol.settings.ClientSettings`.
+owner and live in :class:`fedsens.keys.ClientSettings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedsens.crypto.params import CkksParameters, PresetName
+from fedsens.crypto import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.mask import get_policy
+from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
 
 PREFIX = "fedsens."
+# Environment variables of a process, whose others of this prefix are a client's own settings.
+LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
+OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 # Options that may differ between a run and its continuation: they say how long to wait for whom,
 # which keys to use and where things lie, not what is computed.
-OPERATIONAL = frozenset({
+EXCLUDED_FROM_RESUME_CHECK = frozenset({
     "rotate_at",
-    "public_parameters",
+    "fingerprints",
     "key_timeout",
     "key_min_clients",
     "map_timeout",
@@ -50,14 +55,15 @@ class FedSensConfig(BaseModel):
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
         seed: seed of policies that draw at random.
-        preset: CKKS preset for the parameters.
+        preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
+            (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
         value_range: range R of the preset, None for its default.
         rule: rule of the sensitivity map, ``vector`` or ``true_label``.
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
         map_fraction: share of the clients that compute a map.
         refresh_every: rounds between two masks; 0 keeps the first for the whole run.
         rotate_at: rounds from which on a new key is used (comma-separated in a run config).
-        public_parameters: files with the public parameters of the keys in the order of their use;
+        fingerprints: of the keys in the order of their use, as ``fedsens keygen`` prints them;
             the server then accepts no other keys (comma-separated in a run config).
         refresh_below: a new mask replaces the one in use only if their overlap (intersection
             over union) is below this; 1 replaces whatever differs.
@@ -69,7 +75,8 @@ class FedSensConfig(BaseModel):
             visible update, or with ``noise_clip`` to that norm.
         noise_clip: norm that the visible update is clipped to (l2 for Gaussian noise, l1 for
             Laplace noise), so that a privacy budget can be stated; 0 does not clip.
-        key_timeout: seconds that key agreement may take.
+        key_timeout: seconds that each step of key agreement may take, and clients to give their
+            keys to a sum.
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
@@ -94,17 +101,17 @@ class FedSensConfig(BaseModel):
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
-    preset: PresetName = "compact"
+    preset: PresetName = "precise"
     value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
     rule: Literal["vector", "true_label"] = "vector"
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)
     refresh_every: int = Field(default=0, ge=0)
     rotate_at: tuple[int, ...] = ()
-    public_parameters: tuple[Path, ...] = ()
+    fingerprints: tuple[Fingerprint, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
-    remainder: Literal["plain", "noised", "withheld"] = "plain"
-    noise: Literal["gaussian", "laplace"] = "gaussian"
+    remainder: Remainder = "plain"
+    noise: Distribution = "gaussian"
     noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
@@ -126,7 +133,7 @@ class FedSensConfig(BaseModel):
             raise ValueError(str(error)) from None
         return policy
 
-    @field_validator("force", "rotate_at", "public_parameters", mode="before")
+    @field_validator("force", "rotate_at", "fingerprints", mode="before")
     @classmethod
     def _split(cls, items: Any) -> Any:
         if isinstance(items, str):
@@ -169,22 +176,23 @@ class FedSensConfig(BaseModel):
 
     @model_validator(mode="after")
     def _a_remainder_needs_a_rest(self) -> Self:
-        if self.remainder != "plain" and not self.encrypts:
+        policy = policy_named(self.remainder)
+        if policy.needs_mask and not self.encrypts:
             raise ValueError(
                 f"remainder {self.remainder!r} needs encryption: set ratio, or for noise without "
                 "it use Flower's LocalDpMod"
             )
-        if self.remainder == "withheld" and self.refresh_every and self.max_mb is not None:
+        if policy.masks_grow and self.refresh_every and self.max_mb is not None:
             raise ValueError(
-                "max-mb holds for one mask, but a withheld remainder lets refreshed masks add up: "
-                "leave out max-mb or refresh-every"
+                f"max-mb holds for one mask, but a {self.remainder} remainder lets refreshed masks "
+                "add up: leave out max-mb or refresh-every"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_file_for_every_key(self) -> Self:
-        if self.public_parameters and len(self.public_parameters) <= len(self.rotate_at):
-            raise ValueError(f"public-parameters must name {len(self.rotate_at) + 1} files")
+    def _a_fingerprint_for_every_key(self) -> Self:
+        if self.fingerprints and len(self.fingerprints) <= len(self.rotate_at):
+            raise ValueError(f"fingerprints must name {len(self.rotate_at) + 1} keys")
         return self
 
     @model_validator(mode="after")
@@ -198,20 +206,38 @@ class FedSensConfig(BaseModel):
         """The CKKS parameters of the model's masked part."""
         return CkksParameters.preset(self.preset, self.value_range)
 
-    def generation_at(self, server_round: int) -> int:
+    def remainder_terms(self, experiment: str) -> RemainderTerms:
+        """What clients are asked to do with the plaintext remainder.
+
+        Args:
+            experiment: random name of the run and of those that resume it.
+
+        Returns:
+            Part of the header of every model.
+        """
+        return RemainderTerms(
+            remainder=self.remainder,
+            noise=self.noise,
+            scale=self.noise_scale,
+            clip=self.noise_clip,
+            experiment=experiment,
+        )
+
+    def key_index_at(self, server_round: int) -> int:
         """How often the key has been rotated by a round."""
         return sum(number <= server_round for number in self.rotate_at)
 
     @property
-    def substance(self) -> dict[str, Any]:
+    def result_options(self) -> dict[str, Any]:
         """The options that the result depends on, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(OPERATIONAL))
+        return self.model_dump(mode="json", exclude=set(EXCLUDED_FROM_RESUME_CHECK))
 
     @property
     def effective_ratio(self) -> float:
         """The ratio after the policy's own say (``all`` is 1, ``none`` is 0).
 
-        With ``max_mb`` it is known only once the model is: see :mod:`fedsens.protocol.traffic`.
+        With ``max_mb`` it is known only once the model is
+        (:func:`fedsens.protocol.ratio_within`).
         """
         own = get_policy(self.policy).ratio
         return self.ratio if own is None else own

@@ -17,6 +17,7 @@
     │   ├── DowngradeError        a message asks for less protection than agreed
     │   ├── RoundError            a message belongs to another round
     │   ├── RosterError           a public key is unknown or has changed
+    │   ├── ListError             a list of contributors differs from the one that was answered
     │   ├── ContributorsError     an aggregate is not the sum of enough clients' updates
     │   ├── ModelError            a model is not one that honest clients could have made
     │   ├── EnvelopeError         a sealed key does not open
@@ -30,6 +31,10 @@
 Messages say what was expected, what came instead and what to do. They never hold a
 parameter value, a key or a sensitivity.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class FedSensError(Exception):
@@ -92,6 +97,10 @@ class RosterError(ProtocolError):
     """A public key is unknown or is not the one that was pinned."""
 
 
+class ListError(ProtocolError):
+    """A list of contributors differs from the one that was answered for the same upload."""
+
+
 class ContributorsError(ProtocolError):
     """An aggregate is not the sum that the server states, or of too few clients' updates."""
 
@@ -105,7 +114,15 @@ class EnvelopeError(ProtocolError):
 
 
 class PhaseError(ProtocolError):
-    """A phase ended without enough usable answers."""
+    """A phase ended without enough usable answers.
+
+    Attributes:
+        nodes: the nodes that are to blame, where they are known.
+    """
+
+    def __init__(self, text: str, nodes: Iterable[int] = ()) -> None:
+        super().__init__(text)
+        self.nodes = frozenset(nodes)
 
 
 class CheckpointError(FedSensError):

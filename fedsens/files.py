@@ -1,19 +1,22 @@
-"""Files of tensors: safetensors with a header and a checksum, written whole or not at all."""
+"""Files of tensors with a header and a checksum, and private files: written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedsens.errors import FedSensError, ProtocolError
+from fedsens.errors import FedSensError, KeyFileError, ProtocolError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -107,21 +110,256 @@ def write_tensors(
         FedSensError: it cannot be written.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        draft.touch(mode=0o600)
-        ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-        save_file(ordered, draft, dict(metadata))
-        _sync(draft)
-        draft.replace(target)
-        _sync(target.parent)
+        with _draft(target) as draft:
+            save_file(ordered, draft.name, dict(metadata))
+            os.fsync(draft.fileno())
+            os.replace(draft.name, target)
+        sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FedSensError(f"expected to write {target}, got: {reason}") from None
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner can read, whole or not at all.
+
+    It is on the disk, name and all, when this returns.
+
+    Args:
+        path: the file; it must not exist.
+        data: the content.
+
+    Raises:
+        KeyFileError: the file exists already or cannot be written.
+    """
+    if not create_private(path, data):
+        raise KeyFileError(
+            f"expected to write a new private file {path}, got one that exists; choose a path that "
+            "does not exist"
+        )
+
+
+def create_private(path: Path, data: bytes) -> bool:
+    """As :func:`write_private`, but tell whether the file existed instead of raising.
+
+    Args:
+        path: the file.
+        data: the content.
+
+    Returns:
+        Whether it is this call that made the file, of all that tried; its content is then whole.
+
+    Raises:
+        KeyFileError: the file cannot be written.
+    """
+    try:
+        with _filled(path, data) as draft:
+            try:
+                os.link(draft, path)  # unlike a rename, this fails where the file exists
+            except FileExistsError:
+                return False
+        sync(path.parent)
     except OSError as error:
-        raise FedSensError(f"expected to write {target}, got: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+        raise KeyFileError(
+            f"expected to write a new private file {path}, got: {error.strerror}; "
+            "choose a path in a writable folder with room"
+        ) from None
+    return True
 
 
-def _sync(path: Path) -> None:
+def replace_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read; one that exists is replaced in one step.
+
+    Args:
+        path: the file.
+        data: the content.
+
+    Raises:
+        KeyFileError: the file cannot be written.
+    """
+    try:
+        with _filled(path, data) as draft:
+            os.replace(draft, path)
+        sync(path.parent)
+    except OSError as error:
+        raise KeyFileError(
+            f"expected to write {path}, got: {error.strerror}; make room or choose another folder"
+        ) from None
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that must belong to this user and be accessible to nobody else.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    A file that cannot be read, belongs to somebody else, or whose mode lets others in is a
+    KeyFileError.
+    """
+    return _read_own(path, 0o077, "0600", "read")
+
+
+def read_guarded(path: Path) -> bytes:
+    """Read a file that others may read, but only this user or root can have written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    A file that cannot be read, belongs to somebody else, or whose mode lets others write is a
+    KeyFileError.
+    """
+    return _read_own(path, 0o022, "0644", "write")
+
+
+def private_folder(top: Path, *names: str) -> Path:
+    """A folder below another, both this user's own and everything between them.
+
+    What is missing is made with mode 0700, whatever the umask, the parents of ``top`` included.
+    Parents that exist are the user's own business.
+
+    Args:
+        top: the uppermost folder that is judged.
+        names: of the folders below it.
+
+    Returns:
+        The lowest folder.
+
+    Raises:
+        KeyFileError: one cannot be made, is a link or no folder, belongs to somebody else, or
+            others can write to it.
+    """
+    missing = [parent for parent in top.parents if not parent.exists()]
+    try:
+        for parent in reversed(missing):
+            _make_folder(parent)
+        folder = top
+        _own_folder(folder)
+        for name in names:
+            folder /= name
+            _own_folder(folder)
+    except OSError as error:
+        raise KeyFileError(
+            f"expected a writable private folder {top.joinpath(*names)}, got: {error.strerror}; "
+            "choose another place"
+        ) from None
+    return folder
+
+
+def _own_folder(folder: Path) -> None:
+    _make_folder(folder)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise KeyFileError(
+            f"expected a folder at {folder}, got a link or a file; name the folder itself"
+        )
+    _check_owner(folder, found, {os.geteuid()})
+    _check_mode(folder, found, 0o022, "0700", "write to")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    folder.chmod(0o700)  # the umask may have taken rights from the owner as well
+
+
+def _read_own(path: Path, forbidden: int, wanted: str, doing: str) -> bytes:
+    # Owner and mode are those of the descriptor that is read, so that no other file can take the
+    # name in between. A pipe would block until somebody writes to it.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise KeyFileError(f"expected a file at {path}, got a folder or a device")
+            owners = {os.geteuid()} if forbidden & 0o044 else {os.geteuid(), 0}
+            _check_owner(path, found, owners)
+            _check_mode(path, found, forbidden, wanted, doing)
+            return file.read()
+    except OSError as error:
+        raise KeyFileError(f"expected a private file at {path}, got: {error.strerror}") from None
+
+
+def _check_owner(path: Path, found: os.stat_result, owners: set[int]) -> None:
+    if found.st_uid not in owners:
+        raise KeyFileError(
+            f"expected {path} to belong to user {os.geteuid()}, got user {found.st_uid}, who could "
+            "change it; make it your own"
+        )
+
+
+def _check_mode(path: Path, found: os.stat_result, forbidden: int, wanted: str, doing: str) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & forbidden:
+        raise KeyFileError(
+            f"expected mode {wanted} on {path}, got {mode:04o}; others could {doing} it: chmod "
+            f"{wanted} it"
+        )
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[IO[bytes]]:
+    """A private file beside the target under a name that nobody can foresee; gone at the end."""
+    with tempfile.NamedTemporaryFile(
+        prefix=f".{target.name}.", dir=target.parent, delete=False
+    ) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _filled(target: Path, data: bytes) -> Iterator[str]:
+    """The name of a draft that holds the data, on the disk."""
+    with _draft(target) as draft:
+        draft.write(data)
+        draft.flush()
+        os.fsync(draft.fileno())
+        yield draft.name
+
+
+def erase_private(path: Path) -> None:
+    """Overwrite a file with zeros and empty it; its name stays.
+
+    A file system that copies on write, or a disk that spreads its wear, may keep the old blocks.
+
+    Args:
+        path: the file; nothing happens if there is none.
+
+    Raises:
+        KeyFileError: it cannot be written, or it is a link.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.write(bytes(os.fstat(descriptor).st_size))
+            os.fsync(descriptor)
+            file.truncate(0)
+            os.fsync(descriptor)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise KeyFileError(
+            f"expected to erase {path}, got: {error.strerror}; delete it yourself"
+        ) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Args:
+        path: the file or the folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -41,6 +41,11 @@ class Entry:
         return prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a scalar."""
+        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+
+    @property
     def slice(self) -> slice:
         """The tensor's place in the flat vector."""
         if self.offset is None:

@@ -12,11 +12,13 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 from client.models import build_model
 from fedsens import FedSensConfig
 from fedsens.flower import SelectiveEncryption, log_through_flower
-from fedsens.protocol.export import save_protected
-from fedsens.protocol.report import ReportFile
 
 app = ServerApp()
-OPERATIONAL = {"num-server-rounds", "round-timeout", "output-dir"}  # may change when resuming
+EXCLUDED_FROM_RESUME_CHECK = {
+    "num-server-rounds",
+    "round-timeout",
+    "output-dir",
+}  # may change when resuming
 
 
 @app.main()
@@ -40,8 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy = SelectiveEncryption(
         inner,
         config,
-        app_config=_substance(options),
-        on_report=ReportFile(folder / "reports.jsonl").append if folder else None,
+        app_config=_result_options(options),
+        output_dir=folder,
     )
     strategy.start(
         grid,
@@ -50,14 +52,12 @@ def main(grid: Grid, context: Context) -> None:
         timeout=float(options["round-timeout"]),
         train_config=ConfigRecord({"proximal-mu": mu}),
     )
-    if folder:
-        save_protected(strategy.model, folder / "protected.safetensors")
 
 
-def _substance(options: UserConfig) -> dict[str, object]:
+def _result_options(options: UserConfig) -> dict[str, object]:
     """The app's own options that the result depends on."""
     return {
         key: value
         for key, value in options.items()
-        if key not in OPERATIONAL and not key.startswith("fedsens.")
+        if key not in EXCLUDED_FROM_RESUME_CHECK and not key.startswith("fedsens.")
     }

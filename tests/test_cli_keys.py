@@ -14,9 +14,7 @@ from fedsens import SecretKey
 from fedsens.cli import app
 from fedsens.files import digest_of
 from fedsens.protocol.checkpoint import save_checkpoint
-from fedsens.protocol.envelope import roster_fingerprint
 from fedsens.protocol.export import save_model, save_protected
-from fedsens.protocol.keyfile import PublicParameters, load_key
 from fedsens.protocol.report import PhaseReport, ReportFile
 
 from .protocol.samples import KEY, model, protect
@@ -39,27 +37,6 @@ def passphrase(tmp_path):
     path.touch(mode=0o600)
     path.write_text(PASSPHRASE + "\n")
     return path
-
-
-def test_keygen_asks_twice_for_a_passphrase_and_shows_none(tmp_path):
-    output = run("keygen", tmp_path / "a.key", "--passphrase", input=f"{PASSPHRASE}\n" * 2)
-    assert PASSPHRASE not in output
-    assert "locked, mode 0600" in output
-    key = load_key(tmp_path / "a.key", lambda: PASSPHRASE)
-    assert PublicParameters.load(tmp_path / "a.public.json") == PublicParameters.of(key)
-
-
-def test_keygen_takes_a_passphrase_from_a_file_or_the_environment(tmp_path, passphrase):
-    run("keygen", tmp_path / "a.key", "--passphrase-file", passphrase)
-    run("keygen", tmp_path / "b.key", env={"FEDSENS_PASSPHRASE_FILE": str(passphrase)})
-    for name in ("a", "b"):
-        assert load_key(tmp_path / f"{name}.key", lambda: PASSPHRASE)
-
-
-def test_keygen_writes_both_files_or_none(tmp_path):
-    (tmp_path / "a.public.json").write_text("mine")
-    assert "expected new files" in run("keygen", tmp_path / "a.key", ok=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.public.json"]
 
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
@@ -104,19 +81,6 @@ def test_a_plain_model_needs_no_noise(tmp_path):
     KEY.save(tmp_path / "k")
     arguments = ["open", tmp_path / "m", "--key", tmp_path / "k", "--out", tmp_path / "out"]
     assert "noise" not in run(*arguments, "--security-bits", "30")
-
-
-def test_identities_make_a_roster(tmp_path):
-    public = [run("identity", tmp_path / f"identity-{n}").strip() for n in range(2)]
-    assert run("identity", tmp_path / "identity-0").strip() == public[0]
-    assert (tmp_path / "identity-0").stat().st_mode & 0o777 == 0o600
-    output = run("roster", tmp_path / "roster.json", *public, public[0].upper())
-    fingerprint = roster_fingerprint(map(bytes.fromhex, public))
-    assert f"2 clients, fingerprint {fingerprint}" in output
-    assert sorted(public) == json.loads((tmp_path / "roster.json").read_text())
-    assert "expected new files" in run("roster", tmp_path / "roster.json", public[0], ok=False)
-    assert "RosterError" in run("roster", tmp_path / "other", "ab", ok=False)
-    assert fingerprint in run("inspect", tmp_path / "roster.json")
 
 
 @pytest.fixture

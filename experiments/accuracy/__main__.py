@@ -11,7 +11,7 @@ from experiments.accuracy.figure import draw
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.federation import Clients, DataSource, ModelName, Rounds, Value, train_federation
 from fedsens.flower import SelectiveEncryption
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 
 RESULTS = Path(__file__).parent / "results"
 ALPHAS = (0.1, 1.0, 100.0)  # of the Dirichlet distribution: few classes a client, some, all alike

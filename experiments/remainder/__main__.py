@@ -13,7 +13,7 @@ from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.federation import Clients, DataSource, ModelName, Rounds, Value, train_federation
 from experiments.remainder.figure import draw
 from fedsens.flower import SelectiveEncryption
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 
 RESULTS = Path(__file__).parent / "results"
 RATIO = 0.1

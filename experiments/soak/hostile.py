@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsens import Aggregator, CkksParameters, Encryptor, generate_key
 from fedsens.crypto.wire import parse_batch
-from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
-from fedsens.protocol.headers import UpdateHeader
+from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
+from fedsens.protocol import UpdateHeader
 
 Change = Callable[[RecordDict], None]
 

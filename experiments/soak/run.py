@@ -27,8 +27,8 @@ from fedsens import FedSensConfig, SecretKey
 from fedsens.crypto.wire import parse_batch
 from fedsens.errors import BenchmarkError
 from fedsens.flower import SelectiveEncryption
-from fedsens.flower.client import Client
-from fedsens.protocol.report import PhaseReport
+from fedsens.flower._client import Client
+from fedsens.protocol import PhaseReport
 
 EVERY = 25  # rounds between two masks
 COLLECTED = 10  # rounds between two collections of garbage, which cost as much as a round

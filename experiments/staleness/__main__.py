@@ -13,7 +13,7 @@ from experiments.federation import Clients, DataSource, ModelName, Rounds, Value
 from experiments.staleness.figure import draw
 from fedsens.flower import SelectiveEncryption
 from fedsens.mask import EncryptionMask
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 
 RESULTS = Path(__file__).parent / "results"
 RULES = ("vector", "true_label")

@@ -14,7 +14,7 @@ from fedsens.audit.verdict import Line, union_of
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
-from fedsens.protocol.traffic import traffic
+from fedsens.protocol import traffic
 
 FEWEST = 8  # victims: an interval from fewer says little
 Answer = Literal["holds", "leaks", "open"]
@@ -81,7 +81,7 @@ def _choice(
     line: Line, size: int, codec: CkksParameters, confidence: float, margin: float
 ) -> Choice:
     count = mask_count(line.ratio, size)
-    up, down = traffic(codec, size, count, line.remainder == WITHHELD)
+    up, down = traffic(codec, size, count, withheld=line.remainder == WITHHELD)
     hits = round(line.identified * line.victims)
     rest = line.victims - hits
     bound = float(beta.ppf(confidence, hits + 1, rest)) if rest else 1.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedsens.audit.trial import PLAIN
 from fedsens.errors import ConfigurationError
 from fedsens.files import Arrays
-from fedsens.protocol.remainder import add_noise
+from fedsens.remainder import add_noise
 
 WITHHELD = "withheld"
 ALIASES = {"noised": "gaussian"}

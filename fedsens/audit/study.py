@@ -21,8 +21,7 @@ from fedsens.audit.view import AttackView, seen_gradients
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, get_policy, select_mask
-from fedsens.protocol.model import split
+from fedsens.mask import EncryptionMask, get_policy, partition, select_mask
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 CALIBRATION, CANDIDATES = 256, 500  # images for the map, and to tell the victim from
@@ -159,7 +158,7 @@ class Study:
             The view.
         """
         mask = self.mask(protection.policy, protection.ratio)
-        before, after = (split(s, mask, self.layout)[0] for s in (update.before, update.after))
+        before, after = (partition(s, mask, self.layout)[0] for s in (update.before, update.after))
         plain = treated(protection.remainder, before, after, rng)
         free = [name for name, p in self.model.named_parameters() if p.requires_grad]
         sent = {name: update.before[name] for name in free}

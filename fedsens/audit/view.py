@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask
-from fedsens.protocol.model import join
+from fedsens.mask import EncryptionMask, combine
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def seen_gradients(
     """
     if plain is None:
         return {name: torch.full(array.shape, torch.nan) for name, array in before.items()}
-    after = join(plain, np.full(mask.k, np.nan), layout, mask)
+    after = combine(plain, np.full(mask.k, np.nan), layout, mask)
     return {
         name: (torch.tensor(array) - torch.from_numpy(after[name].copy())) / step
         for name, array in before.items()

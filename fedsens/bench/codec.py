@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens.crypto import PRESETS, CkksParameters
 from fedsens.crypto.baseline import Codec, PresetCodec, VectorCodec
-from fedsens.crypto.params import PRESETS, CkksParameters
 
 Floats = NDArray[np.float64]
 

@@ -19,8 +19,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fedsens.bench.measure import peak_of_process, silence_logs
 from fedsens.bench.round import moving_app
 from fedsens.flower import LocalGrid
-from fedsens.flower.local import rebuild
-from fedsens.protocol.contributors import LEAST
+from fedsens.flower._testing import rebuild
+from fedsens.protocol._contributors import LEAST
 
 
 @dataclass

@@ -29,7 +29,7 @@ from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
-from fedsens.flower.records import size_of
+from fedsens.flower._records import size_of
 
 PLAIN = "Flower FedAvg"
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)

@@ -20,7 +20,7 @@ from fedsens.audit.trial import Protection, Trial, trials_of
 from fedsens.audit.verdict import verdict
 from fedsens.cli.common import console
 from fedsens.crypto import CkksParameters
-from fedsens.protocol.traffic import traffic
+from fedsens.protocol import traffic
 
 
 def try_all(

@@ -11,7 +11,7 @@ from fedsens.cli.audit import audit
 from fedsens.cli.bench import bench
 from fedsens.cli.common import Importing, ImportingGroup, console, named_errors
 from fedsens.cli.keys import identity, keygen, roster
-from fedsens.cli.models import inspect, open_model
+from fedsens.cli.models import inspect, open_file
 from fedsens.cli.plan import plan
 from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
@@ -50,7 +50,7 @@ app.command()(plan)
 app.command()(report)
 app.add_typer(audit, name="audit", cls=ImportingGroup)
 app.command()(keygen)
-app.command("open")(open_model)
+app.command("open")(open_file)
 app.command()(inspect)
 app.command()(identity)
 app.command()(roster)

@@ -90,7 +90,7 @@ def write_json(path: Path | None, content: Any) -> None:
 
 def passphrase_of(path: Path | None, confirm: bool = False) -> str:
     """The passphrase in a file, or from a prompt."""
-    from fedsens.protocol.keyfile import read_passphrase
+    from fedsens.keys import read_passphrase
 
     if path is not None:
         return read_passphrase(path)

@@ -116,7 +116,7 @@ def submit(
     """
     from fedsens.deployment.submit import follow
     from fedsens.deployment.submit import submit as run
-    from fedsens.protocol.export import load_protected
+    from fedsens.protocol import load_protected
     from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.screen import tables
     from fedsens.simulation.summary import summarize

@@ -1,20 +1,57 @@
-"""The CKKS codec: parameters, keys, and the three roles that encrypt, add and decrypt.
+"""The codec: real vectors to ciphertexts that add up and that only a sum of secrets opens.
 
-This package is the only importer of TenSEAL.
+Every client encrypts under a one-time secret of its own with public polynomials that all share, so
+ciphertexts add up although their secrets differ, and the sum opens under the sum of the secrets
+alone: key-additive RLWE, as in SASH (arXiv 2111.12321), ACORN (ePrint 2022/1461), OPA (arXiv
+2410.22303) and Willow (ePrint 2024/936), here with CKKS (Cheon, Kim, Kim and Song 2017) as the
+encoding.
+
+Names are imported when first used: :class:`Aggregator` and everything that reads batches need
+NumPy only; :class:`Encryptor` and :class:`Decryptor` load TenSEAL, and nothing else here does.
 """
 
-from fedsens.crypto.aggregator import Aggregator
-from fedsens.crypto.decryptor import Decryptor
-from fedsens.crypto.encryptor import Encryptor
-from fedsens.crypto.keys import SecretKey, generate_key
-from fedsens.crypto.params import MAP_PARAMETERS, CkksParameters
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fedsens.crypto._aggregator import Aggregator
+from fedsens.crypto._packing import NameOf, check_range
+from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, PresetName
+from fedsens.crypto._secret import OneTimeSecret
+from fedsens.crypto._wire import Batch, parse_batch, residues
+
+if TYPE_CHECKING:
+    from fedsens.crypto._decryptor import Decryptor
+    from fedsens.crypto._encryptor import Encryptor
+
+_WITH_TENSEAL = {
+    "Decryptor": "fedsens.crypto._decryptor",
+    "Encryptor": "fedsens.crypto._encryptor",
+}
 
 __all__ = [
     "MAP_PARAMETERS",
+    "PRESETS",
     "Aggregator",
+    "Batch",
     "CkksParameters",
     "Decryptor",
     "Encryptor",
-    "SecretKey",
-    "generate_key",
+    "NameOf",
+    "OneTimeSecret",
+    "PresetName",
+    "check_range",
+    "parse_batch",
+    "residues",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TENSEAL:
+        raise AttributeError(f"module 'fedsens.crypto' has no attribute {name!r}")
+    return getattr(import_module(_WITH_TENSEAL[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

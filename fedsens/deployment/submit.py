@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fedsens.errors import DeploymentError
-from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.protocol import PhaseReport, read_reports
 from fedsens.simulation.app import FlowerApp
 from fedsens.simulation.runner import COMPLETED, RunOutcome, run_command, status_of
 from fedsens.simulation.superlink import SuperLink

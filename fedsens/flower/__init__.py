@@ -1,15 +1,28 @@
 """The Flower halves of fedsens: a mod for clients, a strategy for the server.
 
-Beside it only what runs whole federations (bench, simulation) imports flwr.
+Names are imported when first used, so that the server's process loads no code that can hold a key,
+and a client's none of the server's. Beside this package only what runs whole federations (bench,
+simulation) imports flwr.
 """
 
 from __future__ import annotations
 
-from fedsens.flower.install import install
-from fedsens.flower.local import LocalGrid
-from fedsens.flower.logs import log_through_flower
-from fedsens.flower.mod import SelectiveEncryptionMod
-from fedsens.flower.strategy import SelectiveEncryption
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsens.flower._logs import log_through_flower
+    from fedsens.flower._mod import SelectiveEncryptionMod, install
+    from fedsens.flower._strategy import SelectiveEncryption
+    from fedsens.flower._testing import LocalGrid
+
+_HOME = {
+    "LocalGrid": "fedsens.flower._testing",
+    "SelectiveEncryption": "fedsens.flower._strategy",
+    "SelectiveEncryptionMod": "fedsens.flower._mod",
+    "install": "fedsens.flower._mod",
+    "log_through_flower": "fedsens.flower._logs",
+}
 
 __all__ = [
     "LocalGrid",
@@ -18,3 +31,13 @@ __all__ = [
     "install",
     "log_through_flower",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedsens.flower' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

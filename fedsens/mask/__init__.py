@@ -1,22 +1,47 @@
-"""Masks: which coordinates of a model are encrypted, and how they are chosen."""
+"""Masks: which coordinates of a model are encrypted, how they are chosen, and both parts of it.
 
-from fedsens.mask import ordered as _ordered
-from fedsens.mask import policies as _policies
-from fedsens.mask.mask import EncryptionMask
-from fedsens.mask.registry import Policy, PolicyInput, get_policy, policy_names, register_policy
-from fedsens.mask.select import select_mask
+A mask is made by :func:`select_mask`, which asks a policy (:func:`register_policy`) after it has
+dealt with forced layers and tied tensors. :func:`partition` and :func:`combine` apply a mask to a
+model.
+"""
+
+from fedsens.mask import _policies
+from fedsens.mask._layers import forced_names, visible_statistics
+from fedsens.mask._mask import EncryptionMask
+from fedsens.mask._partition import (
+    as_layout_types,
+    check_plain,
+    combine,
+    not_finite,
+    partition,
+    with_nan,
+)
+from fedsens.mask._registry import Policy, PolicyInput, get_policy, policy_names, register_policy
+from fedsens.mask._select import select_mask
+from fedsens.mask._tied import selectable_count, tied_but_masked_apart, tied_pairs
 from fedsens.topk import mask_count, top_k
 
-del _ordered, _policies  # imported only to register the policies that fedsens brings
+del _policies  # imported only to register the policies that fedsens brings
 
 __all__ = [
     "EncryptionMask",
     "Policy",
     "PolicyInput",
+    "as_layout_types",
+    "check_plain",
+    "combine",
+    "forced_names",
     "get_policy",
     "mask_count",
+    "not_finite",
+    "partition",
     "policy_names",
     "register_policy",
     "select_mask",
+    "selectable_count",
+    "tied_but_masked_apart",
+    "tied_pairs",
     "top_k",
+    "visible_statistics",
+    "with_nan",
 ]

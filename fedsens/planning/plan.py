@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.planning.memory import client_memory, server_memory
-from fedsens.protocol.tags import capacity
-from fedsens.protocol.traffic import FLOAT, HEADER, largest_count, traffic
+from fedsens.protocol import largest_count, traffic
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,14 @@ def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
     def plan_of(count: int) -> Plan:
         return _plan(federation, count / size, count)
 
-    count = largest_count(size, capacity(federation.codec), lambda count: fits(plan_of(count)))
+    count = largest_count(size, federation.codec.degree, lambda count: fits(plan_of(count)))
     return plan_of(count)
 
 
 def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
-    up, down = traffic(codec, size, count, federation.withheld and count > 0)
+    withheld = federation.withheld and count > 0
+    up, down = traffic(codec, size, count, withheld=withheld, clients=clients)
     speed = federation.speed
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0
@@ -137,7 +137,7 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
         encrypted=count,
         bytes_up=round(up),
         bytes_down=round(down),
-        plain_bytes=FLOAT * size + HEADER,
+        plain_bytes=round(traffic(codec, size, 0)[0]),
         cpu_seconds=clients * seconds,
         link_seconds=8 * (up + down) / federation.link,
         run_bytes=round((up + down) * clients * federation.rounds),

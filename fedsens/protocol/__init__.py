@@ -1,1 +1,90 @@
-"""The protocol without its transport: headers, keys, envelopes, split models and their files."""
+"""The protocol: what server and clients say to each other, and what is kept in files.
+
+Nothing here holds a key or can decrypt; that is :mod:`fedsens.keys`, which clients alone load.
+"""
+
+from fedsens.protocol._aggregate import (
+    KEY_BYTES,
+    Aggregate,
+    AggregateHeader,
+    sum_answers,
+    tag_count,
+)
+from fedsens.protocol._checkpoint import FILE_TYPE as CHECKPOINT_TYPE
+from fedsens.protocol._checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fedsens.protocol._context import RoundContext
+from fedsens.protocol._contributors import (
+    Contributor,
+    Contributors,
+    Party,
+    check_weight,
+    cohort_digest,
+)
+from fedsens.protocol._headers import (
+    Header,
+    KeyReply,
+    KeyRequest,
+    KeySumRequest,
+    MapRequest,
+    MaskRequest,
+    ModelHeader,
+    PlainMapHeader,
+    RekeyReply,
+    RekeyRequest,
+    UploadHeader,
+)
+from fedsens.protocol._model import ProtectedModel
+from fedsens.protocol._modelfile import FILE_TYPE as MODEL_TYPE
+from fedsens.protocol._modelfile import load_protected, save_model, save_protected
+from fedsens.protocol._report import Phase, PhaseReport, ReportFile, read_reports
+from fedsens.protocol._traffic import largest_count, mean_width, ratio_within, traffic
+
+__all__ = [
+    "CHECKPOINT_TYPE",
+    "KEY_BYTES",
+    "MODEL_TYPE",
+    "Aggregate",
+    "AggregateHeader",
+    "Checkpoint",
+    "CheckpointFolder",
+    "Contributor",
+    "Contributors",
+    "Header",
+    "KeyReply",
+    "KeyRequest",
+    "KeySumRequest",
+    "MapRequest",
+    "MaskRequest",
+    "ModelHeader",
+    "Party",
+    "Phase",
+    "PhaseReport",
+    "PlainMapHeader",
+    "Progress",
+    "ProtectedModel",
+    "RekeyReply",
+    "RekeyRequest",
+    "ReportFile",
+    "RoundContext",
+    "UploadHeader",
+    "check_weight",
+    "cohort_digest",
+    "largest_count",
+    "load_checkpoint",
+    "load_protected",
+    "mean_width",
+    "ratio_within",
+    "read_reports",
+    "save_checkpoint",
+    "save_model",
+    "save_protected",
+    "sum_answers",
+    "tag_count",
+    "traffic",
+]

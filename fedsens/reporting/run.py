@@ -8,8 +8,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.export import load_protected
-from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol import ProtectedModel, load_protected
 from fedsens.reporting.page import cards, picture
 from fedsens.simulation.screen import tables
 from fedsens.simulation.summary import RunSummary, SimulationSummary

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsens.errors import SimulationError
-from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.protocol import PhaseReport, read_reports
 from fedsens.simulation.app import FlowerApp
 from fedsens.simulation.superlink import SuperLink, program
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport
 from fedsens.simulation.summary import (
     Bytes,
     RoundRow,

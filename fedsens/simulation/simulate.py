@@ -10,20 +10,17 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from fedsens.config import FedSensConfig
+from fedsens.config import OUTPUT_DIR, FedSensConfig
 from fedsens.errors import ConfigurationError, SimulationError
 from fedsens.files import digest_of
-from fedsens.protocol.export import load_protected, save_model
-from fedsens.protocol.keyfile import load_key, read_passphrase
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
-from fedsens.protocol.settings import ClientSettings
+from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
+from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
 from fedsens.simulation.summary import RunSummary, SimulationSummary, summarize
 from fedsens.simulation.superlink import superlink
 
 Progress = Callable[[str, PhaseReport], None]
-RATIO, OUTPUT_DIR = "fedsens.ratio", "FEDSENS_OUTPUT_DIR"
+RATIO = "fedsens.ratio"
 RATIO_0 = {
     RATIO: "0.0",
     "fedsens.max-mb": "0.0",
@@ -164,13 +161,15 @@ def _open(
 ) -> tuple[str | None, int]:
     nodes = folder / "state" / f"run-{outcome.run_id}"
     key = None
-    if model.ciphertext is not None:
+    if model.aggregate is not None:
         path = key_file or next(iter(sorted(nodes.glob("node-*/key"))), None)
         if path is None:
             raise SimulationError(f"expected a client's key below {nodes}, found none")
         place = os.environ.get("FEDSENS_PASSPHRASE_FILE")  # the clients read it there, too
-        key = load_key(path, partial(read_passphrase, Path(place)) if place else None)
-    arrays = model.open(key, ClientSettings.from_node({}).min_contributors)  # as clients do
+        ask = partial(read_passphrase, Path(place)) if place else None
+        key = FederationKey.load(path, ask)
+    least = ClientSettings.from_node({}).min_contributors
+    arrays = open_model(model, key, least)  # as clients do
     save_model(arrays, folder / "model.safetensors")
     if key is None:
         return None, 0

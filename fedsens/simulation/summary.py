@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
+from fedsens.protocol import PhaseReport, ProtectedModel
 from fedsens.simulation.runner import RunOutcome
 
 

@@ -1,15 +1,13 @@
 """The vectorised packing beside a naive loop, and the spectrum it is there for."""
 
-import cmath
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsens.crypto.packing import pack, unpack
+from fedsens.crypto._packing import pack, unpack
 
-from .kit import N, parameters
+from .kit import N, embed, parameters
 
 SIGMA_LIMIT = 7.0
 
@@ -52,29 +50,6 @@ def test_fast_packing_equals_the_loop(size, seed):
     np.testing.assert_allclose(back, np.pad(values, (0, len(back) - size)), rtol=0, atol=1e-14)
 
 
-def coefficients(slots):
-    """The real polynomial that takes these values at the primitive 2N-th roots of unity.
-
-    Written from the definition of the canonical embedding, as one inverse Fourier transform: slot
-    j lies at the root whose exponent is 5^j modulo 2N, its conjugate at minus that.
-    """
-    exponents = np.array([pow(5, j, 2 * N) for j in range(N // 2)])
-    spectrum = np.zeros(N, complex)
-    spectrum[(exponents - 1) // 2] = slots
-    spectrum[(2 * N - exponents - 1) // 2] = np.conj(slots)
-    twist = np.exp(-1j * np.pi * np.arange(N) / N)
-    return np.fft.fft(spectrum) / N * twist
-
-
-def test_the_embedding_here_is_the_canonical_one():
-    slots = np.random.default_rng(0).normal(size=(N // 2, 2)).view(complex)[:, 0]
-    polynomial = coefficients(slots)
-    assert np.abs(polynomial.imag).max() < 1e-12
-    for slot in (0, 1, 17, N // 2 - 1):
-        root = cmath.exp(1j * cmath.pi * pow(5, slot, 2 * N) / N)
-        assert np.polyval(polynomial.real[::-1], root) == pytest.approx(slots[slot])
-
-
 @pytest.mark.parametrize("kind", ["constant", "alternating", "spike", "ramp", "random"])
 def test_coefficients_look_gaussian_whatever_the_data(kind):
     values = {
@@ -85,7 +60,7 @@ def test_coefficients_look_gaussian_whatever_the_data(kind):
         "random": np.random.default_rng(0).normal(size=N),
     }[kind]
     values *= parameters("compact").value_range * np.sqrt(N) / np.linalg.norm(values)
-    spectrum = coefficients(pack(values, parameters("compact"))[0]).real
+    spectrum = embed(pack(values, parameters("compact"))[0]).real
     sigma = parameters("compact").gain * parameters("compact").value_range * np.sqrt(2 / N)
     assert spectrum.std() == pytest.approx(sigma, rel=0.02)
     assert np.abs(spectrum).max() < 5 * sigma
@@ -94,4 +69,4 @@ def test_coefficients_look_gaussian_whatever_the_data(kind):
 
 def test_without_the_phases_a_constant_would_overflow():
     slots = pack(np.full(N, 4.0), parameters("compact"))[0] / parameters("compact").phases()
-    assert np.abs(coefficients(slots)).max() > parameters("compact").modulus / 2
+    assert np.abs(embed(slots)).max() > parameters("compact").modulus / 2

@@ -1,0 +1,193 @@
+"""What a file of fedsens is, for ``fedsens inspect``: parameters and digests, never a secret."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from fedsens.crypto import CkksParameters
+from fedsens.errors import FedSensError, ProtocolError
+from fedsens.files import UNREADABLE, read_header, read_private
+from fedsens.keys import (
+    KEY_TYPE,
+    LOCKED_TYPE,
+    FederationKey,
+    locked_key_in,
+    read_roster,
+    roster_fingerprint,
+)
+from fedsens.protocol import (
+    CHECKPOINT_TYPE,
+    MODEL_TYPE,
+    ProtectedModel,
+    load_checkpoint,
+    load_protected,
+    read_reports,
+)
+
+Facts = dict[str, Any]
+SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}
+
+
+def describe(path: Path) -> Facts:
+    """Say what a file is.
+
+    Args:
+        path: a key file (locked or not), a protected model, a checkpoint, an
+            opened model, a roster, the reports or the summary of a run.
+
+    Returns:
+        Facts by name, the first of which is ``kind``.
+
+    Raises:
+        FedSensError: it is none of these, or it is damaged.
+    """
+    for recognise in (_tensors, _json, _reports):
+        facts = recognise(path)
+        if facts is not None:
+            return facts
+    raise FedSensError(
+        f"expected a file of fedsens, got {'another one' if path.is_file() else 'none'} at {path}"
+    )
+
+
+def load_model(path: Path) -> ProtectedModel:
+    """The protected model of an export or of a checkpoint.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model.
+    """
+    if _type_in(read_header(path)) == CHECKPOINT_TYPE:
+        return load_checkpoint(path).model
+    return load_protected(path)
+
+
+def _tensors(path: Path) -> Facts | None:
+    kind = _type_in(read_header(path))
+    if kind == MODEL_TYPE:
+        return {"kind": kind, **_of_model(load_protected(path)), **_of_file(path)}
+    if kind == CHECKPOINT_TYPE:
+        return {"kind": kind, **_of_checkpoint(path), **_of_file(path)}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            sizes = [file.get_tensor(name).size for name in file.keys()]  # noqa: SIM118 - not iterable
+    except UNREADABLE:
+        return None
+    facts = {"kind": "model (safetensors)", "tensors": len(sizes), "parameters": sum(sizes)}
+    return {**facts, **_of_file(path)}
+
+
+def _json(path: Path) -> Facts | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(content, list):
+        keys = read_roster(path)
+        return {"kind": "roster", "clients": len(keys), "fingerprint": roster_fingerprint(keys)}
+    kind = content.get("type") if isinstance(content, dict) else None
+    known: dict[Any, Callable[[Path], Facts]] = {
+        KEY_TYPE: _of_key,
+        LOCKED_TYPE: _of_locked,
+    }
+    if isinstance(kind, str) and kind in known:
+        return {"kind": kind, **known[kind](path)}
+    if isinstance(content, dict) and set(content) >= SUMMARY:
+        names = [*sorted(SUMMARY), "accuracy", "seconds", "model_sha256"]
+        return {"kind": "summary of a run", **{n: content.get(n) for n in names}}
+    return None
+
+
+def _reports(path: Path) -> Facts | None:
+    try:
+        reports = read_reports(path)
+    except (OSError, ValueError):
+        return None
+    if not reports:
+        return None
+    last = reports[-1]
+    lost = sum(report.lost for report in reports)
+    return {"kind": "reports of a run", "rounds": last.round, "lost": lost, "last": str(last)}
+
+
+def _of_key(path: Path) -> Facts:
+    return {"locked": False, "fingerprint": FederationKey.load(path).fingerprint}
+
+
+def _of_locked(path: Path) -> Facts:
+    locked = locked_key_in(read_private(path))
+    if locked is None:  # it was one a moment ago
+        raise ProtocolError(f"expected a locked key in {path}, got another file")
+    cost = locked.scrypt
+    return {
+        "locked": f"scrypt n={cost.n} r={cost.r} p={cost.p}, ChaCha20-Poly1305",
+        "fingerprint": locked.fingerprint,
+    }
+
+
+def _of_model(model: ProtectedModel) -> Facts:
+    facts = {
+        "round": model.round,
+        "tensors": len(model.layout.tensors),
+        "parameters": model.layout.size,
+        "encrypted_parameters": model.mask.k,
+        "ratio": model.mask.ratio,
+        "layout": model.layout.digest,
+        "mask": model.mask.digest,
+        "ckks": _named([model.parameters]),
+    }
+    if model.aggregate is not None:
+        header = model.aggregate.header
+        facts |= {
+            "contributors": len(header.contributors.members),
+            "weight": header.weight,
+            "key": header.fingerprint,
+            "ciphertext_bytes": len(model.aggregate.ciphertext),
+        }
+    return facts
+
+
+def _of_checkpoint(path: Path) -> Facts:
+    saved = load_checkpoint(path)
+    progress = saved.progress
+    return {
+        **_of_model(saved.model),
+        "round": progress.round,
+        "model_round": saved.model.round,
+        "next_mask": saved.mask.digest,
+        "key_index": progress.key_index,
+        "strategy": progress.strategy,
+        "options": progress.config,
+        "app": progress.app,
+    }
+
+
+def _of_file(path: Path) -> Facts:
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _named(parameters: Iterable[CkksParameters]) -> list[str]:
+    return [
+        f"{p.name}: N={p.degree}, {p.wire_bytes} bytes a value, range {p.value_range:g}, "
+        f"{p.security_bits}-bit security"
+        for p in parameters
+    ]
+
+
+def _type_in(header: str | None) -> str | None:
+    try:
+        return str(json.loads(header)["type"]) if header else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

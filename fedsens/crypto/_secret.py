@@ -1,0 +1,82 @@
+"""OneTimeSecret: what opens one upload, or, added to others', the sum of their uploads.
+
+It needs no TenSEAL, so that a client can pad and send it, and add sums, in a process that starts
+quickly. It is drawn in :mod:`fedsens.crypto._seal`.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.crypto._parameters import DEGREE, LARGEST_ERROR
+from fedsens.errors import KeyMismatchError
+
+
+class OneTimeSecret:
+    """The secret of one upload: N small whole numbers, the coefficients of a polynomial.
+
+    They follow SEAL's error distribution (a centred binomial of standard deviation 3.2, at most 21
+    in magnitude) instead of the usual ternary one: of two ternary secrets a sum would tell many
+    coefficients (1 + 1 is 2 in one way only), whereas a sum of two error-distributed secrets is a
+    hint that costs a few bits of security (Hint-RLWE; see Kim, Lee, Seo and Song 2023).
+
+    Instances show nothing secret and refuse to be pickled or copied.
+    """
+
+    __slots__ = ("_coefficients", "_summands")
+
+    def __init__(self, coefficients: NDArray[np.int64], summands: int) -> None:
+        """Wrap checked coefficients; use :meth:`from_array` instead."""
+        self._coefficients = coefficients
+        self._summands = summands
+
+    @classmethod
+    def from_array(cls, coefficients: NDArray[np.integer], summands: int = 1) -> Self:
+        """A secret, or a sum of secrets, that was sent or stored as an array.
+
+        Args:
+            coefficients: N = 4096 signed whole numbers.
+            summands: of how many secrets they are the sum.
+
+        Returns:
+            The secret; it holds a copy.
+
+        Raises:
+            KeyMismatchError: they cannot be such a sum.
+        """
+        array = np.asarray(coefficients)
+        most = LARGEST_ERROR * summands
+        whole = array.shape == (DEGREE,) and array.dtype.kind in "iu"
+        # Compared from both sides, because the magnitude of the least int64 overflows.
+        if summands < 1 or not whole or int(array.max()) > most or int(array.min()) < -most:
+            raise KeyMismatchError(
+                f"expected {DEGREE} whole numbers of magnitude at most {LARGEST_ERROR} for each of "
+                f"{summands} secrets, got {array.dtype} of shape {array.shape} that cannot be "
+                "their sum; add the secrets of exactly those whose uploads were added"
+            )
+        return cls(array.astype(np.int64), summands)
+
+    @property
+    def summands(self) -> int:
+        """Of how many uploads' secrets this is the sum."""
+        return self._summands
+
+    def to_array(self) -> NDArray[np.int64]:
+        """A copy of the N coefficients. Secret: pad or protect it wherever it goes."""
+        return self._coefficients.copy()
+
+    def __add__(self, other: object) -> OneTimeSecret:
+        if not isinstance(other, OneTimeSecret):
+            return NotImplemented
+        return OneTimeSecret(
+            self._coefficients + other._coefficients, self._summands + other._summands
+        )
+
+    def __repr__(self) -> str:
+        return f"OneTimeSecret(summands={self._summands})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a OneTimeSecret is not picklable; pad and send its array")

@@ -1,0 +1,197 @@
+"""The wire format of a ciphertext batch: one header, residues modulo p, a checksum.
+
+Everything is little-endian::
+
+    magic "FSCT", version, kind (0 fresh, 1 sum), two zero bytes
+    parameter digest (16)
+    values (u64), blocks (u32), summands (u32)
+    blocks x N residues, in planes (see :data:`PLANES`)
+    CRC-32 of all of the above
+
+Only the first polynomial of a ciphertext travels: the second is public (see
+:func:`fedsens.crypto._seal.public_seed`). The checksum guards against damage, not against forgery.
+Reading and adding batches needs NumPy only.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.crypto._parameters import DEGREE, CkksParameters
+from fedsens.errors import CiphertextError, KeyMismatchError
+
+Words = NDArray[np.uint64]
+
+MAGIC = b"FSCT"
+VERSION = 3
+HEADER = struct.Struct("<4sBBxx16sQII")
+CHECKSUM = 4
+FRESH, SUM = 0, 1
+MAX_SUMMANDS = 2**32 - 1
+CHUNK = 16  # blocks converted at a time: half a MiB of residues, which stay in the cache
+
+# A block's residues travel in planes, low bytes first, so that whole arrays are converted.
+PLANES: dict[int, tuple[tuple[int, str], ...]] = {  # bytes: (bits to shift, type) of each plane
+    2: ((0, "<u2"),),
+    3: ((0, "<u2"), (16, "u1")),
+    4: ((0, "<u4"),),
+    7: ((0, "<u4"), (32, "<u2"), (48, "u1")),
+}
+BLOCKS = {
+    width: np.dtype([(str(shift), kind, DEGREE) for shift, kind in planes])
+    for width, planes in PLANES.items()
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A vector of encrypted values whose bytes have been checked.
+
+    Attributes:
+        parameters: the parameter set.
+        kind: ``FRESH`` (one client's) or ``SUM``.
+        values: number of real values.
+        summands: number of fresh batches that were added up.
+        planes: one record of planes per block, a view of the bytes.
+    """
+
+    parameters: CkksParameters
+    kind: int
+    values: int
+    summands: int
+    planes: NDArray[np.void]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of N values."""
+        return len(self.planes)
+
+    def residues(self, low: int = 0, high: int | None = None) -> Words:
+        """The residues modulo p of the blocks from ``low`` up to ``high``.
+
+        Args:
+            low: the first block.
+            high: the block to stop before; the end when None.
+
+        Returns:
+            Shape (blocks, N), a copy.
+        """
+        first, *others = PLANES[self.parameters.wire_bytes]
+        part = self.planes[low:high]
+        words = part[str(first[0])].astype(np.uint64)
+        for shift, _ in others:
+            words |= part[str(shift)].astype(np.uint64) << np.uint64(shift)
+        return words
+
+    def chunks(self) -> Iterator[tuple[slice, Words]]:
+        """The residues in pieces that stay small: the blocks they belong to, and they."""
+        for low in range(0, self.blocks, CHUNK):
+            yield slice(low, low + CHUNK), self.residues(low, low + CHUNK)
+
+
+def residues(data: bytes, parameters: CkksParameters) -> Words:
+    """The residues of a serialised batch, fresh or a sum, without TenSEAL.
+
+    Args:
+        data: the batch.
+        parameters: the parameters that it must have been made with.
+
+    Returns:
+        Numbers below ``parameters.wire_modulus``, shape (blocks, N); the last block's padding is
+        encrypted as well.
+    """
+    return parse_batch(data, parameters).residues()
+
+
+def to_wire(words: Words, parameters: CkksParameters) -> bytes:
+    """The wire form of residues below p, shape (blocks, N)."""
+    planes = np.empty(len(words), BLOCKS[parameters.wire_bytes])
+    for shift, _ in PLANES[parameters.wire_bytes]:
+        planes[str(shift)] = words >> np.uint64(shift)  # the assignment keeps the low bytes
+    return planes.tobytes()
+
+
+def write_batch(
+    parameters: CkksParameters, kind: int, values: int, summands: int, pieces: Iterable[bytes]
+) -> bytes:
+    """Serialise a batch whose blocks come in pieces, in order, without holding it twice."""
+    blocks = parameters.blocks(values)
+    header = HEADER.pack(MAGIC, VERSION, kind, parameters.digest, values, blocks, summands)
+    stream, checksum = io.BytesIO(), 0
+    for piece in chain((header,), pieces):
+        checksum = zlib.crc32(piece, checksum)
+        stream.write(piece)
+    stream.write(checksum.to_bytes(CHECKSUM, "little"))
+    return stream.getvalue()  # which copies nothing
+
+
+def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
+    """Check a serialised batch, down to the last residue.
+
+    Args:
+        data: the bytes.
+        parameters: the parameters that the batch must have been made with.
+
+    Returns:
+        The batch; its blocks are a view of ``data``.
+
+    Raises:
+        CiphertextError: the bytes are not a whole, undamaged batch.
+        KeyMismatchError: the batch was made with other parameters.
+    """
+    view = memoryview(data)
+    if len(view) < HEADER.size + CHECKSUM or view[:4] != MAGIC:
+        raise CiphertextError(f"expected a ciphertext batch, got {len(view)} other bytes")
+    _, version, kind, digest, values, blocks, summands = HEADER.unpack_from(view)
+    if version != VERSION:
+        age = "an older" if version < VERSION else "a newer"
+        raise CiphertextError(
+            f"expected a batch of version {VERSION}, got version {version}, made by {age} version "
+            "of fedsens; use the same one everywhere"
+        )
+    if zlib.crc32(view[:-CHECKSUM]).to_bytes(CHECKSUM, "little") != view[-CHECKSUM:]:
+        raise CiphertextError("expected a matching checksum, got damaged bytes; send them again")
+    if digest != parameters.digest:
+        raise KeyMismatchError(
+            f"expected a batch under the parameters {parameters!r}, got one under others; "
+            "use one configuration for the server and all clients"
+        )
+    _check_counts(view, kind, values, blocks, summands, parameters)
+    planes = np.frombuffer(view, BLOCKS[parameters.wire_bytes], blocks, HEADER.size)
+    batch = Batch(parameters, kind, values, summands, planes)
+    _check_residues(batch)
+    return batch
+
+
+def _check_counts(
+    view: memoryview, kind: int, values: int, blocks: int, summands: int, parameters: CkksParameters
+) -> None:
+    """Refuse a header whose numbers contradict each other or the length."""
+    if kind not in {FRESH, SUM} or bytes(view[6:8]) != b"\0\0":
+        raise CiphertextError(f"expected a fresh batch or a sum, got kind {kind}")
+    if blocks != parameters.blocks(values) or summands < 1 or (kind == FRESH and summands != 1):
+        raise CiphertextError(
+            f"expected ceil(values / {parameters.degree}) blocks and one summand, or more in a "
+            f"sum, got {values} values, {blocks} blocks, {summands} summands"
+        )
+    size = HEADER.size + blocks * BLOCKS[parameters.wire_bytes].itemsize + CHECKSUM
+    if size != len(view):
+        raise CiphertextError(f"expected a batch of {size} bytes, got {len(view)}")
+
+
+def _check_residues(batch: Batch) -> None:
+    """Refuse residues that are not below p: every residue has one form only."""
+    for _, words in batch.chunks():
+        if int(words.max(initial=0)) >= batch.parameters.wire_modulus:
+            raise CiphertextError(
+                f"expected residues below {batch.parameters.wire_modulus}, got a larger one; the "
+                "batch was not made by fedsens"
+            )

@@ -1,0 +1,208 @@
+"""Sensitivity maps: each client's own, encrypted whole, added up unseen.
+
+With ``maps = "plain"``, for research, the server sees and adds the maps themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedsens.config import FedSensConfig
+from fedsens.crypto import MAP_PARAMETERS, Aggregator
+from fedsens.errors import DowngradeError, FedSensError, MaskError, PhaseError, ProtocolError
+from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._phase import Phase, ask
+from fedsens.flower._records import (
+    MAP,
+    PLAIN_MAP,
+    REQUEST,
+    SENSITIVITY_ACTION,
+    bytes_to_record,
+    put_header,
+    record_to_bytes,
+    take_header,
+)
+from fedsens.flower._uploads import UploadSum
+from fedsens.protocol import (
+    Aggregate,
+    MapRequest,
+    ModelHeader,
+    PhaseReport,
+    PlainMapHeader,
+    UploadHeader,
+    check_weight,
+)
+
+if TYPE_CHECKING:
+    from fedsens.flower._client import Client
+    from fedsens.sensitivity import SensitivityMap
+
+logger = logging.getLogger(__name__)
+
+SensitivityFn = Callable[[Message, Context], "SensitivityMap"]
+ExamplesFn = Callable[[Context], int]
+Scores = NDArray[np.float64]
+
+
+class MapCollection:
+    """Asks clients for their maps and adds them; one for each mask that is made."""
+
+    def __init__(self, config: FedSensConfig, keys: KeyAgreement, size: int) -> None:
+        """Remember how maps are made.
+
+        Args:
+            config: rule, kind of maps and deadlines.
+            keys: who holds the key.
+            size: P.
+        """
+        self._config, self._keys, self._size = config, keys, size
+        self._plain = np.zeros(size)
+        self._used = 0
+        self._uploads: UploadSum | None = None
+
+    def collect(
+        self, grid: Grid, nodes: list[int], shown: tuple[RecordDict, ModelHeader], number: int
+    ) -> tuple[Scores | Aggregate, PhaseReport]:
+        """The sum of the clients' maps, each times its weight.
+
+        Args:
+            grid: Flower's grid.
+            nodes: the clients to ask.
+            shown: the content that shows these clients the current model, and its header.
+            number: the round that the mask is for.
+
+        Returns:
+            The sum, which the server sees if maps are plain and cannot open if not; and what it
+            cost.
+
+        Raises:
+            PhaseError: too few clients answered, or gave their keys.
+        """
+        config, (content, header) = self._config, shown
+        put_header(content, MapRequest(rule=config.rule, maps=config.maps), REQUEST)
+        phase, _ = ask(
+            grid,
+            ("map", number),
+            dict.fromkeys(nodes, content),
+            SENSITIVITY_ACTION,
+            config.map_timeout,
+            self._take,
+            header,
+        )
+        if self._used < config.map_min_clients:
+            raise PhaseError(
+                f"expected maps from at least {config.map_min_clients} clients, got {self._used}; "
+                "see the warnings above, or lower fedsens.map-min-clients"
+            )
+        if self._uploads is None:
+            return self._plain, phase.report(self._used)
+        total, exchange = self._uploads.open_for_holders(grid, ("map", number), config.key_timeout)
+        phase.absorb(exchange)
+        return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
+
+    def _take(self, phase: Phase, node: int, content: RecordDict) -> None:
+        """Check one answer and add its map; a wrong one is left out by name."""
+        try:
+            if self._config.maps == "plain":
+                self._add_plain(content)
+            else:
+                self._add_encrypted(phase, node, content)
+            self._used += 1
+        except FedSensError as error:
+            logger.warning("left out the map of node %s: %s", node, error)
+
+    def _add_encrypted(self, phase: Phase, node: int, content: RecordDict) -> None:
+        if self._uploads is None:
+            aggregator = Aggregator(MAP_PARAMETERS, self._size)
+            self._uploads = UploadSum(phase.context("map"), aggregator, self._keys.parties)
+        header = take_header(content, UploadHeader)
+        self._uploads.check(node, header)
+        self._uploads.add(node, header, record_to_bytes(content, MAP))
+
+    def _add_plain(self, content: RecordDict) -> None:
+        check_weight(take_header(content, PlainMapHeader).weight)
+        data = record_to_bytes(content, PLAIN_MAP)
+        if len(data) != self._plain.nbytes:
+            raise MaskError(f"expected {self._plain.nbytes} bytes, got {len(data)}")
+        scores = np.frombuffer(data, "<f8")
+        if not (np.isfinite(scores).all() and (scores >= 0).all()):
+            raise MaskError("expected finite scores of at least 0, got others")
+        with np.errstate(over="ignore"):
+            total = self._plain + scores
+        if not np.isfinite(total).all():
+            raise MaskError("expected scores that can be added up, got larger ones")
+        self._plain = total
+
+
+def answer_map(
+    message: Message,
+    context: Context,
+    client: Client,
+    sensitivity: SensitivityFn | None,
+    examples: ExamplesFn,
+) -> RecordDict:
+    """Compute this client's map and send it; the client's half.
+
+    Args:
+        message: the server's question.
+        context: Flower's context.
+        client: this client.
+        sensitivity: the app's function.
+        examples: the app's function for the number of training examples.
+
+    Returns:
+        The answer.
+
+    Raises:
+        ProtocolError: the app has no sensitivity function, or no examples.
+        DowngradeError: the server wants to see the map, which the data owner has not allowed.
+    """
+    if sensitivity is None:
+        raise ProtocolError("expected a sensitivity function in install(), got None; add one")
+    received = client.open(message.content)
+    request = take_header(message.content, MapRequest, REQUEST)
+    header, number = received.header, examples(context)
+    if number <= 0:
+        raise ProtocolError(f"expected a positive number of examples for a map, got {number}")
+    plain = request.maps == "plain"
+    if plain and not client.settings.allow_plain_maps:
+        raise DowngradeError(
+            "expected a request for an encrypted map, got one for a plain map, which would show "
+            "the server what this client's data are sensitive to; set the server's fedsens.maps to "
+            "encrypted, or allow it with fedsens-allow-plain-maps"
+        )
+    bound = None if plain else client.begin_upload("map", received)
+    message.content["config"] = ConfigRecord({"rule": request.rule, "round": header.round})
+    started = time.process_time()
+    smap = sensitivity(message, context)
+    seconds = time.process_time() - started
+    flat, weight = smap.flat(received.layout), number / header.reference
+    answer = RecordDict()
+    if bound is None:
+        encoded = np.asarray(flat * weight, "<f8").tobytes()
+        put_header(answer, PlainMapHeader(weight=weight, samples=smap.count, work_seconds=seconds))
+        answer[PLAIN_MAP] = bytes_to_record(encoded)
+    else:
+        told, encoded = client.encrypt(
+            bound, header, np.asarray(flat, np.float64), weight, received.layout.name_of
+        )
+        update = {"samples": smap.count, "work_seconds": seconds}
+        put_header(answer, told.model_copy(update=update))
+        answer[MAP] = bytes_to_record(encoded)
+    logger.info(
+        "round %d map: %d samples, %s, %d B up, %.2f s",
+        header.round,
+        smap.count,
+        request.maps,
+        len(encoded),
+        seconds,
+    )
+    return answer

@@ -1,0 +1,196 @@
+"""SelectiveEncryptionMod and install: the client half of an app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedsens.errors import ConfigurationError, ContributorsError, FedSensError, ModelError
+from fedsens.files import Arrays
+from fedsens.flower._client import Client
+from fedsens.flower._keys import answer_keys
+from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
+from fedsens.flower._masks import answer_mask
+from fedsens.flower._records import (
+    KEY_SUM_ACTION,
+    KEYS_ACTION,
+    MASK_ACTION,
+    MODEL_REFUSED,
+    QUERIES,
+    RAISED,
+    REFUSED,
+    REKEY_ACTION,
+    SENSITIVITY_ACTION,
+    to_arrays,
+)
+from fedsens.flower._rotation import answer_rekey
+from fedsens.flower._uploads import answer_key_sum
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Message, Context, Client], RecordDict]
+
+
+class SelectiveEncryptionMod:
+    """Decrypts the model before the user's function runs and encrypts its answer.
+
+    It must be the outermost mod, so that others (differential privacy, say) see whole models::
+
+        app = ClientApp(mods=[SelectiveEncryptionMod()])
+
+    It fails closed: a message without fedsens's records, with a mask below the client's minimum
+    or with a model that does not open is answered with an error, and so is an answer that cannot
+    be encrypted. An exception of the user's function is logged here and reported to the server by
+    its type only, because its text could quote parameters.
+    """
+
+    def __init__(self, min_ratio: float = 0.0, *, pass_queries: Collection[str] = ()) -> None:
+        """Configure the app's own demands.
+
+        Args:
+            min_ratio: the smallest share of encrypted parameters that this app accepts. The data
+                owner can raise it, not lower it (``fedsens-min-ratio``).
+            pass_queries: names of the app's own queries that carry no model and pass as they are,
+                ``{"labels"}`` for ``@app.query("labels")``.
+        """
+        self.min_ratio = min_ratio
+        self._passed = QUERIES | {f"query.{name}" for name in pass_queries}
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Handle one message.
+
+        Args:
+            message: from the server.
+            context: Flower's context.
+            call_next: the next mod, or the user's function.
+
+        Returns:
+            The protected answer, or an error.
+        """
+        if message.metadata.message_type in self._passed:
+            return call_next(message, context)  # install()'s handlers guard themselves
+        try:
+            return self._handle(message, context, call_next)
+        except FedSensError as error:
+            return refusal_reply(message, error)
+        except Exception as error:
+            logger.exception("%s failed", message.metadata.message_type)
+            return error_reply(message, error)
+
+    def _handle(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        client = Client(context, self.min_ratio)
+        received = client.open(message.content)
+        client.check_mask(received.mask)
+        settings, policy = client.settings, received.header.remainder.policy()
+        policy.check(received.mask, settings.remainder, settings.min_noise)
+        bound, before = None, None
+        if received.mask.k and message.metadata.message_type == "train":
+            bound = client.begin_upload("update", received)
+            before = self._before(message, received.key) if policy.needs_received else None
+        try:
+            reply = call_next(message, context)
+        except Exception as error:  # an error of fedsens too, since the app may have written it
+            logger.exception("the app's %s function failed", message.metadata.message_type)
+            return error_reply(message, error)
+        if not reply.has_error():
+            client.protect(reply, received, bound, before)
+        return reply
+
+    @staticmethod
+    def _before(message: Message, key: str) -> Arrays:
+        return to_arrays(message.content.array_records[key])
+
+
+def install(
+    app: ClientApp,
+    sensitivity: SensitivityFn | None,
+    examples: ExamplesFn,
+) -> None:
+    """Let a ClientApp take part in key agreement, sensitivity maps and masks.
+
+    Mods never see message types without a registered function, so the app registers these next to
+    its own ``train`` and ``evaluate``.
+
+    Args:
+        app: the ClientApp; its mods must include :class:`SelectiveEncryptionMod`.
+        sensitivity: computes this client's map. It gets a message whose ArrayRecord holds the
+            whole model (like ``train``) and whose ConfigRecord ``config`` holds ``rule``. None if
+            the app is used with policies that need no map only.
+        examples: this client's number of training examples.
+
+    Raises:
+        ConfigurationError: the app lacks the mod, so that it would send plaintext.
+    """
+    mods = [mod for mod in _mods_of(app) if isinstance(mod, SelectiveEncryptionMod)]
+    if not mods:
+        raise ConfigurationError(
+            "expected an app with the mod that encrypts, got one without, which would send its "
+            "models in plaintext; write app = ClientApp(mods=[SelectiveEncryptionMod()])"
+        )
+    min_ratio = max(mod.min_ratio for mod in mods)
+    handlers: dict[str, Handler] = {
+        KEYS_ACTION: lambda message, context, client: answer_keys(
+            message.content, client, examples(context)
+        ),
+        SENSITIVITY_ACTION: lambda message, context, client: answer_map(
+            message, context, client, sensitivity, examples
+        ),
+        MASK_ACTION: lambda message, _, client: answer_mask(message.content, client),
+        REKEY_ACTION: lambda message, _, client: answer_rekey(message.content, client),
+        KEY_SUM_ACTION: lambda message, _, client: answer_key_sum(message.content, client),
+    }
+    for action, handler in handlers.items():
+        app.query(action)(_guarded(handler, min_ratio))
+
+
+def _mods_of(app: ClientApp) -> list[object]:
+    """The mods of an app, which Flower keeps to itself."""
+    return list(getattr(app, "_mods", ()))
+
+
+def _guarded(handler: Handler, min_ratio: float) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            content = handler(message, context, Client(context, min_ratio))
+        except FedSensError as error:
+            return refusal_reply(message, error)
+        except Exception as error:
+            logger.exception("%s failed", message.metadata.message_type)
+            return error_reply(message, error)
+        return Message(content, reply_to=message)
+
+    return handle
+
+
+def refusal_reply(message: Message, error: FedSensError) -> Message:
+    """Answer a message with a named error and nothing else.
+
+    Args:
+        message: the message.
+        error: why it is refused; the code tells the server whether it is the model itself.
+
+    Returns:
+        The error reply.
+    """
+    logger.error("refused %s: %s: %s", message.metadata.message_type, type(error).__name__, error)
+    about_model = isinstance(error, ModelError | ContributorsError)
+    code = MODEL_REFUSED if about_model else REFUSED
+    return Message(Error(code, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def error_reply(message: Message, error: Exception) -> Message:
+    """Answer a message with the type of an unexpected exception, whose text could quote anything.
+
+    Args:
+        message: the message.
+        error: the exception; log it on the client, where its text belongs.
+
+    Returns:
+        The error reply.
+    """
+    reason = f"{type(error).__name__} in the app; the client's own log has the details"
+    return Message(Error(RAISED, reason), reply_to=message)

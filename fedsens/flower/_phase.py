@@ -1,0 +1,302 @@
+"""Phase: one question to many nodes with a deadline, who answered what, and what it cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from flwr.app import Message, Metadata, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.errors import PhaseError, StrategyError
+from fedsens.flower._grid import arriving
+from fedsens.flower._logs import reason_of
+from fedsens.flower._records import MODEL_REFUSED, REFUSED, base_digest, size_of
+from fedsens.protocol import ModelHeader, PhaseReport, RoundContext
+from fedsens.protocol import Phase as PhaseName
+from fedsens.protocol._context import Kind
+
+logger = logging.getLogger(__name__)
+
+UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE
+T = TypeVar("T")
+Bytes = tuple[int, int]  # plaintext and encrypted
+
+
+@dataclass
+class Phase:
+    """One question to many nodes.
+
+    Attributes:
+        name: which phase of a round.
+        round: the server round.
+        what: what the nodes are asked for, in words.
+        sent: metadata of the messages.
+        header: what was said about the model that was sent; None where there was none.
+        base: digest of all that was sent, the same for all nodes; empty without a model.
+        down: bytes of the messages.
+        up: bytes of the answers so far.
+        errors: node to error reply.
+    """
+
+    name: PhaseName
+    round: int
+    what: str
+    sent: list[Metadata]
+    header: ModelHeader | None = None
+    base: str = ""
+    down: Bytes = (0, 0)
+    up: Bytes = (0, 0)
+    errors: dict[int, Message] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls,
+        name: PhaseName,
+        server_round: int,
+        what: str,
+        messages: list[Message],
+        header: ModelHeader | None = None,
+    ) -> Phase:
+        """The phase that some messages begin.
+
+        Args:
+            name: which phase.
+            server_round: the round.
+            what: what the nodes are asked for, in words.
+            messages: complete, about to be sent.
+            header: that they carry.
+
+        Returns:
+            The phase.
+
+        Raises:
+            StrategyError: the nodes would be told different things, but must upload alike.
+        """
+        contents = {id(message.content): message.content for message in messages}
+        bases = {base_digest(each) for each in contents.values()} if header is not None else set()
+        if header is not None and header.cohort and len(bases) > 1:
+            raise StrategyError(
+                "expected one content for all clients of a round, because uploads are bound to "
+                f"what the clients were told, got {len(bases)} different ones; put what differs "
+                "into the clients' node config"
+            )
+        return cls(
+            name,
+            server_round,
+            what,
+            [message.metadata for message in messages],
+            header,
+            min(bases, default=""),
+            total(message.content for message in messages),
+        )
+
+    def replies(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
+        """Match replies with nodes as they arrive, errors included, and count their bytes.
+
+        Args:
+            replies: what comes back.
+
+        Yields:
+            A node and its reply. Nodes that are lost are logged by name.
+        """
+        for node, reply in match_replies(self.sent, replies, self.what):
+            if reply.has_error():
+                self.errors[node] = reply
+                logger.warning(
+                    "node %s is lost for %s: %s", node, self.what, reason_of(reply.error)
+                )
+            else:
+                self.up = plus(self.up, size_of(reply.content))
+            yield node, reply
+
+    def sort_by_request(self, answers: Mapping[int, T]) -> list[T]:
+        """Answers in the order of the messages, so that sums do not depend on who is first."""
+        return [answers[each.dst_node_id] for each in self.sent if each.dst_node_id in answers]
+
+    @property
+    def run(self) -> str:
+        """The Flower run, known once messages have been sent; 0 where nobody was asked."""
+        return str(self.sent[0].run_id if self.sent else 0)
+
+    def context(self, kind: Kind) -> RoundContext:
+        """What the uploads that answer this phase are bound to."""
+        assert self.header is not None
+        return self.header.context(kind, self.run, self.base)
+
+    def refused(self, *codes: int) -> set[int]:
+        """Nodes that answered with a named error of fedsens, or with one of some codes."""
+        wanted = codes or (REFUSED, MODEL_REFUSED)
+        return {node for node, reply in self.errors.items() if reply.error.code in wanted}
+
+    def stop_if_model_is_refused(self, answered: int, folder: Path | None) -> None:
+        """End a run whose global model every client that answered refuses.
+
+        Training would never begin again from it, and it would be the run's result. As long as one
+        client accepts it the run goes on with those that do.
+
+        Args:
+            answered: how many nodes replied at all, errors included.
+            folder: of the checkpoints, if there are any.
+
+        Raises:
+            PhaseError: every answer refuses the model; says how to go back to the one before.
+        """
+        refusals = self.refused(MODEL_REFUSED)
+        if not refusals or len(refusals) < answered or self.header is None:
+            return
+        made = self.header.model_round
+        remedy = (
+            f"delete round-{made:06d}.safetensors in {folder} and resume the run from the "
+            "checkpoint before it"
+            if folder is not None
+            else "start anew, with fedsens.checkpoint-dir to be able to go back"
+        )
+        raise PhaseError(
+            f"expected clients to accept the model of round {made} in the {self.what}, got "
+            f"{len(refusals)} refusals and nothing else, the first: "
+            f"{reason_of(self.errors[min(refusals)].error)}; {remedy}"
+        )
+
+    def report(
+        self,
+        clients: int,
+        *,
+        lost: int | None = None,
+        refused: int = 0,
+        metrics: MetricRecord | None = None,
+        epsilon: float | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> PhaseReport:
+        """What the phase cost.
+
+        Args:
+            clients: usable answers.
+            lost: nodes that gave none; by default all others that were asked.
+            refused: answers that were left out as wrong.
+            metrics: the inner strategy's.
+            epsilon: privacy cost of the plaintext remainder so far.
+            seconds: CPU seconds of encrypting, adding and decrypting.
+
+        Returns:
+            The report.
+        """
+        values = metrics.items() if metrics is not None else ()
+        return PhaseReport(
+            phase=self.name,
+            round=self.round,
+            clients=clients,
+            lost=len(self.sent) - clients if lost is None else lost,
+            refused=refused,
+            bytes_up_plain=self.up[0],
+            bytes_up_encrypted=self.up[1],
+            bytes_down_plain=self.down[0],
+            bytes_down_encrypted=self.down[1],
+            seconds=time.monotonic() - self._started,
+            metrics={k: v for k, v in values if isinstance(v, int | float)},
+            epsilon=epsilon,
+            **(seconds or {}),
+        )
+
+    def absorb(self, other: Phase) -> None:
+        """Count the bytes of a question that belongs to this phase."""
+        self.up, self.down = plus(self.up, other.up), plus(self.down, other.down)
+
+
+def ask(
+    grid: Grid,
+    phase: tuple[PhaseName, int],
+    questions: Mapping[int, RecordDict],
+    action: str,
+    timeout: float,
+    take: Callable[[Phase, int, RecordDict], None] | None = None,
+    header: ModelHeader | None = None,
+) -> tuple[Phase, dict[int, RecordDict]]:
+    """Send a query to nodes and wait for the answers.
+
+    Args:
+        grid: Flower's grid.
+        phase: its name and the server round.
+        questions: node to content.
+        action: the query's action name.
+        timeout: deadline in seconds; also the messages' time to live, so that a late node does
+            not work through a backlog.
+        take: what to do with each node's answer as it arrives, instead of keeping its content.
+        header: of the model in the contents, where there is one.
+
+    Returns:
+        The phase, and node to content of its answer in the order of the questions, without errors.
+    """
+    messages = [
+        Message(content, dst_node_id=node, message_type=f"query.{action}", ttl=timeout)
+        for node, content in questions.items()
+    ]
+    asked = Phase.of(*phase, action, messages, header)
+    kept: dict[int, RecordDict] = {}
+    for node, reply in asked.replies(arriving(grid, messages, timeout)):
+        if reply.has_error():
+            continue
+        if take is None:
+            kept[node] = reply.content
+        else:
+            take(asked, node, reply.content)
+    return asked, {node: kept[node] for node in questions if node in kept}
+
+
+def match_replies(
+    sent: Iterable[Metadata], replies: Iterable[Message], what: str
+) -> Iterator[tuple[int, Message]]:
+    """Match replies with nodes by the message they reply to, as they arrive.
+
+    The source of an error reply can be the SuperLink instead of the node. Replies to messages
+    that were not sent, and second replies to one message, are dropped. In the end there is a
+    warning of every node that was asked and did not answer in time.
+
+    Args:
+        sent: metadata of what was sent.
+        replies: what comes back.
+        what: what the nodes were asked for, for the warning.
+
+    Yields:
+        A node and its reply.
+    """
+    silent: dict[str, Metadata] | None = None
+    for reply in replies:
+        # Messages get their numbers when they are sent, which is when the first reply is wanted.
+        silent = {each.message_id: each for each in sent} if silent is None else silent
+        number = reply.metadata.reply_to_message_id
+        if number not in silent:
+            logger.warning("dropped a reply that answers nothing, or answers twice")
+        elif not _tells_the_deadline(reply, silent[number]):
+            yield silent.pop(number).dst_node_id, reply
+    for each in sent if silent is None else silent.values():
+        logger.warning(
+            "node %s did not answer %s within %g s; see its log, or raise the deadline",
+            each.dst_node_id,
+            what,
+            each.ttl,
+        )
+
+
+def _tells_the_deadline(reply: Message, asked: Metadata) -> bool:
+    """Whether the SuperLink says no more than that the time for an answer is over."""
+    expired = time.time() >= asked.created_at + asked.ttl
+    return expired and reply.has_error() and reply.error.code == UNAVAILABLE
+
+
+def total(contents: Iterable[RecordDict]) -> Bytes:
+    """Sum of the plaintext and encrypted bytes of several contents."""
+    size = (0, 0)
+    for content in contents:
+        size = plus(size, size_of(content))
+    return size
+
+
+def plus(one: Bytes, other: Bytes) -> Bytes:
+    """Sum of two pairs of plaintext and encrypted bytes."""
+    return one[0] + other[0], one[1] + other[1]

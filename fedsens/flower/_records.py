@@ -1,0 +1,410 @@
+"""Between fedsens objects and Flower records: names, codes, bytes and models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedsens.errors import ProtocolError
+from fedsens.files import Arrays
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask
+from fedsens.protocol import (
+    Aggregate,
+    AggregateHeader,
+    Header,
+    ModelHeader,
+    ProtectedModel,
+)
+
+PREFIX: Final = "fedsens."
+HEADER: Final = "fedsens.header"
+MASK: Final = "fedsens.mask"
+MODEL_MASK: Final = "fedsens.model-mask"
+CIPHERTEXT: Final = "fedsens.ciphertext"
+KEY_SUM: Final = "fedsens.key-sum"
+KEY_ANSWER: Final = "fedsens.key-answer"
+ENVELOPES: Final = "fedsens.envelopes"
+MAP: Final = "fedsens.map"
+MAP_KEY_SUM: Final = "fedsens.map-key-sum"
+PLAIN_MAP: Final = "fedsens.plain-map"
+REQUEST: Final = "fedsens.request"  # a header beside the model's own
+ENCRYPTED: Final = frozenset({CIPHERTEXT, KEY_SUM, KEY_ANSWER, MAP, MAP_KEY_SUM})
+
+KEYS_ACTION: Final = "fedsens_keys"
+SENSITIVITY_ACTION: Final = "fedsens_sensitivity"
+MASK_ACTION: Final = "fedsens_mask"
+REKEY_ACTION: Final = "fedsens_rekey"
+KEY_SUM_ACTION: Final = "fedsens_key_sum"
+ACTIONS: Final = (KEYS_ACTION, SENSITIVITY_ACTION, MASK_ACTION, REKEY_ACTION, KEY_SUM_ACTION)
+QUERIES: Final = frozenset(f"query.{action}" for action in ACTIONS)
+
+# Codes of error replies. Flower's own end at 8; by code and not by text does the server know that
+# a client refuses the model itself.
+RAISED: Final = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+REFUSED: Final = 6  # Flower's ErrorCode.MOD_FAILED_PRECONDITION
+MODEL_REFUSED: Final = 3006
+
+STYPE: Final = "fedsens.bytes/1"
+NUMPY: Final = "numpy.ndarray"  # Flower's name of np.save's form
+PIECE = 4 * 2**20  # Flower moves Arrays as objects; a few megabytes each suit its transport
+
+H = TypeVar("H", bound=Header)
+
+# np.save's form. np.load parses the header as a Python expression, which a hostile one makes
+# recurse without end, and allocates what the header claims before it sees how much there is.
+NPY_START = re.compile(rb"\x93NUMPY\x01\x00(?s:(..))")
+NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biuf][0-9]{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:[0-9]{1,16}, ?)*(?:[0-9]{1,16})?)\), \} *\n"
+)
+
+
+def bytes_to_record(data: bytes) -> ArrayRecord:
+    """Wrap bytes as Arrays of a few megabytes each (a ConfigRecord would travel unchunked)."""
+    pieces = [data[low : low + PIECE] for low in range(0, len(data), PIECE)] or [b""]
+    return ArrayRecord({
+        f"{index:06d}": Array(dtype="uint8", shape=(len(piece),), stype=STYPE, data=piece)
+        for index, piece in enumerate(pieces)
+    })
+
+
+def record_to_bytes(content: RecordDict, name: str) -> bytes:
+    """Take a record of :func:`bytes_to_record` out of a message.
+
+    Args:
+        content: the message's content; the record is removed from it.
+        name: the record's key.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ProtocolError: the record is missing or of another kind.
+    """
+    record = content.pop(name, None)
+    if not isinstance(record, ArrayRecord) or any(a.stype != STYPE for a in record.values()):
+        raise ProtocolError(f"expected a record {name!r} of fedsens bytes, got none")
+    return b"".join(record[key].data for key in sorted(record))
+
+
+def put_header(content: RecordDict, header: Header, name: str = HEADER) -> None:
+    """Add a header to a message.
+
+    Args:
+        content: the message's content.
+        header: the header.
+        name: its record's key.
+    """
+    content[name] = ConfigRecord({"json": header.to_json()})
+
+
+def take_header(content: RecordDict, kind: type[H], name: str = HEADER) -> H:
+    """Remove a header from a message.
+
+    Args:
+        content: the message's content.
+        kind: the header that is expected.
+        name: its record's key.
+
+    Returns:
+        The header.
+
+    Raises:
+        ProtocolError: there is none, or it is of another kind.
+    """
+    record = content.pop(name, None)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise ProtocolError(f"expected a {kind.__name__} in the message, got none")
+    return kind.from_json(text)
+
+
+def to_arrays(record: ArrayRecord) -> Arrays:
+    """The NumPy arrays of a record.
+
+    Args:
+        record: an ordinary ArrayRecord.
+
+    Returns:
+        Name to array.
+
+    Raises:
+        ProtocolError: an array cannot be read.
+    """
+    if any(array.stype != NUMPY for array in record.values()):
+        raise ProtocolError("expected NumPy arrays in the ArrayRecord, got another form")
+    if not all(name.isprintable() for name in record):  # others could forge lines of a log
+        raise ProtocolError("expected printable names in the ArrayRecord, got others")
+    return {name: _read(name, array.data) for name, array in record.items()}
+
+
+def _read(name: str, data: bytes) -> NDArray[Any]:
+    try:
+        return read_npy(data)
+    except ValueError as error:
+        raise ProtocolError(
+            f"expected NumPy arrays of numbers in the ArrayRecord, got {name!r} with {error}"
+        ) from None
+
+
+def read_npy(data: bytes) -> NDArray[Any]:
+    """Read an array of numbers or booleans.
+
+    Memory is that of the data once more, whatever the header claims.
+
+    Args:
+        data: a NumPy file (format version 1.0) as ``np.save`` writes it.
+
+    Returns:
+        The array, a copy.
+
+    Raises:
+        ValueError: it is no such file, holds another type, or its data are shorter or longer
+            than its shape says.
+    """
+    start = NPY_START.match(data)
+    stop = 10 + int.from_bytes(start[1], "little") if start else 0
+    header = NPY_HEADER.fullmatch(data[10:stop])
+    if header is None:
+        raise ValueError("another header")
+    descr, fortran, sizes = header.groups()
+    shape = tuple(int(size) for size in sizes.split(b",") if size.strip())
+    try:
+        dtype = np.dtype(descr.decode())
+    except TypeError:
+        raise ValueError("another type") from None
+    if len(data) - stop != prod(shape) * dtype.itemsize:
+        raise ValueError("another size")
+    flat = np.frombuffer(data, dtype, prod(shape), stop)
+    return flat.reshape(shape, order="F" if fortran == b"True" else "C").copy(order="K")
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """The inverse of :func:`to_arrays`."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def model_key(content: RecordDict) -> str:
+    """Key of the only ArrayRecord that is not fedsens's own.
+
+    Args:
+        content: a message's content.
+
+    Returns:
+        The key.
+
+    Raises:
+        ProtocolError: there is not exactly one.
+    """
+    keys = [key for key in content.array_records if not key.startswith(PREFIX)]
+    if len(keys) != 1:
+        raise ProtocolError(
+            f"expected exactly one ArrayRecord with the model, got {len(keys)}; send one"
+        )
+    return keys[0]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What came with a model. The model itself is not held: it is large.
+
+    Attributes:
+        layout: the model's.
+        model_mask: the mask that the model is split by.
+        header: what the server said about it.
+        mask: the mask that the answer must be split by.
+        key: key of its ArrayRecord.
+        base: digest of all that the message said.
+    """
+
+    layout: ParameterLayout
+    model_mask: EncryptionMask
+    header: ModelHeader
+    mask: EncryptionMask
+    key: str
+    base: str
+
+
+def put_model(
+    content: RecordDict, model: ProtectedModel, header: ModelHeader, mask: EncryptionMask
+) -> None:
+    """Add to a message that already carries ``model.plain`` what a client needs to open it.
+
+    Args:
+        content: the message's content.
+        model: the model.
+        header: its header.
+        mask: the mask for the answer.
+    """
+    put_header(content, header)
+    content[MASK] = bytes_to_record(mask.to_bytes())
+    if model.mask != mask:
+        content[MODEL_MASK] = bytes_to_record(model.mask.to_bytes())
+    if model.aggregate is not None:
+        put_aggregate(content, model.aggregate, CIPHERTEXT, KEY_SUM)
+
+
+def put_aggregate(content: RecordDict, aggregate: Aggregate, values: str, key_sum: str) -> None:
+    """Add the bytes of an aggregate to a message; its header goes into the message's own.
+
+    Args:
+        content: the message's content.
+        aggregate: the aggregate.
+        values: key of the record for the ciphertext.
+        key_sum: key of the record for the sum of the keys.
+    """
+    content[values] = bytes_to_record(aggregate.ciphertext)
+    content[key_sum] = bytes_to_record(aggregate.key_sum)
+
+
+def take_aggregate(
+    content: RecordDict, header: AggregateHeader, values: str, key_sum: str
+) -> Aggregate:
+    """Undo :func:`put_aggregate`.
+
+    Args:
+        content: the message's content; the records are removed from it.
+        header: the aggregate's header.
+        values: key of the record with the ciphertext.
+        key_sum: key of the record with the sum of the keys.
+
+    Returns:
+        The aggregate.
+    """
+    return Aggregate(header, record_to_bytes(content, values), record_to_bytes(content, key_sum))
+
+
+def take_model(content: RecordDict) -> tuple[ProtectedModel, Received]:
+    """Remove fedsens's records from a message and check them against each other.
+
+    Args:
+        content: the message's content.
+
+    Returns:
+        The model, still encrypted, and what came with it.
+
+    Raises:
+        ProtocolError: digests, masks and ciphertext do not agree.
+    """
+    base = base_digest(content)
+    header = take_header(content, ModelHeader)
+    layout = ParameterLayout.from_json(header.layout)
+    mask = _take_mask(content, MASK, header.mask)
+    split_by = _take_mask(content, MODEL_MASK, header.model_mask) if MODEL_MASK in content else mask
+    if split_by.digest != header.model_mask:
+        raise ProtocolError("expected the mask that the model is split by, got another")
+    aggregate = None
+    if header.aggregate is not None:
+        aggregate = take_aggregate(content, header.aggregate, CIPHERTEXT, KEY_SUM)
+    key = model_key(content)
+    record: Any = content[key]
+    model = ProtectedModel(
+        layout, split_by, to_arrays(record), aggregate, header.parameters, header.model_round
+    )
+    if mask.layout_digest != layout.digest:
+        raise ProtocolError("expected a mask for this model's layout, got one for another model")
+    return model, Received(layout, split_by, header, mask, key, base)
+
+
+def base_digest(content: RecordDict) -> str:
+    """SHA-256 (hexadecimal) of all that a message says, so that clients told alike agree on it.
+
+    Names, types and sizes are hashed with the data, so that no two contents look the same.
+
+    Args:
+        content: the message's content, as it travels.
+
+    Returns:
+        The digest.
+    """
+    digest = hashlib.sha256(b"fedsens base 3")
+    for key in sorted(content):
+        record = content[key]
+        digest.update(f"{type(record).__name__} {json.dumps(key)} {len(record)}\n".encode())
+        for name, value in sorted(record.items()):
+            if isinstance(value, Array):
+                told = [name, value.dtype, list(value.shape), value.stype, len(value.data)]
+                digest.update(json.dumps(told).encode() + b"\n")
+                digest.update(value.data)
+            else:
+                digest.update(json.dumps([name, _hashable(value)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _hashable(value: Any) -> Any:
+    """A value of a record as JSON that says its type, too: 1, 1.0 and True differ."""
+    if isinstance(value, list):
+        return [_hashable(each) for each in value]
+    return [type(value).__name__, value.hex() if isinstance(value, bytes) else repr(value)]
+
+
+def _take_mask(content: RecordDict, name: str, digest: str) -> EncryptionMask:
+    mask = EncryptionMask.from_bytes(record_to_bytes(content, name))
+    if mask.digest != digest:
+        raise ProtocolError(
+            f"expected the mask {digest[:16]}... that the header names, got {mask.digest[:16]}..."
+        )
+    return mask
+
+
+def examples_of(content: RecordDict, name: str) -> float:
+    """The number of examples that an answer's metrics state.
+
+    Args:
+        content: the answer's content.
+        name: the metric's name.
+
+    Returns:
+        A positive, finite number.
+
+    Raises:
+        ProtocolError: the metric is missing, or is not such a number.
+    """
+    values = [metrics[name] for metrics in content.metric_records.values() if name in metrics]
+    if len(values) != 1 or not isinstance(values[0], int | float):
+        raise ProtocolError(
+            f"expected one metric {name!r} with the number of examples, got {len(values)}; "
+            "add it to the answer's MetricRecord"
+        )
+    if not 0 < values[0] < math.inf:
+        raise ProtocolError(f"expected a positive, finite number in {name!r}, got another")
+    return float(values[0])
+
+
+def size_of(content: RecordDict) -> tuple[int, int]:
+    """Payload of a message in bytes: plaintext (masks and headers included) and encrypted.
+
+    Args:
+        content: the message's content.
+
+    Returns:
+        The two sizes.
+    """
+    plain = encrypted = 0
+    for key, record in content.array_records.items():
+        size = sum(len(array.data) for array in record.values())
+        encrypted += size if key in ENCRYPTED else 0
+        plain += 0 if key in ENCRYPTED else size
+    for config in content.config_records.values():
+        plain += sum(map(_bytes_in, config.values()))
+    for metrics in content.metric_records.values():
+        plain += sum(map(_bytes_in, metrics.values()))
+    return plain, encrypted
+
+
+def _bytes_in(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes_in, value))
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8

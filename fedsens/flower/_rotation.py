@@ -1,0 +1,114 @@
+"""Key rotation: from a round on, the clients use another key, and the old one opens nothing new.
+
+The ciphertext of the model stays as it is. A client that holds both keys makes its tags and the
+pads of its key sum anew under the later key: a few kilobytes, whatever the size of the model. What
+it returns depends on the model and the keys alone, so a second holder is asked and must agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.errors import FedSensError, PhaseError, ProtocolError
+from fedsens.flower._keys import ATTEMPTS, KeyAgreement
+from fedsens.flower._phase import Phase, ask
+from fedsens.flower._records import (
+    KEY_SUM,
+    REKEY_ACTION,
+    REQUEST,
+    bytes_to_record,
+    put_header,
+    record_to_bytes,
+    take_header,
+)
+from fedsens.protocol import Aggregate, ProtectedModel, RekeyReply, RekeyRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedsens.flower._client import Client
+
+logger = logging.getLogger(__name__)
+
+
+def rekey_model(
+    grid: Grid,
+    model: ProtectedModel,
+    show: Callable[[], RecordDict],
+    keys: tuple[KeyAgreement, KeyAgreement],
+    phase: int,
+    timeout: float,
+) -> tuple[ProtectedModel, Phase]:
+    """Let two clients that hold both keys put the model under the later one; the server's half.
+
+    Args:
+        grid: Flower's grid.
+        model: the model under the old key.
+        show: makes the content that shows a client this model.
+        keys: who holds the old key, and who the later one.
+        phase: the server round.
+        timeout: deadline for each client that is asked.
+
+    Returns:
+        The model under the later key, and the exchange for the report.
+
+    Raises:
+        PhaseError: no client could, or they do not agree.
+    """
+    old, new = keys
+    request = RekeyRequest(key_index=new.key_index, fingerprint=new.fingerprint)
+    both = sorted(set(old.examples) & set(new.examples))
+    found: list[tuple[tuple[int, ...], bytes]] = []
+    whole = Phase.of("rotate", phase, REKEY_ACTION, [])
+    for node in both[:ATTEMPTS]:
+        content = show()
+        put_header(content, request, REQUEST)
+        asked, answers = ask(grid, ("rotate", phase), {node: content}, REKEY_ACTION, timeout)
+        whole.absorb(asked)
+        try:
+            answer = _read(answers.get(node, RecordDict()))
+        except FedSensError as error:
+            logger.warning("node %s did not put the model under the new key: %s", node, error)
+            continue
+        if answer in found or len(both) == 1:
+            return _rekeyed(model, new.fingerprint, *answer), whole
+        found.append(answer)
+    raise PhaseError(
+        f"expected two of {len(both)} clients with both keys to put the model under the new key "
+        f"alike, got {len(found)} answers that differ; see the warnings above, then resume the run"
+    )
+
+
+def _read(content: RecordDict) -> tuple[tuple[int, ...], bytes]:
+    return take_header(content, RekeyReply).tags, record_to_bytes(content, KEY_SUM)
+
+
+def _rekeyed(
+    model: ProtectedModel, fingerprint: str, tags: tuple[int, ...], key_sum: bytes
+) -> ProtectedModel:
+    if model.aggregate is None:
+        raise ProtocolError("expected an encrypted model to put under a new key, got a plain one")
+    header = model.aggregate.header.model_copy(update={"fingerprint": fingerprint, "tags": tags})
+    return replace(model, aggregate=Aggregate(header, model.aggregate.ciphertext, key_sum))
+
+
+def answer_rekey(content: RecordDict, client: Client) -> RecordDict:
+    """Make tags and pads of the model anew under a later key; the client's half.
+
+    Args:
+        content: the message's content.
+        client: this client, which must hold both keys.
+
+    Returns:
+        The answer.
+    """
+    model, received = client.receive(content)
+    rekeyed = client.rekey(model, received, take_header(content, RekeyRequest, REQUEST))
+    answer = RecordDict({KEY_SUM: bytes_to_record(rekeyed.key_sum)})
+    put_header(answer, RekeyReply(tags=rekeyed.header.tags))
+    return answer

@@ -1,0 +1,355 @@
+"""ServerState: what the server knows in one run: the split global model, the mask, the keys."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Iterable
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsens.config import FedSensConfig
+from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
+from fedsens.files import Arrays
+from fedsens.flower._grid import wait_for_nodes
+from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._masks import MaskMaker, Tied
+from fedsens.flower._phase import Phase
+from fedsens.flower._records import put_model, to_arrays, to_record
+from fedsens.flower._rotation import rekey_model
+from fedsens.layout import ParameterLayout
+from fedsens.mask import (
+    EncryptionMask,
+    check_plain,
+    mask_count,
+    tied_pairs,
+)
+from fedsens.protocol import (
+    Aggregate,
+    Checkpoint,
+    ModelHeader,
+    PhaseReport,
+    ProtectedModel,
+    mean_width,
+    ratio_within,
+)
+from fedsens.protocol import Phase as PhaseName
+from fedsens.remainder import RemainderTerms, policy_named
+
+logger = logging.getLogger(__name__)
+
+
+class ServerState:
+    """The state of a run.
+
+    Attributes:
+        keys: who holds the key.
+        model: the global model, split by the mask of the round that made it.
+        mask: what the next answers must be split by.
+        reference: N_ref, the examples of the clients that the current model was sent to.
+        experiment: random name of the run and of those that resume it.
+    """
+
+    def __init__(
+        self,
+        config: FedSensConfig,
+        weighted_by: str,
+        emit: Callable[[PhaseReport], None],
+        initial: ArrayRecord,
+    ) -> None:
+        """Begin with a model that the server knows whole.
+
+        Args:
+            config: the configuration.
+            weighted_by: name of the metric that counts examples.
+            emit: called with the report of each phase.
+            initial: the initial model.
+
+        Raises:
+            ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
+        """
+        arrays = to_arrays(initial)
+        layout = ParameterLayout.from_state_dict(arrays)
+        self.config = config = _within_budget(config, layout)
+        self.keys = self._new_keys()
+        self.reference = 1.0
+        self.experiment = secrets.token_hex(16)
+        self._weighted_by, self._emit = weighted_by, emit
+        self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
+        self._gathered = False
+        self._left_out: frozenset[int] = frozenset()
+        self.replace_plain(initial, 0)
+        ratio, size = config.effective_ratio, layout.size
+        self.terms.policy().check_statistics(layout, ratio, config.force)
+        if ratio > 0 and not mask_count(ratio, size):
+            raise ConfigurationError(
+                f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
+                "raise fedsens.ratio, or set it to 0 to switch encryption off"
+            )
+
+    @property
+    def terms(self) -> RemainderTerms:
+        """What clients do with the plaintext remainder."""
+        return self.config.remainder_terms(self.experiment)
+
+    # The model.
+
+    def replace_plain(self, arrays: ArrayRecord, server_round: int) -> None:
+        """Take a model of which nothing is encrypted.
+
+        Args:
+            arrays: the model.
+            server_round: the round whose result it is.
+        """
+        state = to_arrays(arrays)
+        layout = ParameterLayout.from_state_dict(state)
+        self.mask = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
+        self.model = ProtectedModel(
+            layout, self.mask, state, None, self.config.parameters, server_round
+        )
+
+    def replace(self, arrays: ArrayRecord, aggregate: Aggregate, server_round: int) -> None:
+        """Take the result of a round.
+
+        Args:
+            arrays: the averaged remainder.
+            aggregate: the sum of the masked coordinates.
+            server_round: the round.
+        """
+        old = self.model
+        self.model = ProtectedModel(
+            old.layout, self.mask, to_arrays(arrays), aggregate, old.parameters, server_round
+        )
+
+    def stand_in(self) -> Arrays | None:
+        """What stands for each client's plaintext remainder; None if the clients send theirs."""
+        model = self.model
+        return self.terms.policy().stand_in(model.visible(), self.mask, model.layout)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where an earlier process was.
+
+        Args:
+            checkpoint: its state.
+
+        Raises:
+            CheckpointError: the saved model has another layout.
+        """
+        try:
+            # A strategy's mean of integer buffers is a float, so types are no matter.
+            check_plain(checkpoint.model.visible(), self.model.layout, self.mask)
+        except LayoutError as error:
+            raise CheckpointError(
+                f"expected a checkpoint of this run's model, got another: {error}; use the model "
+                "of the saved run, or start anew in another folder"
+            ) from None
+        self.model, self.mask = checkpoint.model, checkpoint.mask
+        saved = checkpoint.progress
+        self.reference = saved.reference
+        self.experiment = saved.experiment or self.experiment
+        self.keys = self._new_keys(saved.fingerprint, saved.key_index)
+
+    # Keys and masks.
+
+    def prepare(self, server_round: int, grid: Grid) -> None:
+        """Agree on a key before the first round, and on a mask where one is due.
+
+        Args:
+            server_round: the round about to start.
+            grid: Flower's grid.
+        """
+        if self.config.effective_ratio == 0:
+            return
+        first, every = not self.mask.k, self.config.refresh_every
+        if first or not self._gathered:
+            self.gather(server_round, grid)
+        if self.config.key_index_at(server_round) > self.keys.key_index:
+            self._rotate(server_round, grid)
+        if first or (every > 0 and (server_round - 1) % every == 0):
+            self._renew_mask(server_round, grid, must=first)
+
+    def gather(self, server_round: int, grid: Grid) -> None:
+        """Wait for the clients that a run needs at least, and bring them to one key.
+
+        Args:
+            server_round: the round, for the report.
+            grid: Flower's grid.
+
+        Raises:
+            PhaseError: too few clients hold the key.
+        """
+        config, known = self.config, self.keys.fingerprint
+        if config.effective_ratio == 0:
+            return
+        nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
+        self._agree(grid, nodes, server_round)
+        if len(self.keys.examples) < config.key_min_clients:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with the key"
+                f"{' ' + known if known else ''}, got {len(self.keys.examples)}; see the warnings "
+                "above, or lower fedsens.key-min-clients"
+            )
+        self._gathered = True
+
+    def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
+        report = self.keys.agree(grid, nodes, server_round)
+        if report is not None:
+            self._emit(report)
+
+    def _new_keys(self, fingerprint: str = "", key_index: int = 0) -> KeyAgreement:
+        pinned = self.config.fingerprints
+        if pinned and fingerprint in {"", pinned[key_index]}:
+            fingerprint = pinned[key_index]
+        elif pinned:
+            raise CheckpointError(
+                f"expected a checkpoint under the key {pinned[key_index]} of "
+                f"fedsens.fingerprints, got one under {fingerprint}"
+            )
+        return KeyAgreement(self.config.key_timeout, fingerprint, key_index)
+
+    def _rotate(self, server_round: int, grid: Grid) -> None:
+        config, old = self.config, self.keys
+        new = self._new_keys(key_index=config.key_index_at(server_round))
+        if report := new.agree(grid, grid.get_node_ids(), server_round):
+            self._emit(report)
+        if len(new.examples) < config.key_min_clients or new.fingerprint == old.fingerprint:
+            raise PhaseError(
+                f"expected at least {config.key_min_clients} clients with a new key from round "
+                f"{server_round} on, got {len(new.examples)} with the key "
+                f"{new.fingerprint or 'none'}; give every client key {new.key_index + 1}, then "
+                "resume the run"
+            )
+        if self.model.aggregate is not None:
+            self.model, phase = rekey_model(
+                grid,
+                self.model,
+                lambda: self.show([], server_round)[0],
+                (old, new),
+                server_round,
+                config.mask_timeout,
+            )
+            self._emit(phase.report(1, lost=0))
+        self.keys = new
+        logger.info("key from round %d on: %s", server_round, new.fingerprint)
+
+    def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
+        maker = MaskMaker(self.config, self.keys, self.model.layout, self._tied)
+        try:
+            new = maker.make(grid, lambda nodes: self.show(nodes, server_round), server_round)
+        except PhaseError as error:
+            if must:
+                raise
+            logger.warning("the mask of the earlier rounds stays in use: %s", error)
+            new = self.mask
+        overlap = self.mask.overlap(new)
+        if must or overlap < self.config.refresh_below:
+            self.mask = new if must else self.terms.policy().next_mask(self.mask, new)
+        for report in maker.reports:
+            self._emit(report)
+        logger.info(
+            "mask of round %d: %d of %d parameters encrypted, digest %s%s",
+            server_round,
+            self.mask.k,
+            self.mask.size,
+            self.mask.digest[:16],
+            "" if must else f", overlap {overlap:.2f} with before",
+        )
+
+    # Messages.
+
+    def show(self, nodes: Collection[int], server_round: int) -> tuple[RecordDict, ModelHeader]:
+        """A content that shows clients the current model.
+
+        Args:
+            nodes: those that are asked for an upload; empty if it is for none.
+            server_round: the round.
+
+        Returns:
+            The content, and the header in it.
+        """
+        if nodes:
+            self.reference = self.keys.reference(nodes)
+        content = RecordDict({"arrays": to_record(self.model.plain)})
+        header = self._header(nodes, server_round)
+        put_model(content, self.model, header, self.mask)
+        return content, header
+
+    def prepare_messages(
+        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+    ) -> tuple[list[Message], Phase]:
+        """Add to the inner strategy's messages what clients need to open and protect models.
+
+        Args:
+            name: "train" or "evaluate".
+            messages: what the inner strategy wants to send.
+            server_round: the round.
+            grid: Flower's grid.
+
+        Returns:
+            The messages to nodes that can take part, and the phase that they begin.
+        """
+        messages = list(messages)
+        if self.config.effective_ratio > 0:
+            self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
+            able = set(self.keys.distinct(m.metadata.dst_node_id for m in messages))
+            messages = [m for m in messages if m.metadata.dst_node_id in able]
+            if name == "train":
+                messages = self._without_left_out(messages)
+            nodes = [message.metadata.dst_node_id for message in messages]
+            self.reference = self.keys.reference(nodes)
+        asked = [m.metadata.dst_node_id for m in messages] if name == "train" else []
+        header = self._header(asked if self.mask.k else [], server_round)
+        for content in {id(m.content): m.content for m in messages}.values():
+            put_model(content, self.model, header, self.mask)
+        what = f"{name} of round {server_round}"
+        return messages, Phase.of(name, server_round, what, messages, header)
+
+    def leave_out(self, nodes: Collection[int]) -> None:
+        """Leave nodes that did not give their keys out of the next cohort."""
+        self._left_out = frozenset(nodes)
+
+    def _without_left_out(self, messages: list[Message]) -> list[Message]:
+        """Drop, once, whoever spoilt the round before, if enough others are left."""
+        left_out, self._left_out = self._left_out, frozenset()
+        others = [m for m in messages if m.metadata.dst_node_id not in left_out]
+        if len(others) == len(messages) or len(others) < self.config.train_min_clients:
+            return messages
+        names = ", ".join(f"node {node}" for node in sorted(left_out))
+        logger.warning("%s left out of this round: no key came for the round before", names)
+        return others
+
+    def _header(self, nodes: Iterable[int], server_round: int) -> ModelHeader:
+        aggregate = self.model.aggregate
+        return ModelHeader(
+            round=server_round,
+            model_round=self.model.round,
+            layout=self.model.layout.to_json(),
+            model_mask=self.model.mask.digest,
+            mask=self.mask.digest,
+            parameters=self.config.parameters,
+            fingerprint=self.keys.fingerprint,
+            key_index=self.keys.key_index,
+            aggregate=None if aggregate is None else aggregate.header,
+            cohort=tuple(
+                sorted((self.keys.parties[node] for node in nodes), key=lambda each: each.name)
+            ),
+            reference=self.reference,
+            weighted_by=self._weighted_by,
+            remainder=self.terms,
+        )
+
+
+def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensConfig:
+    if config.max_mb is None:
+        return config
+    ratio = ratio_within(
+        config.parameters,
+        layout.size,
+        config.max_mb,
+        width=mean_width(layout),
+        withheld=not policy_named(config.remainder).sends_plain,
+    )
+    logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
+    return config.model_copy(update={"ratio": ratio, "max_mb": None})

@@ -1,0 +1,460 @@
+"""SelectiveEncryption: the server half, a strategy that wraps a strategy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+
+from fedsens.config import OUTPUT_DIR, FedSensConfig
+from fedsens.errors import PhaseError, ProtocolError, StrategyError
+from fedsens.flower._checkpoints import (
+    Checkpoints,
+    EvaluateFn,
+    Metrics,
+    StartArguments,
+    config_of_start,
+    resume_rounds,
+)
+from fedsens.flower._grid import StreamingGrid
+from fedsens.flower._logs import FIGURES
+from fedsens.flower._phase import Phase
+from fedsens.flower._records import HEADER, examples_of, to_record
+from fedsens.flower._state import ServerState
+from fedsens.flower._updates import RecordSchema, RoundResult, Updates, usable_metrics
+from fedsens.protocol import Phase as PhaseName
+from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
+
+logger = logging.getLogger(__name__)
+
+NAMELESS = "0" * 32  # an experiment, where only the terms matter
+SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
+
+
+class SelectiveEncryption(Strategy):
+    """Runs a strategy while the masked coordinates stay encrypted (FedML-HE, arXiv 2303.10837).
+
+    ::
+
+        strategy = SelectiveEncryption(FedAvg(), FedSensConfig.from_run_config(run_config))
+        result = strategy.start(grid, initial_arrays, num_rounds=5)
+        save_protected(strategy.model, "model.safetensors")
+
+    The inner strategy samples clients and averages the plaintext remainder as ever; this one adds
+    the ciphertexts of the same replies with the same weights. ``result.arrays`` has NaN at masked
+    coordinates, because the server does not know them. With ratio 0 the result is the inner
+    strategy's, bit for bit.
+
+    With ``checkpoint_dir`` in the configuration the state is saved after the training of every
+    round, and with ``resume`` a new process continues from the last complete round: same model,
+    key, mask, sampling and metrics.
+
+    Attributes:
+        reports: what every phase cost so far.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: FedSensConfig | None = None,
+        *,
+        weighted_mean: bool = False,
+        app_config: Mapping[str, Any] | None = None,
+        on_report: Callable[[PhaseReport], None] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Wrap a strategy.
+
+        Args:
+            strategy: FedAvg, FedProx, or another that averages weighted by examples.
+            config: the configuration, by default ``FedSensConfig()``.
+            weighted_mean: vouches that a strategy fedsens does not know averages weighted by
+                examples.
+            app_config: what else the result depends on, such as the app's run config. A run whose
+                checkpoint was made with other values is not resumed.
+            on_report: called with the report of every phase as it ends; in a resumed run, with
+                those of the earlier rounds first.
+            output_dir: folder for ``reports.jsonl`` and, in the end, ``protected.safetensors``; by
+                default that of the environment variable ``FEDSENS_OUTPUT_DIR``, else none.
+        """
+        self.inner = strategy
+        self.config = config or FedSensConfig()
+        check_strategy(strategy, self.config.encrypts, weighted_mean)
+        self.reports: list[PhaseReport] = []
+        self._on_report = on_report
+        folder = output_dir or os.environ.get(OUTPUT_DIR)
+        self._output = Path(folder) if folder else None
+        self._report_file: ReportFile | None = None
+        self._app_config = app_config or {}
+        self._checkpoints: Checkpoints | None = None
+        self._metrics = Metrics()
+        self._deadline = math.inf
+        self._started = False
+        self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
+        self._state: ServerState | None = None
+        self._grid: Grid | None = None
+        self._phase: Phase | None = None
+        self._schema: RecordSchema | None = None
+
+    @property
+    def model(self) -> ProtectedModel:
+        """The global model in split form, for export; ProtocolError before the first round."""
+        return self._run.model
+
+    @property
+    def _run(self) -> ServerState:
+        if self._state is None:
+            raise ProtocolError("expected a run that has begun, got none; start the strategy")
+        return self._state
+
+    @property
+    def _asked(self) -> Phase:
+        if self._phase is None:
+            raise ProtocolError("expected messages that were configured here, got none")
+        return self._phase
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float | None = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run the federation, as :meth:`flwr.serverapp.strategy.Strategy.start` does.
+
+        Args:
+            grid: Flower's grid.
+            initial_arrays: the initial model, known to the server.
+            num_rounds: rounds to run.
+            timeout: deadline of each train and evaluate phase in seconds; None for no deadline.
+            train_config: configuration for the clients' train function.
+            evaluate_config: configuration for the clients' evaluate function.
+            evaluate_fn: only with ratio 0, see the error.
+
+        Returns:
+            Flower's result.
+
+        Raises:
+            StrategyError: ``evaluate_fn`` is given, but the server will not know the model.
+        """
+        if evaluate_fn is not None and self.config.encrypts:
+            raise StrategyError(
+                "expected no evaluate_fn, because the server does not know masked parameters, got "
+                "one; evaluate on the clients, or open an exported model with the key"
+            )
+        self._state, self._checkpoints, self._metrics = None, None, Metrics()
+        self._schema = None
+        self.reports.clear()
+        if self._output is not None:
+            self._report_file = ReportFile(self._output / "reports.jsonl")
+        self._deadline, self._started = math.inf if timeout is None else timeout, True
+        grid = StreamingGrid(grid)
+        rounds = StartArguments(
+            grid,
+            num_rounds,
+            timeout,
+            ConfigRecord() if train_config is None else train_config,
+            ConfigRecord() if evaluate_config is None else evaluate_config,
+            None if evaluate_fn is None else self._recorded_evaluate(evaluate_fn),
+        )
+        if self.config.checkpoint_dir is not None:
+            configs = config_of_start(train=train_config, evaluate=evaluate_config)
+            self._checkpoints = Checkpoints(
+                self.config, self.inner, {**self._app_config, **configs}
+            )
+        if self._checkpoints is not None and self.config.resume:
+            result = self._resume(self._checkpoints, rounds, initial_arrays)
+        else:
+            if self._checkpoints is not None:
+                self._checkpoints.create_folder()
+            result = super().start(
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,  # type: ignore[arg-type] # Flower hands it on, and None is no deadline
+                rounds.train_config,
+                rounds.evaluate_config,
+                rounds.evaluate_fn,
+            )
+        if self._state is not None and self._output is not None:
+            save_protected(self.model, self._output / "protected.safetensors")
+        if self._state is not None and self.model.mask.k:
+            result.arrays = to_record(self.model.visible())
+            logger.warning(
+                "result.arrays has NaN at the %d of %d parameters that the server does not know; "
+                "save the model with save_protected(strategy.model, path), and open it with "
+                "fedsens open where the key is",
+                self.model.mask.k,
+                self.model.mask.size,
+            )
+        return result
+
+    def _resume(
+        self, checkpoints: Checkpoints, rounds: StartArguments, initial_arrays: ArrayRecord
+    ) -> Result:
+        checkpoint = checkpoints.latest()
+        run = self._new_state(initial_arrays)
+        run.restore(checkpoint)
+        self._state, done = run, checkpoint.progress.round
+        self.summary()
+        logger.info("resuming after round %d of %d", done, rounds.last)
+        for report in checkpoint.progress.reports:
+            self._keep(report)
+        if done <= rounds.last:
+            run.gather(done, rounds.grid)
+        self._metrics = checkpoints.restore(checkpoint)
+        arrays = resume_rounds(self, rounds, to_record(run.model.plain), done)
+        result = self._metrics.result()
+        if run.model.round:  # as in Flower's result, nothing if no round had an answer
+            result.arrays = arrays
+        return result
+
+    def _new_state(self, initial: ArrayRecord) -> ServerState:
+        return ServerState(self.config, self._weighted_by, self._emit, initial)
+
+    def _recorded_evaluate(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate_fn(server_round, arrays)
+            if metrics is not None:
+                self._metrics.central[server_round] = metrics
+            return metrics
+
+        return evaluate
+
+    def summary(self) -> None:
+        """Log what is encrypted and how, then the inner strategy's summary."""
+        config, parameters = self.config, self.config.parameters
+        logger.info(
+            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
+            config.policy,
+            f"ratio {config.effective_ratio:g}"
+            if config.max_mb is None
+            else f"at most {config.max_mb:g} MB",
+            parameters.name,
+            parameters.security_bits,
+            config.maps,
+        )
+        if told := config.remainder_terms(NAMELESS).policy().describe():
+            logger.info("%s", told)
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Agree on key and mask where needed, then let the inner strategy sample clients.
+
+        Raises:
+            StrategyError: another strategy calls this one.
+        """
+        if self.config.encrypts and not self._started:
+            raise StrategyError(
+                "expected SelectiveEncryption to be the outermost strategy, got another around it, "
+                "which would see a part of each model only and change that alone; call this one's "
+                "start, and clip or add noise in a mod of the clients' train function"
+            )
+        if self._state is None:
+            self._state = self._new_state(arrays)
+        self._run.prepare(server_round, grid)
+        messages = self.inner.configure_train(server_round, arrays, config, grid)
+        return self._prepare("train", messages, server_round, grid)
+
+    def _prepare(
+        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+    ) -> list[Message]:
+        ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
+        self._grid = grid
+        for message in ready:  # else a slow node would work through a backlog
+            message.metadata.ttl = min(message.metadata.ttl, self._deadline)
+        return ready
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the ciphertexts and let the inner strategy average the rest of the same replies."""
+        run, phase = self._run, self._asked
+        if not run.mask.k:
+            return self._aggregate_plain(server_round, dict(phase.replies(replies)))
+        stand_in = run.stand_in()
+        record = None if stand_in is None else RecordDict({self._record: to_record(stand_in)})
+        updates = self._add_updates(phase, replies, record)
+        result = self._round_result(updates, server_round)
+        good = phase.sort_by_request(result.replies)
+        arrays, metrics = self.inner.aggregate_train(server_round, good)
+        if arrays is not None and good and result.aggregate is not None:
+            if record is not None:  # the same again, without what a mean of equals may round
+                (arrays,) = record.array_records.values()
+            run.replace(arrays, result.aggregate, server_round)
+        self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
+        return arrays, metrics
+
+    def _aggregate_plain(
+        self, server_round: int, answers: dict[int, Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """A round in which nothing is encrypted: the inner strategy's alone, bit for bit."""
+        good = self._asked.sort_by_request(answers)
+        arrays, metrics = self.inner.aggregate_train(server_round, good)
+        if arrays is not None:
+            self._run.replace_plain(arrays, server_round)
+        clients = sum(reply.has_content() for reply in good)
+        self._finish_training(server_round, clients, metrics)
+        return arrays, metrics
+
+    def _add_updates(
+        self, phase: Phase, replies: Iterable[Message], stand_in: RecordDict | None
+    ) -> Updates:
+        """Add the updates as they arrive; what does not count is left out by name."""
+        run, answered = self._run, 0
+        updates: Updates | None = None
+        for node, reply in phase.replies(replies):
+            answered += 1
+            if updates is None:  # now the messages have been sent, so the run is known
+                updates = self._new_updates(phase, stand_in)
+            if not updates.take(node, reply):
+                run.keys.invalidate(node)
+        phase.stop_if_model_is_refused(answered, self.config.checkpoint_dir)
+        return updates or self._new_updates(phase, stand_in)
+
+    def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:
+        run = self._run
+        return Updates(phase, run.model.layout, run.mask, run.keys.parties, stand_in, self._schema)
+
+    def _round_result(self, updates: Updates, server_round: int) -> RoundResult:
+        """What the round came to; nothing where it is void, and the model then stays."""
+        least = self.config.train_min_clients
+        assert self._grid is not None
+        try:
+            result = updates.result(self._grid, least, self.config.key_timeout)
+        except PhaseError as error:
+            logger.warning("round %d changes nothing: %s", server_round, error)
+            self._run.leave_out(error.nodes)
+            return RoundResult({})
+        self._schema = updates.schema
+        self._learn(server_round, result)
+        if 0 < len(result.replies) < least:
+            logger.warning(
+                "round %d changes nothing: %d updates arrived, %d are needed; wait for more "
+                "clients, or lower fedsens.train-min-clients if all accept so few "
+                "(fedsens-min-contributors)",
+                server_round,
+                len(result.replies),
+                least,
+            )
+            return RoundResult({})
+        return result
+
+    def _learn(self, server_round: int, result: RoundResult) -> None:
+        for node, reply in result.replies.items():
+            self._run.keys.update_examples(node, examples_of(reply.content, self._weighted_by))
+        if result.replies and result.weight < SMALL_WEIGHT:
+            logger.warning(
+                "the answers carry %.2g of the examples announced for round %d, so the masked part "
+                "is %.0f times less precise than stated; examples in install() must return what "
+                "training reports as %s",
+                result.weight,
+                server_round,
+                1 / result.weight,
+                self._weighted_by,
+            )
+
+    def _finish_training(
+        self,
+        server_round: int,
+        clients: int,
+        metrics: MetricRecord | None,
+        refused: int = 0,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Report the round, and save it."""
+        report = self._asked.report(
+            clients,
+            refused=refused,
+            metrics=metrics,
+            epsilon=self._run.terms.policy().epsilon(server_round),
+            seconds=seconds,
+        )
+        self._emit(report)
+        if metrics is not None:
+            self._metrics.train[server_round] = metrics
+        if self._checkpoints is not None:
+            self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
+
+    @property
+    def _record(self) -> str:
+        return str(getattr(self.inner, "arrayrecord_key", "arrays"))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy sample clients and give them what they need to open the model."""
+        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        return self._prepare("evaluate", messages, server_round, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the inner strategy average the metrics."""
+        run, phase = self._run, self._asked
+        answers = dict(phase.replies(replies))
+        phase.stop_if_model_is_refused(len(answers), self.config.checkpoint_dir)
+        for node in phase.refused():
+            run.keys.invalidate(node)
+        good = [reply for reply in phase.sort_by_request(answers) if not reply.has_error()]
+        for reply in good:
+            reply.content.pop(HEADER, None)
+        came = len(good)
+        if run.mask.k:
+            good = usable_metrics(good, self._weighted_by)
+        metrics = self.inner.aggregate_evaluate(server_round, [*good, *phase.errors.values()])
+        if phase.sent:
+            self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
+        if metrics is not None:
+            self._metrics.evaluate[server_round] = metrics
+        return metrics
+
+    def _emit(self, report: PhaseReport) -> None:
+        logger.info("%s", report, extra={FIGURES: report.model_dump()})
+        self._keep(report)
+
+    def _keep(self, report: PhaseReport) -> None:
+        self.reports.append(report)
+        if self._report_file is not None:
+            self._report_file.append(report)
+        if self._on_report is not None:
+            self._on_report(report)
+
+
+def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+    """Refuse a strategy whose aggregation is not a mean weighted by examples.
+
+    The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
+    qualifies if it aggregates as FedAvg does (FedAvg, FedProx and subclasses that leave
+    ``aggregate_train`` alone), or if the caller vouches for it.
+
+    Args:
+        strategy: the inner strategy.
+        encrypts: whether anything is encrypted; without that every strategy is allowed.
+        weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
+            weighted by their examples.
+
+    Raises:
+        StrategyError: the strategy cannot be used.
+    """
+    aggregate = getattr(type(strategy), "aggregate_train", None)
+    if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
+        return
+    raise StrategyError(
+        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got "
+        f"{type(strategy).__name__}: medians, trimming, Krum, clipping and adaptive server "
+        "optimisers need the values that are encrypted. Use FedAvg or FedProx, set fedsens.ratio "
+        "to 0, or pass weighted_mean=True if yours does average so"
+    )

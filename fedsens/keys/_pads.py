@@ -1,0 +1,114 @@
+"""Key answers: one-time secrets that can be added, and opened only as a sum.
+
+Contributor i answers the list S with
+
+    y_i = s_i + sum over j in S, j != i, of sign(i, j) PRG(k_ij, digest) + PRG(K, digest, i)
+
+modulo 2^16, digest being that of the list within its context. The pairwise pads cancel in the sum
+over S and in no other one (Bonawitz et al. 2017, "Practical Secure Aggregation for
+Privacy-Preserving Machine Learning", section 4; here without recovery of lost clients). Two
+different lists have different digests, so answers to both do not cancel either. The pad under K
+keeps the sum from the server. k_ij joins Diffie-Hellman of the run's identities E, which are
+deleted with the run, with that of the lasting identities P, which a pinned roster vouches for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+from fedsens.errors import ProtocolError
+from fedsens.keys._key import FederationKey
+from fedsens.keys._stream import uint16s
+from fedsens.protocol import Party
+
+COEFFICIENTS = 4096
+
+
+def key_answer(
+    secret: NDArray[np.int64],
+    identities: tuple[X25519PrivateKey, X25519PrivateKey],
+    others: Iterable[Party],
+    key: FederationKey,
+    digest: bytes,
+) -> bytes:
+    """A contributor's padded secret.
+
+    Args:
+        secret: s_i, N small integers.
+        identities: the contributor's own P and E.
+        others: the other contributors.
+        key: K.
+        digest: of the list within its context.
+
+    Returns:
+        2 N bytes: N numbers modulo 2^16, little-endian. Another contributor's key that is no usable
+        X25519 public key is a ProtocolError.
+    """
+    own = identities[0].public_key().public_bytes_raw()
+    answer = secret.astype(np.uint16)  # two's complement, so this is modulo 2^16
+    answer += _key_pad(key, digest, own)
+    for other in others:
+        pad = uint16s(_pair_seed(identities, other, digest), COEFFICIENTS)
+        if own < bytes.fromhex(other.name):
+            answer += pad
+        else:
+            answer -= pad
+    return answer.astype("<u2").tobytes()
+
+
+def take_off_pads(
+    key_sum: bytes, key: FederationKey, digest: bytes, padded_by: Iterable[bytes]
+) -> NDArray[np.int64]:
+    """The sum of the secrets in a sum of key answers.
+
+    Args:
+        key_sum: the sum, 2 N bytes.
+        key: K.
+        digest: of the list within its context.
+        padded_by: the names under which pads lie on it.
+
+    Returns:
+        N integers in [-2^15, 2^15).
+    """
+    total = np.frombuffer(key_sum, "<u2").copy()
+    for name in padded_by:
+        total -= _key_pad(key, digest, name)
+    return total.view(np.int16).astype(np.int64)
+
+
+def put_pads_on(
+    secret: NDArray[np.int64], key: FederationKey, digest: bytes, padded_by: Iterable[bytes]
+) -> bytes:
+    """Undo :func:`take_off_pads`, under another key for instance."""
+    total = secret.astype(np.uint16)
+    for name in padded_by:
+        total += _key_pad(key, digest, name)
+    return total.astype("<u2").tobytes()
+
+
+def _key_pad(key: FederationKey, digest: bytes, name: bytes) -> NDArray[np.uint16]:
+    """PRG(K, digest, name)."""
+    return uint16s(key.derive(b"key pad" + digest + name), COEFFICIENTS)
+
+
+def _pair_seed(
+    identities: tuple[X25519PrivateKey, X25519PrivateKey], other: Party, digest: bytes
+) -> bytes:
+    """The seed of the pad that two contributors share for one list, and nobody else knows."""
+    lasting, ephemeral = identities
+    try:
+        shared = ephemeral.exchange(
+            X25519PublicKey.from_public_bytes(bytes.fromhex(other.run_key))
+        ) + lasting.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(other.name)))
+    except ValueError:  # a point of low order, with which anybody could know the result
+        raise ProtocolError(
+            f"expected usable public keys of the contributor {other.name[:16]}, got others; it or "
+            "the server deviates from the protocol"
+        ) from None
+    return HKDF(SHA256(), 32, None, b"fedsens pair pad 3" + digest).derive(shared)

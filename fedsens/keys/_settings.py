@@ -1,0 +1,152 @@
+"""ClientSettings: what a data owner decides for its own client, out of the server's reach.
+
+A setting comes from the node config (``flower-supernode --node-config``), else from the
+environment (the way to configure a simulation), else from its default.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedsens.config import LOG_FORMAT, OUTPUT_DIR
+from fedsens.errors import ConfigurationError
+from fedsens.remainder import Remainder
+
+PREFIX = "fedsens-"
+ENVIRONMENT = "FEDSENS_"
+OF_THE_PROCESS = frozenset({LOG_FORMAT, OUTPUT_DIR})  # not of the client
+
+LIKE = 0.6  # difflib's ratio from which on a name counts as a misspelling of another
+
+logger = logging.getLogger(__name__)
+
+
+class ClientSettings(BaseModel):
+    """A client's own settings; node config key and environment variable in brackets.
+
+    Attributes:
+        key_file: provisioned federation key, or a folder of several ``*.key`` that are used one
+            after the other by name as the server rotates keys (``fedsens-key-file``,
+            ``FEDSENS_KEY_FILE``). With it the client takes no part in key agreement.
+        passphrase_file: file with the passphrase of locked keys (``fedsens-passphrase-file``,
+            ``FEDSENS_PASSPHRASE_FILE``).
+        identity_file: X25519 identity for key agreement (``fedsens-identity-file``,
+            ``FEDSENS_IDENTITY_FILE``); by default one per run and node in the state folder.
+        roster_file: JSON list of the only public keys that this client shares a key with
+            (``fedsens-roster-file``, ``FEDSENS_ROSTER_FILE``).
+        state_dir: folder for keys and records (``fedsens-state-dir``, ``FEDSENS_STATE_DIR``),
+            by default ``~/.fedsens``.
+        min_ratio: the smallest share of encrypted parameters that this client accepts
+            (``fedsens-min-ratio``, ``FEDSENS_MIN_RATIO``).
+        remainder: the least that this client accepts for its plaintext remainder: ``plain``,
+            ``noised`` or ``withheld`` (``fedsens-remainder``, ``FEDSENS_REMAINDER``).
+        min_noise: the smallest ``fedsens.noise-scale`` that it accepts where ``remainder`` is
+            ``noised`` (``fedsens-min-noise``, ``FEDSENS_MIN_NOISE``).
+        min_contributors: the fewest clients of which this one opens an aggregate, be it a model or
+            a map (``fedsens-min-contributors``, ``FEDSENS_MIN_CONTRIBUTORS``).
+        max_norm: the largest L2 norm of an opened model, over all floating-point values; 0 for no
+            bound (``fedsens-max-norm``, ``FEDSENS_MAX_NORM``).
+        allow_plain_maps: whether the server may see this client's sensitivity map
+            (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
+        processes: processes that may share the encryption (``fedsens-processes``,
+            ``FEDSENS_PROCESSES``).
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda n: n.replace("_", "-")
+    )
+
+    key_file: Path | None = None
+    passphrase_file: Path | None = None
+    identity_file: Path | None = None
+    roster_file: Path | None = None
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".fedsens")
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    remainder: Remainder = "plain"
+    min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    min_contributors: int = Field(default=2, ge=1)
+    max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    allow_plain_maps: bool = False
+    processes: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _noise_is_demanded(self) -> Self:
+        if "min_noise" in self.model_fields_set and self.remainder != "noised":
+            raise ValueError("min-noise has no say unless remainder is 'noised': set it too")
+        return self
+
+    @classmethod
+    def from_node(
+        cls, node_config: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ) -> Self:
+        """Read the settings of this client.
+
+        Args:
+            node_config: ``context.node_config``.
+            environment: by default the process's environment.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigurationError: lists every wrong or unknown ``fedsens-*`` setting.
+        """
+        found = _from_environment(os.environ if environment is None else environment)
+        for key, value in node_config.items():
+            if key.startswith(PREFIX):
+                found[key.removeprefix(PREFIX)] = value
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            problems = "; ".join(
+                _problem(".".join(map(str, item["loc"])), item["type"], item["msg"])
+                for item in error.errors(include_url=False, include_input=False)
+            )
+            raise ConfigurationError(f"this client's settings are wrong: {problems}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings among the variables, and what could be misspelt ones; others are left alone."""
+    found: dict[str, Any] = {}
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT) or name in OF_THE_PROCESS:
+            continue
+        setting = _setting(name)
+        if setting in _names() or _nearest(setting):  # a misspelt one must not be ignored
+            found[setting] = environment[name]
+        else:
+            logger.warning("%s is no setting of fedsens: it is ignored", name)
+    return found
+
+
+def _problem(setting: str, kind: str, message: str) -> str:
+    if kind != "extra_forbidden":
+        return f"{PREFIX}{setting or 'settings'}: {message}"
+    nearest = _nearest(setting)
+    if nearest in map(_setting, OF_THE_PROCESS):
+        name = ENVIRONMENT + nearest.upper().replace("-", "_")
+        return f"{PREFIX}{setting}: no such setting; do you mean the variable {name}?"
+    known = f"do you mean {PREFIX}{nearest}?" if nearest else f"expected {', '.join(_names())}"
+    return f"{PREFIX}{setting}: no such setting; {known}"
+
+
+def _nearest(setting: str) -> str:
+    """The setting that a misspelt one stands for; "" if it is like none."""
+    names = [*_names(), *map(_setting, sorted(OF_THE_PROCESS))]
+    shortened = [name for name in names if set(setting.split("-")) <= set(name.split("-"))]
+    return next(iter([*get_close_matches(setting, names, n=1, cutoff=LIKE), *shortened]), "")
+
+
+def _names() -> list[str]:
+    return [field.alias or name for name, field in ClientSettings.model_fields.items()]
+
+
+def _setting(variable: str) -> str:
+    return variable.removeprefix(ENVIRONMENT).lower().replace("_", "-")

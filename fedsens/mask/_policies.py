@@ -1,0 +1,154 @@
+"""The policies that fedsens brings: one function each.
+
+Two of them take whole layers in an order, and let scores decide only where one does not fit.
+``fedsens audit`` is why they exist: against attackers that leave encrypted coordinates out, where
+the encrypted ones are matters more than how many they are (docs/explanation/audit.md).
+
+A policy can rely on what the registry promises about its input (P scores, all of them finite
+and non-negative), because :func:`fedsens.mask.select_mask` has checked it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.layout import ParameterLayout
+from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers, module_of
+from fedsens.mask._registry import PolicyInput, register_policy
+from fedsens.topk import top_k
+
+
+@register_policy("sensitivity", needs=("scores",))
+def sensitivity(context: PolicyInput) -> NDArray[np.bool_]:
+    """The k highest scores of the whole model: FedML-HE's mask (arXiv 2303.10837).
+
+    Expects a parameter-label sensitivity map, of either rule. With the ``vector`` rule and a
+    usual initialisation a small ratio can fall on the last layer alone: see ``layerwise`` and
+    forced layers.
+    """
+    return top_k(context.scores, context.k)
+
+
+@register_policy("gradient", needs=("scores",))
+def gradient(context: PolicyInput) -> NDArray[np.bool_]:
+    """The k largest absolute gradients of the whole model.
+
+    The same rule as ``sensitivity`` on another map: it expects |gradient|, which for
+    cross-entropy is the sensitivity map of rule ``true_label``. Nothing can tell the two maps
+    apart by their numbers, so with a ``vector`` map this is the ``sensitivity`` policy.
+    """
+    return top_k(context.scores, context.k)
+
+
+@register_policy("layerwise", needs=("scores",))
+def layerwise(context: PolicyInput) -> NDArray[np.bool_]:
+    """The highest scores within each tensor, whose quota is proportional to its size.
+
+    Quotas are k * size / P rounded to integers by largest remainder, so they sum to k and each
+    is within 1 of proportional. A tensor of few parameters can get none at a small ratio.
+    """
+    selected = np.zeros(context.layout.size, np.bool_)
+    for entry, quota in zip(
+        context.layout.entries, _quotas(context.layout, context.k), strict=True
+    ):
+        selected[entry.slice] = top_k(context.scores[entry.slice], quota)
+    return selected
+
+
+@register_policy("magnitude", needs=("weights",))
+def magnitude(context: PolicyInput) -> NDArray[np.bool_]:
+    """The k parameters of largest absolute value."""
+    return top_k(np.abs(context.weights), context.k)
+
+
+@register_policy("random")
+def random(context: PolicyInput) -> NDArray[np.bool_]:
+    """Coordinates drawn uniformly without replacement.
+
+    Ranks seeded draws, so that masks of one seed and growing ratio contain one another and a
+    sweep over ratios compares like with like.
+    """
+    draws = np.random.Generator(np.random.PCG64(context.seed)).random(context.layout.size)
+    return top_k(draws, context.k)
+
+
+@register_policy("critical_layers", needs=("scores",))
+def critical_layers(context: PolicyInput) -> NDArray[np.bool_]:
+    """What single tensors give away first, then the highest scores.
+
+    In this order: the last layer (labels are read off it), the first two convolutions or, without
+    any, the first layer (they see the image), embeddings (their rows are the tokens), biases (they
+    give the scale of an analytic inversion), and the highest scores of what is left. First and
+    last are by definition order, among the layers that are not forced.
+    """
+    layout = context.layout
+    names = layers(layout)
+    seeing = convolutions(layout)[:2] or names[:1]
+    return _filled(
+        context,
+        [
+            _tensors(layout, names[-1:]),
+            _tensors(layout, seeing),
+            {entry.name for entry in layout.entries if is_embedding(entry, layout)},
+            {entry.name for entry in layout.entries if is_bias(entry)},
+            {entry.name for entry in layout.entries},
+        ],
+    )
+
+
+@register_policy("first_layers", needs=("scores",))
+def first_layers(context: PolicyInput) -> NDArray[np.bool_]:
+    """Tensor after tensor in the order of definition; the highest scores of the last one.
+
+    The first layers see the image itself. Where the definition does not follow the computation,
+    force the layers that see the input.
+    """
+    return _filled(context, ({entry.name} for entry in context.layout.entries))
+
+
+@register_policy("all", ratio=1.0)
+def everything(context: PolicyInput) -> NDArray[np.bool_]:
+    """Every coordinate, whatever the ratio."""
+    return np.ones(context.layout.size, np.bool_)
+
+
+@register_policy("none", ratio=0.0)
+def nothing(context: PolicyInput) -> NDArray[np.bool_]:
+    """No coordinate, whatever the ratio: the baseline without protection."""
+    return np.zeros(context.layout.size, np.bool_)
+
+
+def _quotas(layout: ParameterLayout, k: int) -> list[int]:
+    if layout.size == 0:
+        return [0] * len(layout.entries)
+    shares = [divmod(k * entry.size, layout.size) for entry in layout.entries]
+    quotas = [whole for whole, _ in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: -shares[i][1])
+    for i in by_remainder[: k - sum(quotas)]:
+        quotas[i] += 1
+    return quotas
+
+
+def _filled(context: PolicyInput, groups: Iterable[set[str]]) -> NDArray[np.bool_]:
+    """Select k coordinates group by group, by scores within the one that does not fit."""
+    selected = np.zeros(context.layout.size, np.bool_)
+    missing, taken = context.k, set[str]()
+    for group in groups:
+        entries = [e for e in context.layout.entries if e.name in group - taken]
+        size = sum(entry.size for entry in entries)
+        open_ = np.zeros_like(selected) if size > missing else selected
+        for entry in entries:
+            open_[entry.slice] = True
+        if size > missing:
+            open_[open_] = top_k(context.scores[open_], missing)
+            return selected | open_
+        missing -= size
+        taken |= group
+    return selected
+
+
+def _tensors(layout: ParameterLayout, modules: list[str]) -> set[str]:
+    return {entry.name for entry in layout.entries if module_of(entry.name) in modules}

@@ -1,0 +1,277 @@
+"""The headers of fedsens messages: frozen, versioned, checked on arrival.
+
+A header travels as JSON text in a ConfigRecord. Masks, ciphertexts and padded keys travel beside
+it as bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsens.crypto import MAP_PARAMETERS, CkksParameters
+from fedsens.errors import ProtocolError
+from fedsens.layout import ParameterLayout
+from fedsens.protocol._aggregate import AggregateHeader, Tags
+from fedsens.protocol._context import Digest, Fingerprint, Kind, Printable, RoundContext
+from fedsens.protocol._contributors import (
+    MOST,
+    Contributors,
+    Nonce,
+    Party,
+    PublicKey,
+    cohort_digest,
+)
+from fedsens.protocol._fields import wrong_fields
+from fedsens.remainder import RemainderTerms
+
+VERSION = 3  # 3: one-time keys, exact tags
+MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
+KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
+MaybeFingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+
+
+class Header(BaseModel):
+    """Base of all headers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[3] = 3
+
+    def to_json(self) -> str:
+        """The header as JSON text."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a header that another party sent.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The header.
+
+        Raises:
+            ProtocolError: it is not a header of this kind and version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ProtocolError(
+                f"expected a {cls.__name__} of protocol version {VERSION}, got one with wrong "
+                f"{wrong_fields(error)}; use the same fedsens version on the server and all clients"
+            ) from None
+
+
+class ModelHeader(Header):
+    """Travels with every model that the server sends.
+
+    Attributes:
+        round: the server round, from 1.
+        model_round: the round whose result the model is; 0 for the initial model.
+        layout: the model's layout as JSON.
+        model_mask: digest of the mask that the model in this message is split by.
+        mask: digest of the mask that the answer must be split by.
+        parameters: CKKS parameters of the masked part.
+        fingerprint: of the agreed key; empty if nothing is encrypted.
+        key_index: how often the key has been rotated.
+        aggregate: what the encrypted part of the model was made of; None if there is none.
+        cohort: the clients that are asked for an upload; empty where none is asked for.
+        reference: N_ref of this round; the answer's weight is its examples / N_ref.
+        weighted_by: name of the metric that counts examples.
+        remainder: what becomes of the plaintext remainder of the answer.
+    """
+
+    round: int = Field(ge=1)
+    model_round: int = Field(ge=0)
+    layout: str
+    model_mask: Digest
+    mask: Digest
+    parameters: CkksParameters
+    fingerprint: MaybeFingerprint = ""
+    key_index: KeyIndex = 0
+    aggregate: AggregateHeader | None = None
+    cohort: tuple[Party, ...] = Field(default=(), max_length=MOST)
+    reference: float = Field(gt=0, allow_inf_nan=False)
+    weighted_by: Printable = "num-examples"
+    remainder: RemainderTerms = RemainderTerms()
+
+    def context(self, kind: Kind, run: str, base: str) -> RoundContext:
+        """What uploads that answer a message with this header are bound to.
+
+        Args:
+            kind: of the upload.
+            run: the Flower run.
+            base: digest of the whole message.
+
+        Returns:
+            The context, the same for server and clients if they were told the same.
+        """
+        whole = kind == "map"
+        return RoundContext(
+            kind=kind,
+            run=run,
+            round=self.round,
+            fingerprint=self.fingerprint,
+            parameters=MAP_PARAMETERS if whole else self.parameters,
+            layout=ParameterLayout.from_json(self.layout).digest,
+            model_mask=self.model_mask,
+            mask=None if whole else self.mask,
+            base=base,
+            reference=self.reference,
+            weighted_by=self.weighted_by,
+            remainder=self.remainder,
+            cohort=cohort_digest(self.cohort),
+        )
+
+
+class UploadHeader(Header):
+    """Travels with every encrypted upload, be it a trained model or a map.
+
+    Attributes:
+        context: D, the digest of what the client was told.
+        name: the client's identity.
+        weight: examples / N_ref, the factor of the encrypted values.
+        nonce: 16 random bytes of this upload.
+        tags: of the ciphertext.
+        samples: that a map averages over; 0 for an update.
+        work_seconds: CPU seconds to compute a map; 0 for an update.
+        encrypt_seconds: CPU seconds to encrypt.
+        decrypt_seconds: CPU seconds to decrypt the model that came with the message.
+    """
+
+    context: Digest
+    name: PublicKey
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    nonce: Nonce
+    tags: Tags = Field(max_length=16)
+    samples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
+    work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class PlainMapHeader(Header):
+    """Travels with a map that the server may see.
+
+    Attributes:
+        weight: examples / N_ref, the factor of the map.
+        samples: that the map averages over.
+        work_seconds: CPU seconds to compute it.
+    """
+
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    samples: int = Field(ge=1, le=MOST_EXAMPLES)
+    work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class KeySumRequest(Header):
+    """Asks each contributor for its one-time secret, under pads that cancel in the sum.
+
+    Attributes:
+        kind: of the uploads.
+        round: of the uploads.
+        context: D, what they are bound to.
+        contributors: the list S.
+    """
+
+    kind: Kind
+    round: int = Field(ge=1)
+    context: Digest
+    contributors: Contributors
+
+
+class KeyRequest(Header):
+    """Key agreement, server to client.
+
+    Attributes:
+        step: ``hello`` asks who the client is; ``share`` asks a key holder (or, if there is none
+            yet, a client that shall create the key) for envelopes to ``roster``; ``accept``
+            delivers one.
+        roster: node to raw public key in hexadecimal, of those that get the key.
+        create: whether ``share`` may create the key.
+        sender: the sealing client's public key in hexadecimal (``accept``).
+        fingerprint: of the key that a resumed run needs (``hello``); empty for any.
+        key_index: how often the key has been rotated.
+    """
+
+    step: Literal["hello", "share", "accept"]
+    roster: dict[int, PublicKey] = {}
+    create: bool = False
+    sender: PublicKey | None = None
+    fingerprint: MaybeFingerprint = ""
+    key_index: KeyIndex = 0
+
+
+class KeyReply(Header):
+    """Key agreement, client to server.
+
+    Attributes:
+        name: the client's identity P, an X25519 public key in hexadecimal.
+        run_key: its identity E of this run.
+        provisioned: whether its key comes from a file, so that it takes no part in agreement.
+        fingerprint: of the key it holds; empty if it holds none.
+        examples: its number of training examples.
+    """
+
+    name: PublicKey
+    run_key: PublicKey
+    provisioned: bool = False
+    fingerprint: MaybeFingerprint = ""
+    examples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
+
+
+class MapRequest(Header):
+    """Asks for a sensitivity map; the model travels beside it with its own header.
+
+    Attributes:
+        rule: ``vector`` or ``true_label``.
+        maps: ``encrypted`` or ``plain``.
+    """
+
+    rule: Literal["vector", "true_label"]
+    maps: Literal["encrypted", "plain"]
+
+
+class MaskRequest(Header):
+    """Asks a key holder to open the aggregated map and apply the policy.
+
+    Attributes:
+        policy: registered mask policy.
+        ratio: share to encrypt.
+        force: forced layers.
+        tied: pairs of tensors that are one parameter under two names.
+        seed: seed of random policies.
+        aggregate: what the aggregated map, which travels beside it, was made of.
+    """
+
+    policy: Printable
+    ratio: float = Field(ge=0, le=1)
+    force: tuple[Printable, ...] = ()
+    tied: tuple[tuple[Printable, Printable], ...] = ()
+    seed: int = Field(default=0, ge=0)
+    aggregate: AggregateHeader | None = None
+
+
+class RekeyRequest(Header):
+    """Asks a holder of two keys to make the tags and pads of the model anew under the later one.
+
+    Attributes:
+        key_index: of the later key.
+        fingerprint: of the later key.
+    """
+
+    key_index: KeyIndex
+    fingerprint: Fingerprint
+
+
+class RekeyReply(Header):
+    """The answer to a :class:`RekeyRequest`; the key sum travels beside it.
+
+    Attributes:
+        tags: of the same ciphertext under the later key.
+    """
+
+    tags: Tags = Field(max_length=16)

@@ -1,0 +1,114 @@
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedsens.errors import EnvelopeError
+from fedsens.keys import seal, unseal
+
+SECRET = b"the shared secret of the federation"
+RUN = "17"
+SENDER, RECIPIENT, STRANGER = (
+    X25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3)
+)
+LOW_ORDER = [bytes(32), bytes([1]) + bytes(31), bytes.fromhex("ec" + "ff" * 30 + "7f")]
+
+
+def public(key):
+    return key.public_key().public_bytes_raw()
+
+
+@pytest.fixture(scope="module")
+def envelope():
+    return seal(SECRET, SENDER, public(RECIPIENT), RUN, 1)
+
+
+def test_an_envelope_opens_for_its_recipient(envelope):
+    assert unseal(envelope, RECIPIENT, public(SENDER), RUN, 1) == SECRET
+
+
+@pytest.mark.parametrize("secret", [b"", b"x" * 100_000])
+def test_a_secret_may_have_any_length(secret):
+    sealed = seal(secret, SENDER, public(RECIPIENT), RUN, 1)
+    assert unseal(sealed, RECIPIENT, public(SENDER), RUN, 1) == secret
+
+
+def test_envelopes_show_nothing_and_are_never_alike(envelope):
+    again = seal(SECRET, SENDER, public(RECIPIENT), RUN, 1)
+    assert envelope[:32] != again[:32]
+    assert envelope[32:] != again[32:]
+    assert SECRET[:8] not in envelope
+
+
+@pytest.mark.parametrize(
+    ("recipient", "sender", "run"),
+    [
+        (STRANGER, SENDER, RUN),
+        (SENDER, RECIPIENT, RUN),
+        (RECIPIENT, STRANGER, RUN),
+        (RECIPIENT, RECIPIENT, RUN),
+        (RECIPIENT, SENDER, "18"),
+        (RECIPIENT, SENDER, ""),
+    ],
+)
+def test_it_does_not_open_for_another_party_or_run(envelope, recipient, sender, run):
+    with pytest.raises(EnvelopeError, match="does not open"):
+        unseal(envelope, recipient, public(sender), run, 1)
+
+
+@pytest.mark.parametrize("key_index", [0, 2, 11])
+def test_an_old_key_cannot_be_delivered_as_a_new_one(envelope, key_index):
+    with pytest.raises(EnvelopeError, match="this place among its keys"):
+        unseal(envelope, RECIPIENT, public(SENDER), RUN, key_index)
+
+
+def test_run_and_place_are_not_one_text(envelope):
+    sealed = seal(SECRET, SENDER, public(RECIPIENT), "1", 17)
+    with pytest.raises(EnvelopeError):
+        unseal(sealed, RECIPIENT, public(SENDER), "11", 7)
+
+
+def test_no_byte_can_be_changed(envelope):
+    for index in range(len(envelope)):
+        for bit in (1, 0x80):
+            changed = bytearray(envelope)
+            changed[index] ^= bit
+            if index == 31 and bit == 0x80:
+                continue  # X25519 ignores the last bit; see the next test
+            with pytest.raises(EnvelopeError):
+                unseal(bytes(changed), RECIPIENT, public(SENDER), RUN, 1)
+
+
+def test_even_the_bit_that_x25519_ignores_is_bound(envelope):
+    changed = bytearray(envelope)
+    changed[31] ^= 0x80
+    with pytest.raises(EnvelopeError):
+        unseal(bytes(changed), RECIPIENT, public(SENDER), RUN, 1)
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 47, 48, -1])
+def test_a_truncated_envelope_does_not_open(envelope, length):
+    with pytest.raises(EnvelopeError):
+        unseal(envelope[:length], RECIPIENT, public(SENDER), RUN, 1)
+
+
+def test_a_longer_envelope_does_not_open(envelope):
+    with pytest.raises(EnvelopeError):
+        unseal(envelope + b"\0", RECIPIENT, public(SENDER), RUN, 1)
+
+
+@pytest.mark.parametrize("point", [b"", bytes(31), bytes(33), *LOW_ORDER])
+def test_points_that_are_no_keys_are_refused(envelope, point):
+    with pytest.raises(EnvelopeError, match="public key of 32 bytes"):
+        seal(SECRET, SENDER, point, RUN, 1)
+    with pytest.raises(EnvelopeError):
+        unseal(envelope, RECIPIENT, point, RUN, 1)
+    with pytest.raises(EnvelopeError):
+        unseal(point + envelope[32:], RECIPIENT, public(SENDER), RUN, 1)
+
+
+def test_errors_quote_nothing_secret(envelope):
+    with pytest.raises(EnvelopeError) as caught:
+        unseal(envelope, STRANGER, public(SENDER), RUN, 1)
+    for secret in (SECRET, STRANGER.private_bytes_raw(), envelope):
+        assert secret.hex() not in str(caught.value)
+        assert repr(secret) not in str(caught.value)
+    assert caught.value.__suppress_context__
