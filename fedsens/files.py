@@ -189,6 +189,31 @@ def replace_private(path: Path, data: bytes) -> None:
         ) from None
 
 
+def append_private(path: Path, data: bytes) -> None:
+    """Add to a file that only its owner can read; it is made if it is missing.
+
+    Whoever appends at the same time takes nothing away.
+
+    Args:
+        path: the file.
+        data: what to add.
+
+    Raises:
+        KeyFileError: the file cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        sync(path.parent)
+    except OSError as error:
+        raise KeyFileError(
+            f"expected to write {path}, got: {error.strerror}; make room or choose another folder"
+        ) from None
+
+
 def read_private(path: Path) -> bytes:
     """Read a file that must belong to this user and be accessible to nobody else.
 
@@ -201,7 +226,7 @@ def read_private(path: Path) -> bytes:
     A file that cannot be read, belongs to somebody else, or whose mode lets others in is a
     KeyFileError.
     """
-    return _read_own(path, 0o077, "0600", "read")
+    return _read_own(path, 0o077, {os.geteuid()})
 
 
 def read_guarded(path: Path) -> bytes:
@@ -216,7 +241,7 @@ def read_guarded(path: Path) -> bytes:
     A file that cannot be read, belongs to somebody else, or whose mode lets others write is a
     KeyFileError.
     """
-    return _read_own(path, 0o022, "0644", "write")
+    return _read_own(path, 0o022, {os.geteuid(), 0})
 
 
 def private_folder(top: Path, *names: str) -> Path:
@@ -260,8 +285,7 @@ def _own_folder(folder: Path) -> None:
         raise KeyFileError(
             f"expected a folder at {folder}, got a link or a file; name the folder itself"
         )
-    _check_owner(folder, found, {os.geteuid()})
-    _check_mode(folder, found, 0o022, "0700", "write to")
+    _check_own(folder, found, 0o022, {os.geteuid()})
 
 
 def _make_folder(folder: Path) -> None:
@@ -272,7 +296,7 @@ def _make_folder(folder: Path) -> None:
     folder.chmod(0o700)  # the umask may have taken rights from the owner as well
 
 
-def _read_own(path: Path, forbidden: int, wanted: str, doing: str) -> bytes:
+def _read_own(path: Path, forbidden: int, owners: set[int]) -> bytes:
     # Owner and mode are those of the descriptor that is read, so that no other file can take the
     # name in between. A pipe would block until somebody writes to it.
     try:
@@ -280,29 +304,26 @@ def _read_own(path: Path, forbidden: int, wanted: str, doing: str) -> bytes:
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise KeyFileError(f"expected a file at {path}, got a folder or a device")
-            owners = {os.geteuid()} if forbidden & 0o044 else {os.geteuid(), 0}
-            _check_owner(path, found, owners)
-            _check_mode(path, found, forbidden, wanted, doing)
+                raise KeyFileError(f"expected a file at {path}, got a directory or a device")
+            _check_own(path, found, forbidden, owners)
             return file.read()
     except OSError as error:
-        raise KeyFileError(f"expected a private file at {path}, got: {error.strerror}") from None
+        raise KeyFileError(f"expected a file at {path}, got: {error.strerror}") from None
 
 
-def _check_owner(path: Path, found: os.stat_result, owners: set[int]) -> None:
+def _check_own(path: Path, found: os.stat_result, forbidden: int, owners: set[int]) -> None:
     if found.st_uid not in owners:
         raise KeyFileError(
             f"expected {path} to belong to user {os.geteuid()}, got user {found.st_uid}, who could "
             "change it; make it your own"
         )
-
-
-def _check_mode(path: Path, found: os.stat_result, forbidden: int, wanted: str, doing: str) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if mode & forbidden:
+        wanted = 0o600 if forbidden & 0o044 else mode & ~forbidden
+        doing = "read" if forbidden & 0o044 else "write to"
         raise KeyFileError(
-            f"expected mode {wanted} on {path}, got {mode:04o}; others could {doing} it: chmod "
-            f"{wanted} it"
+            f"expected mode {wanted:04o} on {path}, got {mode:04o}; others could {doing} it: chmod "
+            f"{wanted:o} it"
         )
 
 
@@ -329,7 +350,7 @@ def _filled(target: Path, data: bytes) -> Iterator[str]:
 
 
 def erase_private(path: Path) -> None:
-    """Overwrite a file with zeros and empty it; its name stays.
+    """Overwrite a file with zeros; its name and its length stay.
 
     A file system that copies on write, or a disk that spreads its wear, may keep the old blocks.
 
@@ -341,10 +362,9 @@ def erase_private(path: Path) -> None:
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(bytes(os.fstat(descriptor).st_size))
-            os.fsync(descriptor)
-            file.truncate(0)
+            file.flush()
             os.fsync(descriptor)
     except FileNotFoundError:
         return

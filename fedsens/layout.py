@@ -198,38 +198,6 @@ class ParameterLayout:
             flat[entry.slice] = _as_numpy(state[entry.name]).reshape(-1)
         return flat
 
-    def unflatten(
-        self, flat: NDArray[Any], like: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Cut a flat vector back into torch tensors of the layout's shapes and types.
-
-        Args:
-            flat: vector of length P.
-            like: a state that passes :meth:`check`, whose integer tensors are copied into the
-                result, so that it is a complete state dict. Without it only floating tensors are
-                returned.
-
-        Returns:
-            Name to torch tensor, in layout order.
-
-        Raises:
-            LayoutError: the vector has another length.
-        """
-        import torch  # here, so that the server half and the codec's workers start without it
-
-        if flat.shape != (self.size,):
-            raise LayoutError(f"expected a vector of {self.size} values, got shape {flat.shape}")
-        if like is not None:
-            self.check(like)
-        state: dict[str, Any] = {}
-        for entry in self.tensors:
-            if entry.offset is not None:
-                values = torch.from_numpy(flat[entry.slice].reshape(entry.shape).copy())
-                state[entry.name] = values.to(getattr(torch, entry.dtype))
-            elif like is not None:
-                state[entry.name] = torch.as_tensor(like[entry.name]).clone()
-        return state
-
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that a model has this layout.
 

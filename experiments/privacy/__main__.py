@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.425, 0.5, 0.7, 0.9)
 ATTACKS = {  # attacker to the policies that it is tried on
     "dlg-naive": ("sensitivity", "random"),
-    "dlg-tv": ("sensitivity", "random", "gradient", "front", "closure"),
+    "dlg-tv": ("sensitivity", "random", "gradient", "first_layers", "critical_layers"),
 }
 NOTHING, EVERYTHING = ("none", 0.0), ("all", 1.0)
 OUTPUTS = 100  # of the network: 88,648 parameters for CIFAR's images, as in FedML-HE

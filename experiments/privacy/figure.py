@@ -21,8 +21,8 @@ COLORS = {
     "random": "#9d9da1",
     "sensitivity": "#e45756",
     "gradient": "#f58518",
-    "front": "#4c78a8",
-    "closure": "#54a24b",
+    "first_layers": "#4c78a8",
+    "critical_layers": "#54a24b",
 }
 PAPER = {0.1: "sensitivity", 0.425: "random"}  # what FedML-HE finds to suffice
 

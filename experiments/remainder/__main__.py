@@ -39,7 +39,7 @@ def main(
     model: ModelName = "digits-cnn",
     rounds: Rounds = 20,
     clients: Clients = 8,
-    policy: Annotated[str, typer.Option(help="Mask policy at ratio 0.1.")] = "closure",
+    policy: Annotated[str, typer.Option(help="Mask policy at ratio 0.1.")] = "critical_layers",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 3,
     fresh: Fresh = False,
 ) -> None:

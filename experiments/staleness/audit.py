@@ -31,7 +31,7 @@ from fedsens.mask import EncryptionMask
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = (0, 1, 5, 20)
-POLICIES = ("sensitivity", "gradient", "front")
+POLICIES = ("sensitivity", "gradient", "first_layers")
 ATTACKS = ("dlg-tv", "learned")
 
 app = typer.Typer(add_completion=False)

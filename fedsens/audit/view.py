@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, combine
+from fedsens.mask import EncryptionMask, with_nan
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def seen_gradients(
     """
     if plain is None:
         return {name: torch.full(array.shape, torch.nan) for name, array in before.items()}
-    after = combine(plain, np.full(mask.k, np.nan), layout, mask)
+    after = with_nan(plain, layout, mask)
     return {
         name: (torch.tensor(array) - torch.from_numpy(after[name].copy())) / step
         for name, array in before.items()

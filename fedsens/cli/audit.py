@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fedsens.data import Dataset
 
 RATIOS, QUICK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.5, 0.9)
-POLICIES = ("sensitivity", "gradient", "front", "closure", "random")
-QUICK_POLICIES = ("sensitivity", "front")
+POLICIES = ("sensitivity", "gradient", "first_layers", "critical_layers", "random")
+QUICK_POLICIES = ("sensitivity", "first_layers")
 
 audit = typer.Typer(invoke_without_command=True, help="How much the plaintext remainder leaks.")
 audit.command()(recommend)

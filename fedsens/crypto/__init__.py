@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fedsens.crypto._aggregator import Aggregator
-from fedsens.crypto._packing import NameOf, check_range
+from fedsens.crypto._encoding import NameOf, check_range
 from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, PresetName
 from fedsens.crypto._secret import OneTimeSecret
 from fedsens.crypto._wire import Batch, parse_batch, residues

@@ -16,15 +16,17 @@ function of the ciphertext, so it cannot tell anything that the ciphertext does 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tenseal.sealapi as sealapi
 from numpy.typing import NDArray
 
-from fedsens.crypto._packing import Floats, Slots, pack, unpack
+from fedsens.crypto._encoding import Floats, decode, encode
 from fedsens.crypto._parameters import CkksParameters
-from fedsens.crypto._seal import Ring, public_seed, seal_context, seal_file
+from fedsens.crypto._public import public_polynomial
+from fedsens.crypto._seal import Ring, centre, seal_context, seal_file
 from fedsens.crypto._secret import OneTimeSecret
 from fedsens.crypto._wire import CHUNK, Batch, Words, to_wire
 from fedsens.errors import ValueRangeError
@@ -74,55 +76,29 @@ def encrypt_blocks(
 
     Yields:
         The wire form of the next blocks.
+
+    Raises:
+        ValueRangeError: the values of a block conspire with the phases to a coefficient beyond
+            half the modulus, which no honest block does.
     """
     step = CHUNK * parameters.degree
     with seal_file() as file:
-        encryptor = _Encryptor(Ring(file), secret)
+        masks = Masks(Ring(file), secret)
         for low in range(0, len(values), step):
-            slots = pack(values[low : low + step], parameters, scale)
-            words = np.empty((len(slots), parameters.degree), np.uint64)
-            for row, block in enumerate(slots):
-                index = first + low // parameters.degree + row
-                words[row] = encryptor.encrypt(
-                    block, index, public_seed(parameters, context, index)
+            message = encode(values[low : low + step], parameters, scale)
+            start = first + low // parameters.degree
+            if int(abs(message).max()) > parameters.modulus // 2:
+                raise ValueRangeError(
+                    f"expected flattened coefficients within the modulus, got more in blocks "
+                    f"{start} to {start + len(message) - 1}; choose another phase seed or a larger "
+                    "range"
                 )
-            words = switch_modulus(words, parameters.modulus, parameters.wire_modulus)
-            yield to_wire(words, parameters)
-
-
-class _Encryptor:
-    """SEAL's objects for encrypting under one secret."""
-
-    def __init__(self, ring: Ring, secret: OneTimeSecret) -> None:
-        key = ring.secret_key(secret)
-        self._ring = ring
-        self._encoder = sealapi.CKKSEncoder(seal_context())
-        self._encryptor = sealapi.Encryptor(seal_context(), key)
-        self._decryptor = sealapi.Decryptor(seal_context(), key)
-        self._plaintext, self._ciphertext = sealapi.Plaintext(), sealapi.Ciphertext()
-        self._slots: list[complex] = []
-
-    def encrypt(self, slots: Slots, index: int, seed: bytes) -> Words:
-        """The coefficients of m + e - a s for one block's slots."""
-        # The name keeps the last list until the next one exists; otherwise Python gives its
-        # memory back to the system and faults it in again, every block.
-        self._slots = slots.tolist()
-        try:
-            self._encoder.encode(self._slots, 1.0, self._plaintext)
-        except ValueError:
-            raise ValueRangeError(
-                f"expected flattened coefficients within the modulus, got block {index} beyond; "
-                "choose another phase seed or a larger range"
-            ) from None
-        # SEAL encrypts with a second polynomial r of its own: c0 = m + e - r s. Decrypting
-        # (c0, r - a) then gives c0 + (r - a) s, in which r is gone: m + e - a s. So sampling,
-        # transforms and products with the secret stay SEAL's.
-        self._encryptor.encrypt_symmetric(self._plaintext, self._ciphertext)
-        self._ring.evaluator.sub_inplace(self._ciphertext, self._ring.public(seed))
-        self._decryptor.decrypt(self._ciphertext, self._plaintext)
-        # Coefficients, because rounding must be a small change of the polynomial: a small change
-        # of its transform is a large one.
-        return self._ring.coefficients(self._plaintext)
+            public = _public(parameters, context, start, len(message))
+            words = (message + masks.fresh(public).view(np.int64)) % parameters.modulus
+            yield to_wire(
+                switch_modulus(words.view(np.uint64), parameters.modulus, parameters.wire_modulus),
+                parameters,
+            )
 
 
 def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Iterator[Floats]:
@@ -138,32 +114,52 @@ def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Itera
     """
     parameters = batch.parameters
     with seal_file() as file:
-        decryptor = _Decryptor(Ring(file), secret)
+        masks = Masks(Ring(file), secret)
         for part, words in batch.chunks():
             words = switch_modulus(words, parameters.wire_modulus, parameters.modulus)
-            slots = np.empty((len(words), parameters.degree // 2), np.complex128)
-            for row, block in enumerate(words):
-                seed = public_seed(parameters, context, part.start + row)
-                slots[row] = decryptor.decrypt(block, seed)
-            yield unpack(slots, parameters).reshape(-1, parameters.degree)
+            public = _public(parameters, context, part.start, len(words))
+            yield decode(centre(words + masks.exact(public)), parameters)
 
 
-class _Decryptor:
-    """SEAL's objects for decrypting under one sum of secrets."""
+def _public(parameters: CkksParameters, context: bytes, start: int, count: int) -> Iterator[Words]:
+    """The public polynomials of ``count`` blocks from ``start`` on."""
+    return (public_polynomial(parameters, context, start + row) for row in range(count))
+
+
+class Masks:
+    """What a secret s adds to blocks, e_j - a_j s, and what takes it away again, a_j s."""
 
     def __init__(self, ring: Ring, secret: OneTimeSecret) -> None:
+        key = ring.secret_key(secret)
         self._ring = ring
-        self._encoder = sealapi.CKKSEncoder(seal_context())
-        self._decryptor = sealapi.Decryptor(seal_context(), ring.secret_key(secret))
-        self._plaintext = sealapi.Plaintext()
-        self._slots: list[complex] = []
+        self._encryptor = sealapi.Encryptor(seal_context(), key)
+        self._decryptor = sealapi.Decryptor(seal_context(), key)
 
-    def decrypt(self, coefficients: Words, seed: bytes) -> Slots:
-        """The slots of c + a s."""
-        # (c, 1) + (0, a) - (0, 1): in this order no second polynomial is ever 0.
-        pair = self._ring.transformed(coefficients)
-        self._ring.evaluator.add_inplace(pair, self._ring.public(seed))
-        self._ring.evaluator.sub_inplace(pair, self._ring.one)
-        self._decryptor.decrypt(pair, self._plaintext)
-        self._slots = self._encoder.decode_complex(self._plaintext)  # kept as in _Encryptor
-        return np.fromiter(self._slots, np.complex128, len(self._slots))
+    def fresh(self, public: Iterable[Words]) -> Words:
+        """e_j - a_j s with a fresh error e_j each, as coefficients, shape (polynomials, N).
+
+        SEAL encrypts zero with a second polynomial r of its own: c0 = e - r s. Decrypting
+        (c0, r - a) gives c0 + (r - a) s, in which r is gone: e - a s. So errors, transforms and
+        products with the secret stay SEAL's.
+        """
+        return self._decrypted(map(self._encrypted_zero, public))
+
+    def exact(self, public: Iterable[Words]) -> Words:
+        """a_j s as coefficients, shape (polynomials, N): the decryption of (0, a_j)."""
+        return self._decrypted(map(self._ring.public, public))
+
+    def _encrypted_zero(self, public: Words) -> Any:
+        """(e - r s, r - a), transformed."""
+        zero = sealapi.Ciphertext()
+        self._encryptor.encrypt_zero_symmetric(zero)
+        self._ring.evaluator.sub_inplace(zero, self._ring.public(public))
+        return zero
+
+    def _decrypted(self, ciphertexts: Iterable[Any]) -> Words:
+        plaintexts = []
+        for ciphertext in ciphertexts:
+            plaintexts.append(sealapi.Plaintext())
+            self._decryptor.decrypt(ciphertext, plaintexts[-1])
+        # Coefficients, because rounding must be a small change of the polynomial: a small change
+        # of its transform is a large one.
+        return self._ring.coefficients(plaintexts)

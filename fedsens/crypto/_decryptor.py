@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedsens.crypto._blocks import decrypt_blocks
-from fedsens.crypto._packing import Floats
+from fedsens.crypto._encoding import Floats
 from fedsens.crypto._parameters import CkksParameters
-from fedsens.crypto._seal import check_context
+from fedsens.crypto._public import check_context
 from fedsens.crypto._secret import OneTimeSecret
 from fedsens.crypto._wire import parse_batch
 from fedsens.errors import KeyMismatchError, ValueRangeError

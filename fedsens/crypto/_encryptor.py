@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsens.crypto._blocks import encrypt_blocks
-from fedsens.crypto._packing import NameOf, check_range
+from fedsens.crypto._encoding import NameOf, check_range
 from fedsens.crypto._parameters import CkksParameters
-from fedsens.crypto._seal import Ring, check_context, seal_file
+from fedsens.crypto._public import check_context
+from fedsens.crypto._seal import Ring, seal_file
 from fedsens.crypto._secret import OneTimeSecret
 from fedsens.crypto._wire import FRESH, write_batch
 from fedsens.crypto._worker import encrypt_in_worker

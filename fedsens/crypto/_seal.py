@@ -1,19 +1,18 @@
 """Microsoft SEAL (through ``tenseal.sealapi``): objects to arrays and back.
 
-All arithmetic on polynomials that is more than an addition, and everything random, is SEAL's.
-SEAL's Python face hands out no arrays: objects are saved to and loaded from a path. On Linux an
-anonymous file in memory serves; elsewhere a private temporary file, removed at once. The streams
-that SEAL loads are built here, around residues that were checked, so that no part of another
-party's bytes is interpreted by its parser.
+Products of polynomials, their transforms and everything random are SEAL's. SEAL's Python face
+hands out no arrays: objects are saved to and loaded from a path. On Linux an anonymous file in
+memory serves; elsewhere a private temporary file. Either is overwritten before it goes, as it has
+held secrets. The streams that SEAL loads are built here, around residues that were checked, so that
+no part of another party's bytes is interpreted by its parser.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -23,14 +22,13 @@ import tenseal.sealapi as sealapi
 import zstandard
 from numpy.typing import NDArray
 
-from fedsens.crypto._parameters import DEGREE, LARGEST_ERROR, MODULUS, CkksParameters
+from fedsens.crypto._parameters import DEGREE, LARGEST_ERROR, MODULUS
 from fedsens.crypto._secret import OneTimeSecret
-from fedsens.errors import ConfigurationError, CryptoError
+from fedsens.errors import CryptoError
 
 Words = NDArray[np.uint64]
+Bytes = bytes | memoryview
 
-SEED = 64
-BLAKE2XB = 1  # SEAL's number of the generator that the seed is for
 UNCOMPRESSED = 0
 # Everything is little-endian. SEAL's header: magic, its size, version, compression, size.
 HEADER = struct.Struct("<HBBBBxxQ")
@@ -39,10 +37,9 @@ MEMBERS = struct.Struct("<4Q?QQQdQ")
 # Of a secret key: parameter identifier, coefficients, scale.
 KEY_MEMBERS = struct.Struct("<4QQd")
 COUNT = struct.Struct("<Q")
-INFO = struct.Struct("<B")
 ZEROS = bytes(8 * DEGREE)
 ONE = np.eye(1, DEGREE, dtype="<u8").tobytes()  # the constant polynomial, as coefficients
-ONES = np.ones(DEGREE, "<u8").tobytes()  # the same, transformed
+ONES = np.ones(DEGREE, "<u8").tobytes()  # the same, transformed: everywhere that constant
 
 
 @lru_cache(maxsize=1)
@@ -52,26 +49,6 @@ def seal_context() -> Any:
     encryption.set_poly_modulus_degree(DEGREE)
     encryption.set_coeff_modulus([sealapi.Modulus(MODULUS)])
     return sealapi.SEALContext(encryption, True, sealapi.SEC_LEVEL_TYPE.TC256)
-
-
-def check_context(context: bytes) -> bytes:
-    """The context if it is bytes: a number would pass as so many zeros in ``bytes(context)``."""
-    if not isinstance(context, bytes):
-        raise ConfigurationError(
-            f"expected the context as bytes, got {type(context).__name__}; encode what all who "
-            "add up agree on"
-        )
-    return context
-
-
-def public_seed(parameters: CkksParameters, context: bytes, index: int) -> bytes:
-    """The seed from which SEAL expands the public polynomial a_j of block j = ``index``.
-
-    Nobody chooses it: it is SHAKE-256 of what the parties agree on. Every client that encrypts in
-    one context under one parameter set has the same polynomials, as adding needs.
-    """
-    head = b"fedsens public polynomial 3" + parameters.digest + len(context).to_bytes(8, "little")
-    return hashlib.shake_256(head + context + index.to_bytes(8, "little")).digest(SEED)
 
 
 class SealFile:
@@ -88,9 +65,8 @@ class SealFile:
         dump = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
         return self._zstd.decompress(memoryview(dump)[HEADER.size :])
 
-    def load(self, kind: Any, *parts: bytes | memoryview) -> Any:
-        """Read a SEAL object of class ``kind``."""
-        os.ftruncate(self._descriptor, 0)
+    def load(self, kind: Any, *parts: Bytes) -> Any:
+        """Read a SEAL object of class ``kind``; it ignores what may follow in the file."""
         os.pwritev(self._descriptor, parts, 0)
         obj = kind()
         obj.load(seal_context(), self._path)
@@ -119,16 +95,20 @@ def seal_file() -> Iterator[SealFile]:
             os.unlink(path)
 
 
-@lru_cache(maxsize=3)
-def ciphertext_head(transformed: bool, seeded: bool) -> tuple[bytes, bytes]:
-    """What SEAL writes before the residues of a ciphertext, and between them and the seed."""
-    identifier = seal_context().first_parms_id()
-    count = DEGREE if seeded else 2 * DEGREE
-    members = MEMBERS.pack(*identifier, transformed, 2, DEGREE, 1, 1.0, 1)
-    array = seal_header(COUNT.size + 8 * count) + COUNT.pack(count)
-    after = seal_header(INFO.size + SEED) + INFO.pack(BLAKE2XB) if seeded else b""
-    size = len(members) + len(array) + 8 * count + len(after) + SEED * seeded
-    return seal_header(size) + members + array, after
+@lru_cache(maxsize=2)
+def ciphertext_head(transformed: bool) -> bytes:
+    """What SEAL writes before the residues of a ciphertext of two polynomials."""
+    members = MEMBERS.pack(*seal_context().first_parms_id(), transformed, 2, DEGREE, 1, 1.0, 1)
+    array = seal_header(COUNT.size + 16 * DEGREE) + COUNT.pack(2 * DEGREE)
+    return seal_header(len(members) + len(array) + 16 * DEGREE) + members + array
+
+
+@lru_cache(maxsize=1)
+def secret_key_head() -> bytes:
+    """What SEAL writes before the residues of a secret key."""
+    members = KEY_MEMBERS.pack(*seal_context().key_parms_id(), DEGREE, 1.0)
+    array = seal_header(COUNT.size + 8 * DEGREE) + COUNT.pack(DEGREE)
+    return seal_header(len(members) + len(array) + 8 * DEGREE) + members + array
 
 
 def seal_header(size: int) -> bytes:
@@ -139,53 +119,54 @@ def seal_header(size: int) -> bytes:
 
 
 class Ring:
-    """Polynomials modulo q and X^N + 1, between arrays of coefficients and SEAL's objects.
-
-    SEAL refuses every ciphertext whose second polynomial is 0 ("transparent"): anyone could read
-    it. What is public here anyway is therefore carried as the pair (c, 1), and the 1 is taken away
-    again once something else stands in its place.
-    """
+    """Polynomials modulo q and X^N + 1, between arrays and SEAL's objects."""
 
     def __init__(self, file: SealFile) -> None:
         self.evaluator = sealapi.Evaluator(seal_context())
         self._file = file
-        # (0, 1), transformed; the transform of a constant is that constant everywhere.
-        self.one = file.load(sealapi.Ciphertext, ciphertext_head(True, False)[0], ZEROS, ONES)
-        self._pair = sealapi.Ciphertext()
+        self._one = self._pair(ZEROS, ONES, transformed=True)
 
-    def public(self, seed: bytes) -> Any:
-        """The ciphertext (0, a), transformed: SEAL's own expansion of a seed beside zeros."""
-        before, after = ciphertext_head(True, True)
-        return self._file.load(sealapi.Ciphertext, before, ZEROS, after, seed)
+    def _pair(self, first: Bytes, second: Bytes, transformed: bool) -> Any:
+        """The ciphertext of two polynomials."""
+        head = ciphertext_head(transformed)
+        return self._file.load(sealapi.Ciphertext, head, first, second)
 
-    def transformed(self, coefficients: Words) -> Any:
-        """The ciphertext (c, 1), transformed, of a polynomial's coefficients below q."""
-        before, _ = ciphertext_head(False, False)
-        pair = self._file.load(sealapi.Ciphertext, before, coefficients.data, ONE)
-        self.evaluator.transform_to_ntt_inplace(pair)
-        return pair
+    def public(self, transformed: Words) -> Any:
+        """The ciphertext (0, a) of a public polynomial that is given transformed."""
+        return self._pair(ZEROS, transformed.data, transformed=True)
 
-    def coefficients(self, plaintext: Any) -> Words:
-        """The coefficients, below q, of a polynomial that SEAL holds transformed.
+    def coefficients(self, plaintexts: Sequence[Any]) -> Words:
+        """The coefficients, below q, of polynomials that SEAL holds transformed.
 
-        SEAL transforms ciphertexts only; with the constant 1 as second polynomial half of the
-        stream is zeros, which costs SEAL's compression nothing.
+        SEAL transforms ciphertexts only, two polynomials at a time, so two plaintexts b and c
+        become the ciphertext (0, 1) c + (b, 0) = (b, c).
+
+        Args:
+            plaintexts: one or more, as SEAL's decryption leaves them.
+
+        Returns:
+            Shape (polynomials, N).
         """
-        self.evaluator.add_plain(self.one, plaintext, self._pair)
-        self.evaluator.transform_from_ntt_inplace(self._pair)
-        return _residues(self._file.stream(self._pair), transformed=False)
+        words = np.empty((len(plaintexts), DEGREE), np.uint64)
+        pair = sealapi.Ciphertext()
+        for low in range(0, len(plaintexts), 2):
+            both = plaintexts[low : low + 2]
+            self.evaluator.multiply_plain(self._one, both[-1], pair)
+            self.evaluator.add_plain_inplace(pair, both[0])
+            self.evaluator.transform_from_ntt_inplace(pair)
+            words[low : low + 2] = _residues(self._file.stream(pair), False)[: len(both)]
+        return words
 
     def secret_key(self, secret: OneTimeSecret) -> Any:
         """The SEAL object of a secret or of a sum of secrets."""
-        # A remainder of a negative number is positive in Python and NumPy.
+        # A remainder of a negative number is positive in NumPy. SEAL refuses every ciphertext
+        # whose second polynomial is 0 as transparent, hence the constant 1.
         words = (secret.to_array() % MODULUS).astype("<u8")
         try:
-            pair = self.transformed(words)
-            transformed = _residues(self._file.stream(pair), transformed=True)
-            members = KEY_MEMBERS.pack(*seal_context().key_parms_id(), DEGREE, 1.0)
-            array = seal_header(COUNT.size + 8 * DEGREE) + COUNT.pack(DEGREE)
-            head = seal_header(len(members) + len(array) + 8 * DEGREE) + members + array
-            return self._file.load(sealapi.SecretKey, head, transformed.data)
+            pair = self._pair(words.data, ONE, transformed=False)
+            self.evaluator.transform_to_ntt_inplace(pair)
+            transformed, _ = _residues(self._file.stream(pair), True)
+            return self._file.load(sealapi.SecretKey, secret_key_head(), transformed.data)
         finally:
             self._file.wipe()
 
@@ -206,25 +187,30 @@ class Ring:
         sealapi.Encryptor(seal_context(), key).encrypt_zero_symmetric(zero)
         sealapi.Decryptor(seal_context(), key).decrypt(zero, error)
         try:
-            words = self.coefficients(error).astype(np.int64)
+            numbers = centre(self.coefficients([error])[0])
         finally:
             self._file.wipe()
-        words[words > MODULUS // 2] -= MODULUS
-        if not 1 < float(words.std()) < LARGEST_ERROR or int(abs(words).max()) > LARGEST_ERROR:
+        if not 1 < float(numbers.std()) < LARGEST_ERROR or int(abs(numbers).max()) > LARGEST_ERROR:
             raise CryptoError(
                 "expected SEAL's error distribution (standard deviation 3.2), got another; "
                 "install the tenseal version that fedsens names"
             )
-        return OneTimeSecret.from_array(words)
+        return OneTimeSecret.from_array(numbers)
+
+
+def centre(words: Words) -> NDArray[np.int64]:
+    """Residues modulo q as the numbers nearest to 0."""
+    half = MODULUS // 2
+    numbers: NDArray[np.int64] = (words.view(np.int64) + half) % MODULUS - half
+    return numbers
 
 
 def _residues(stream: bytes, transformed: bool) -> Words:
-    """The first polynomial of a pair (c, 1) as SEAL wrote it, if it wrote it as we know it."""
-    before = ciphertext_head(transformed, False)[0][HEADER.size :]
-    stop = len(before) + 8 * DEGREE
-    if stream[: len(before)] != before or stream[stop:] != (ONES if transformed else ONE):
+    """Both polynomials of a ciphertext as SEAL wrote it, if it wrote it as we know it."""
+    head = ciphertext_head(transformed)[HEADER.size :]
+    if stream[: len(head)] != head or len(stream) != len(head) + 16 * DEGREE:
         raise CryptoError(
             "expected SEAL to write ciphertexts in the form of version 4, got another; "
             "install the tenseal version that fedsens names"
         )
-    return np.frombuffer(stream[len(before) : stop], "<u8")  # a copy, which is aligned
+    return np.frombuffer(stream[len(head) :], "<u8").reshape(2, DEGREE)  # an aligned copy

@@ -202,7 +202,7 @@ class Client:
                 "remove the key to take part in an unencrypted run"
             )
 
-    def open_map(self, aggregate: Aggregate, received: Received) -> NDArray[np.float64]:
+    def open_map(self, aggregate: Aggregate, received: Received) -> NDArray[np.floating]:
         """The weighted mean of the clients' maps.
 
         Args:

@@ -9,7 +9,7 @@ from fedsens.keys._key import KEY_TYPE, FederationKey
 from fedsens.keys._opening import open_aggregate, open_model, rekey
 from fedsens.keys._pads import key_answer
 from fedsens.keys._records import PendingUpload, RunRecord, UploadRecords
-from fedsens.keys._roster import load_identity, parse_public_keys, read_roster, write_roster
+from fedsens.keys._roster import load_identity, read_roster, write_roster
 from fedsens.keys._settings import ClientSettings
 from fedsens.keys._store import KeyStore
 from fedsens.keys._tags import make_tags
@@ -30,7 +30,6 @@ __all__ = [
     "make_tags",
     "open_aggregate",
     "open_model",
-    "parse_public_keys",
     "read_passphrase",
     "read_roster",
     "rekey",

@@ -26,7 +26,7 @@ LOCKED_TYPE: Final = "fedsens locked key"
 VERSION: Final = 3  # of open and locked key files
 MOST_MEMORY = 2**28  # bytes that a file may make scrypt use
 NONCE = bytes(12)  # each lock has a salt, and so a key, of its own
-OLDER = frozenset({("fedsens secret key", 1), (LOCKED_TYPE, 1)})  # types and versions of 0.1
+OLDER = (("fedsens secret key", 1), (LOCKED_TYPE, 1))  # types and versions of fedsens 0.1
 
 Ask = Callable[[], str]
 

@@ -11,7 +11,7 @@ and that a later round alone removes::
     update-3.begun     before training: D, the context that it was asked for in
     update-3.secret    before it leaves: the secret, and what was uploaded with it
     update-3.list      before it is answered: digest of the list of contributors
-    update-3.answer    the padded answer; from then on update-3.secret is empty
+    update-3.answer    the padded answer; from then on update-3.secret holds zeros
 
 A file is made whole or not at all (a link to a draft that is on the disk), and of several that
 make it at once one wins.
@@ -39,7 +39,6 @@ from fedsens.files import create_private, erase_private, read_private, replace_p
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
 KIND = re.compile("[a-z]{1,20}")
 FILE = re.compile(rf"\.?([a-z]+)-([0-9]+)\.({'|'.join(PARTS)})(\..*)?")  # dots: a draft
-NONCE_BYTES, CONTEXT_BYTES = 16, 32
 
 
 class RunRecord:
@@ -168,9 +167,8 @@ class UploadRecords:
         self._check_newest(kind, server_round)
         if not _create(self._path(kind, server_round, BEGUN), {"context": context.hex()}):
             raise RoundError(
-                f"expected a round whose {kind} this client has not made yet, got round "
-                f"{server_round}, which was answered already; a second {kind} would reveal what "
-                "the first one protects"
+                f"expected a round without {kind} of this client, got round {server_round}, which "
+                "was answered already; a second one would reveal what the first one protects"
             )
         # A later round that began meanwhile has removed what was here of this one.
         self._check_newest(kind, server_round)
@@ -187,12 +185,14 @@ class UploadRecords:
         Raises:
             RoundError: the round was not begun in this context, has an upload already, or a later
                 one has begun.
+
+        A secret that is no vector of small integers is a ProtocolError.
         """
         begun = self._read(kind, server_round, BEGUN)
         if begun is None or begun.get("context") != pending.context.hex():
             raise RoundError(
-                f"expected a {kind} in the context in which round {server_round} began, got "
-                f"{'another' if begun else 'none that was begun'}; begin a later round"
+                f"expected the context in which this client began its {kind} of round "
+                f"{server_round}, got {'another' if begun else 'no beginning'}; begin a later round"
             )
         if not _create(self._path(kind, server_round, SECRET), pending._to_content()):
             raise RoundError(
@@ -223,9 +223,9 @@ class UploadRecords:
         path = self._path(kind, server_round, SECRET)
         content = self._read(kind, server_round, SECRET)
         if content is None:
-            reason = "an upload whose list was answered" if path.exists() else "none"
+            reason = "one whose list was answered" if path.exists() else "none"
             raise RoundError(
-                f"expected a {kind} of round {server_round} whose key is to be given, got {reason}"
+                f"expected the {kind} of round {server_round} with its secret, got {reason}"
             )
         return PendingUpload._of_content(content)
 
@@ -260,7 +260,8 @@ class UploadRecords:
         self._check_newest(kind, server_round)
         if not os.path.lexists(secret):
             raise RoundError(
-                f"expected a round of which this client keeps a {kind}, got round {server_round}"
+                f"expected the list of a round in which this client sent its {kind}, got round "
+                f"{server_round}; leave it out of that list"
             )
         self._claim(kind, server_round, list_digest)
         answer = self._answered(kind, server_round)
@@ -277,7 +278,7 @@ class UploadRecords:
         if self._read(kind, server_round, LIST) != mine:
             raise ListError(
                 f"expected the list of contributors that was answered for the {kind} of round "
-                f"{server_round}, got another; keys for two lists would reveal one client's {kind}"
+                f"{server_round}, got another; answers to two lists would reveal one client's share"
             )
 
     def _compute(
@@ -326,7 +327,7 @@ class UploadRecords:
         if not os.path.lexists(path):
             return None
         data = read_private(path)
-        if not data and part == SECRET:
+        if not any(data):  # erased
             return None
         digest, _, body = data.partition(b"\n")
         if digest != hashlib.sha256(body).hexdigest().encode():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,35 +56,18 @@ def read_roster(path: Path) -> list[bytes]:
     except KeyFileError as error:
         raise RosterError(f"this roster cannot be trusted: {error}") from None
     try:
-        return parse_public_keys(content)
-    except ValueError:
+        items = json.loads(content)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list) or not all(map(is_public_key, items)):
         raise RosterError(
             f"expected a JSON list of hexadecimal public keys in {path}; fix the file"
-        ) from None
-
-
-def parse_public_keys(text: str | bytes) -> list[bytes]:
-    """Read a JSON list of X25519 public keys in hexadecimal.
-
-    Args:
-        text: the JSON text.
-
-    Returns:
-        The raw public keys.
-
-    Raises:
-        ValueError: it is no such list.
-    """
-    try:
-        items = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(items, list) or not all(map(_is_public_key, items)):
-        raise ValueError("expected a list of public keys")
+        )
     return [bytes.fromhex(item) for item in items]
 
 
-def _is_public_key(item: object) -> bool:
+def is_public_key(item: object) -> bool:
+    """Whether something is an X25519 public key in hexadecimal, by its form."""
     return isinstance(item, str) and re.fullmatch("[0-9a-fA-F]{64}", item) is not None
 
 
@@ -110,12 +92,8 @@ def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
             "fedsens identity prints"
         )
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "w") as file:
-            os.fchmod(descriptor, 0o644)  # whatever the umask: no secret, but not to be changed
-            file.write(json.dumps(chosen, indent=2) + "\n")
-    except OSError as error:
-        raise RosterError(
-            f"expected to write a new roster {path}, got: {error.strerror}; choose another name"
-        ) from None
+        write_private(path, (json.dumps(chosen, indent=2) + "\n").encode())
+        path.chmod(0o644)  # no secret, but nobody else may change it, whatever the umask
+    except KeyFileError as error:
+        raise RosterError(f"this roster cannot be written: {error}") from None
     return [bytes.fromhex(each) for each in chosen]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.errors import ConfigurationError
-from fedsens.remainder import Remainder
+from fedsens.remainder import Remainder, policy_named
 
 PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
@@ -78,7 +78,7 @@ class ClientSettings(BaseModel):
 
     @model_validator(mode="after")
     def _noise_is_demanded(self) -> Self:
-        if "min_noise" in self.model_fields_set and self.remainder != "noised":
+        if "min_noise" in self.model_fields_set and not policy_named(self.remainder).has_noise:
             raise ValueError("min-noise has no say unless remainder is 'noised': set it too")
         return self
 

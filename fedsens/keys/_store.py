@@ -6,7 +6,6 @@ folders of mode 0700, by run and node. Never in Flower's state, which the server
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
@@ -15,11 +14,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
-from fedsens.files import private_folder, read_private, replace_private
+from fedsens.files import append_private, private_folder, read_private
 from fedsens.keys._file import locked_key_in, read_passphrase
 from fedsens.keys._key import FederationKey
 from fedsens.keys._records import RunRecord
-from fedsens.keys._roster import load_identity, parse_public_keys, read_roster
+from fedsens.keys._roster import is_public_key, load_identity, read_roster
 from fedsens.keys._settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -159,8 +158,7 @@ class KeyStore:
                     "client's keys are provisioned, got none; place it there"
                 )
             self._check_new(key, key_index, self._agreed())
-            key.save(self.folder / _file_name(key_index))
-            self._keys[key_index] = held = key
+            held = self._save(key, key_index)
         if held != key:
             raise KeyMismatchError(
                 f"expected the key {held.fingerprint} that this client already holds, got "
@@ -175,10 +173,8 @@ class KeyStore:
             parties: raw public keys.
             key_index: which key of the run.
         """
-        path = self.folder / f"{_file_name(key_index)}.parties.json"
-        known = set(_read_parties(path)) if path.exists() else set[bytes]()
-        text = json.dumps(sorted(each.hex() for each in known | set(parties)))
-        replace_private(path, text.encode())
+        lines = "".join(f"{each.hex()}\n" for each in parties)
+        append_private(self.folder / f"{_file_name(key_index)}.parties", lines.encode())
 
     def adopt(self, fingerprint: str, key_index: int = 0) -> None:
         """Take over the key of an earlier run of this client, for a run that continues it.
@@ -197,10 +193,10 @@ class KeyStore:
             this_run = path.parent.parent == self._folder.parent
             if this_run or _fingerprint_in(path) != fingerprint:
                 continue
-            parties = path.with_name(f"{path.name}.parties.json")
+            parties = path.with_name(f"{path.name}.parties")
             if self._settings.roster_file is not None:
                 self.check_roster(_read_parties(parties))
-            known = _read_parties(parties) if parties.exists() else ()
+            known = _read_parties(parties) if parties.exists() else []
             logger.info("continuing with the key of %s", path.parent.parent.name)
             self.keep(FederationKey.load(path), known, key_index)
             return
@@ -224,6 +220,16 @@ class KeyStore:
                 f"expected only public keys of the pinned roster, got also {', '.join(unknown)}; "
                 "add them to the roster if these clients are yours"
             )
+
+    def _save(self, key: FederationKey, key_index: int) -> FederationKey:
+        """Store a key, unless another message has just stored one; the key that is there then."""
+        path = self.folder / _file_name(key_index)
+        try:
+            key.save(path)
+        except KeyFileError:
+            if not path.exists():
+                raise
+        return self.key_of(key_index) or key
 
     def _files(self) -> dict[int, Path]:
         """The key files of this run."""
@@ -270,16 +276,19 @@ def _fingerprint_in(path: Path) -> str | None:
     try:
         data = read_private(path)
         return (locked_key_in(data) or FederationKey.from_bytes(data)).fingerprint
-    except KeyFileError as error:  # of a run that is none of our business
-        logger.warning("passed over an earlier key: %s", error)
+    except KeyFileError as error:  # it may be of a run that is none of our business
+        logger.warning("passed over a key file: %s", error)
         return None
 
 
 def _read_parties(path: Path) -> list[bytes]:
     try:
-        return parse_public_keys(read_private(path))
+        lines = read_private(path).decode().splitlines()
     except (KeyFileError, ValueError):
+        lines = [""]
+    if not all(map(is_public_key, lines)):
         raise RosterError(
             f"expected the public keys that a key is shared with in {path}, got none; start the "
             "run anew, without fedsens.resume, to agree on a new key"
-        ) from None
+        )
+    return [bytes.fromhex(line) for line in lines]

@@ -61,7 +61,7 @@ class ProtectedModel:
                 "got another; the server or the file is wrong"
             )
 
-    def opened(self, masked: NDArray[np.float64]) -> Arrays:
+    def opened(self, masked: NDArray[np.floating]) -> Arrays:
         """The whole model.
 
         Args:

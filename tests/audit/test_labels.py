@@ -15,7 +15,7 @@ from .kit import study
 @pytest.mark.parametrize("batch", [1, 32])
 def test_the_histogram_is_read_off_what_is_visible_and_not_off_nothing(batch):
     made = study("lenet", victims=4, case=Case(batch))
-    masks = [NOTHING, Protection("sensitivity", 0.1), Protection("front", 0.1, "gaussian:1")]
+    masks = [NOTHING, Protection("sensitivity", 0.1), Protection("first_layers", 0.1, "gaussian:1")]
     *open_, closed = label_leaks(made, [*masks, EVERYTHING], 4)
     for leak in open_:
         assert leak.error.mean < 0.03 < 0.1 < leak.uniform
@@ -25,7 +25,7 @@ def test_the_histogram_is_read_off_what_is_visible_and_not_off_nothing(batch):
 
 def test_a_hidden_last_layer_does_not_hide_the_labels():
     made = study("lenet", victims=2, case=Case(32))
-    view = made.view("closure", 0.4, 0)
+    view = made.view("critical_layers", 0.4, 0)
     assert view.gradients["9.weight"].isnan().all()
     assert view.gradients["9.bias"].isnan().all()
     error, uniform = share_error(label_shares(view), made.images(0)[1], 10)

@@ -16,7 +16,7 @@ from fedsens.errors import ConfigurationError
 from .test_command import outcomes
 
 SIZE = 1_000_000
-FRONT, HALF, NOISED = ("front", 0.1), ("random", 0.5), ("front", 0.1, "gaussian:3")
+FRONT, HALF, NOISED = ("first_layers", 0.1), ("random", 0.5), ("first_layers", 0.1, "gaussian:3")
 
 
 def anchors(count=8):
@@ -41,14 +41,14 @@ def test_the_cheapest_that_holds_is_recommended():
     )
     assert answers(found) == {
         "none 0": "leaks",
-        "front 0.1": "leaks",
-        "front 0.1 gaussian:3": "holds",
+        "first_layers 0.1": "leaks",
+        "first_layers 0.1 gaussian:3": "holds",
         "random 0.5": "holds",
         "all 1": "holds",
     }
     costs = [each.bytes_up + each.bytes_down for each in found]
     assert costs == sorted(costs)
-    assert recommendation(found, 0.95).startswith("front 0.1 gaussian:3: no attack tried")
+    assert recommendation(found, 0.95).startswith("first_layers 0.1 gaussian:3: no attack tried")
 
 
 def test_only_ratio_1_is_said_when_it_is_the_truth():
@@ -59,7 +59,7 @@ def test_only_ratio_1_is_said_when_it_is_the_truth():
 def test_what_is_withheld_needs_no_attack_and_costs_no_plaintext():
     found = chosen(outcomes((*FRONT, "withheld"), dlg=[0.3] * 8), outcomes(FRONT, dlg=[0.9] * 8))
     by_name = {str(each.protection): each for each in found}
-    held, plain = by_name["front 0.1 withheld"], by_name["front 0.1"]
+    held, plain = by_name["first_layers 0.1 withheld"], by_name["first_layers 0.1"]
     assert (held.answer, plain.answer) == ("holds", "leaks")
     assert plain.bytes_up - held.bytes_up == 4 * 0.9 * SIZE
     assert "costs accuracy" in recommendation(found, 0.95)
@@ -67,25 +67,25 @@ def test_what_is_withheld_needs_no_attack_and_costs_no_plaintext():
 
 def test_a_higher_confidence_and_a_smaller_margin_ask_for_more():
     mixed = outcomes(FRONT, dlg=[0.285, 0.295, 0.305, 0.315, 0.295, 0.325, 0.335, 0.275])
-    assert answers(chosen(mixed, confidence=0.9))["front 0.1"] == "holds"
-    assert answers(chosen(mixed, confidence=0.999))["front 0.1"] == "open"
-    assert answers(chosen(mixed, confidence=0.9, margin=0.0))["front 0.1"] == "open"
+    assert answers(chosen(mixed, confidence=0.9))["first_layers 0.1"] == "holds"
+    assert answers(chosen(mixed, confidence=0.999))["first_layers 0.1"] == "open"
+    assert answers(chosen(mixed, confidence=0.9, margin=0.0))["first_layers 0.1"] == "open"
 
 
 def test_few_victims_leave_it_open():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 7), count=7)
-    assert answers(found)["front 0.1"] == "open"
-    assert "Not decided with 7 victims: front 0.1" in recommendation(found, 0.95)
+    assert answers(found)["first_layers 0.1"] == "open"
+    assert "Not decided with 7 victims: first_layers 0.1" in recommendation(found, 0.95)
 
 
 def test_one_image_found_is_a_leak():
-    assert answers(chosen(outcomes(FRONT, dlg=[0.1] * 7 + [0.6])))["front 0.1"] == "leaks"
+    assert answers(chosen(outcomes(FRONT, dlg=[0.1] * 7 + [0.6])))["first_layers 0.1"] == "leaks"
 
 
 def test_the_share_that_may_be_found_is_bounded():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 8))
     bounds = {str(each.protection): each.found for each in found}
-    assert bounds["front 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
+    assert bounds["first_layers 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
     assert bounds["none 0"] == 1
 
 
@@ -104,7 +104,7 @@ def test_the_command_reads_a_study(tmp_path):
     result = audit("recommend", tmp_path)
     assert result.exit_code == 1
     assert "expected a study" in " ".join(result.output.split())
-    options = ["--out", tmp_path, "--images", 8, "--attack", "learned", "--policy", "front"]
+    options = ["--out", tmp_path, "--images", 8, "--attack", "learned", "--policy", "first_layers"]
     options += ["--ratio", 0.1, "--remainder", "plain,noised:3"]
     first = audit(*options, "--minutes", 1e-9)
     assert "The time budget left 32 of 32 trials untried" in " ".join(first.output.split())
@@ -115,5 +115,5 @@ def test_the_command_reads_a_study(tmp_path):
     result = audit("recommend", tmp_path)
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "front 0.1 gaussian:3: no attack tried is above a guess" in text
-    assert "front 0.1 0.0" in text
+    assert "first_layers 0.1 gaussian:3: no attack tried is above a guess" in text
+    assert "first_layers 0.1 0.0" in text

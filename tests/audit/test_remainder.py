@@ -7,7 +7,7 @@ import torch
 from fedsens.audit.remainder import noise_share, remainder_name, treated
 from fedsens.audit.trial import Protection
 from fedsens.errors import ConfigurationError
-from fedsens.protocol.remainder import add_noise
+from fedsens.remainder import add_noise
 
 from .kit import study
 
@@ -65,7 +65,7 @@ def values(view):
 @pytest.mark.parametrize("scale", [1, 3])
 def test_the_attacker_knows_how_much_of_what_it_sees_is_noise(scale):
     made = study("lenet")
-    plain, noisy = (made.view("front", 0.1, 0, r) for r in ("plain", f"gaussian:{scale}"))
+    plain, noisy = (made.view("first_layers", 0.1, 0, r) for r in ("plain", f"gaussian:{scale}"))
     known = ~values(plain).isnan()
     assert torch.equal(known, ~values(noisy).isnan())
     noise = (values(noisy) - values(plain))[known]
@@ -77,17 +77,19 @@ def test_the_attacker_knows_how_much_of_what_it_sees_is_noise(scale):
 
 
 def test_noise_is_drawn_once_for_each_victim():
-    one, again, other = (study("perceptron").view("front", 0.1, i, "laplace:1") for i in (0, 0, 1))
+    one, again, other = (
+        study("perceptron").view("first_layers", 0.1, i, "laplace:1") for i in (0, 0, 1)
+    )
     assert torch.equal(values(one).nan_to_num(), values(again).nan_to_num())
     assert not torch.equal(values(one).nan_to_num(), values(other).nan_to_num())
 
 
 def test_of_a_withheld_remainder_nothing_is_visible():
-    view = study("perceptron").view("front", 0.1, 0, "withheld")
+    view = study("perceptron").view("first_layers", 0.1, 0, "withheld")
     assert values(view).isnan().all()
     assert view.gradients.keys() == dict(view.model.named_parameters()).keys()
 
 
 def test_protections_are_named_in_words():
-    assert str(Protection("front", 0.1)) == "front 0.1"
-    assert str(Protection("front", 0.1, "withheld")) == "front 0.1 withheld"
+    assert str(Protection("first_layers", 0.1)) == "first_layers 0.1"
+    assert str(Protection("first_layers", 0.1, "withheld")) == "first_layers 0.1 withheld"

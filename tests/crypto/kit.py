@@ -97,25 +97,20 @@ def product(left, small):
 
 
 def roots():
-    """The exponents of exp(i pi / N) at which the slots lie."""
-    return np.array([pow(3, j, 2 * N) for j in range(N // 2)])
-
-
-def embed(slots):
-    """The real polynomial that takes these values at the primitive 2N-th roots of unity.
-
-    Written from the definition of the canonical embedding, as one inverse Fourier transform: slot
-    j lies at the root whose exponent is 3^j modulo 2N, its conjugate at minus that.
-    """
-    exponents = roots()
-    spectrum = np.zeros(N, complex)
-    spectrum[(exponents - 1) // 2] = slots
-    spectrum[(2 * N - exponents - 1) // 2] = np.conj(slots)
-    twist = np.exp(-1j * np.pi * np.arange(N) / N)
-    return np.fft.fft(spectrum) / N * twist
+    """The primitive 2N-th roots of unity at which a block's numbers lie, as exponents."""
+    return 4 * np.arange(N // 2) + 1
 
 
 def evaluate(polynomial):
-    """Undo :func:`embed`: the values of a real polynomial at the slots' roots."""
+    """The values of a real polynomial at the roots, from the definition, by a full transform."""
     twist = np.exp(1j * np.pi * np.arange(N) / N)
-    return (np.fft.ifft(np.asarray(polynomial, float) * twist) * N)[(roots() - 1) // 2]
+    return (np.fft.ifft(np.asarray(polynomial, float) * twist) * N)[roots() // 2]
+
+
+def interpolate(numbers):
+    """Undo :func:`evaluate`: conjugates at the other roots make the polynomial real."""
+    spectrum = np.zeros(N, complex)
+    spectrum[roots() // 2] = numbers
+    spectrum[N - 1 - roots() // 2] = np.conj(numbers)
+    twist = np.exp(-1j * np.pi * np.arange(N) / N)
+    return np.fft.fft(spectrum) / N * twist

@@ -1,18 +1,16 @@
 """Every step between values and residues beside exact schoolbook arithmetic."""
 
-import hashlib
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tenseal import sealapi
 
-from fedsens.crypto import OneTimeSecret, parse_batch, residues
-from fedsens.crypto._blocks import decrypt_blocks, encrypt_blocks, switch_modulus
-from fedsens.crypto._packing import pack, unpack
-from fedsens.crypto._parameters import PRESETS
-from fedsens.crypto._seal import Ring, public_seed, seal_context, seal_file
+from fedsens.crypto import PRESETS, OneTimeSecret, parse_batch, residues
+from fedsens.crypto._blocks import Masks, decrypt_blocks, encrypt_blocks, switch_modulus
+from fedsens.crypto._encoding import encode
+from fedsens.crypto._public import public_polynomial
+from fedsens.crypto._seal import Ring, seal_file
+from fedsens.crypto._wire import FRESH, write_batch
 
 from .kit import (
     CONTEXT,
@@ -20,6 +18,7 @@ from .kit import (
     N,
     Q,
     centred,
+    decrypt,
     encrypt,
     evaluate,
     exact,
@@ -42,15 +41,11 @@ def ring():
         yield Ring(file)
 
 
-def public(ring, seed):
-    """The coefficients of a public polynomial, from SEAL: transformed back, as c0 of a pair."""
-    pair, plaintext = ring.public(seed), sealapi.Plaintext()
-    # Decrypting (0, a) under the constant 1 gives a.
-    one = np.zeros(N, np.int64)
-    one[0] = 1
-    key = ring.secret_key(OneTimeSecret.from_array(one))
-    sealapi.Decryptor(seal_context(), key).decrypt(pair, plaintext)
-    return ring.coefficients(plaintext)
+def public(ring, name, index):
+    """The coefficients of a public polynomial, which is what the secret 1 makes of it."""
+    one = OneTimeSecret.from_array(np.eye(1, N, dtype=np.int64)[0])
+    a = public_polynomial(parameters(name), CONTEXT, index)
+    return Masks(ring, one).exact([a])[0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -86,78 +81,69 @@ def test_what_is_rounded_away_comes_back_within_half_a_unit(target, rng):
     assert max(abs(error)) <= Q // (2 * target) + 1
 
 
-def test_an_upload_is_the_rounding_of_m_plus_e_minus_a_s(ring):
-    """c0 + a s - m is SEAL's error, and so is what the wire says within a unit of rounding."""
-    values = vector("random", N, 1.0)
-    seed = public_seed(parameters("exact"), CONTEXT, 0)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_opens_blocks_is_the_schoolbook_product_with_the_secret(ring, count):
+    secret = ring.draw_secret() + ring.draw_secret()
+    polynomials = [public_polynomial(parameters("exact"), CONTEXT, j) for j in range(count)]
+    for index, mask in enumerate(Masks(ring, secret).exact(polynomials)):
+        expected = product(public(ring, "exact", index), secret.to_array()) % Q
+        assert (exact(mask) == expected).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_hides_blocks_is_that_and_an_error_of_seals_distribution(ring, count):
+    """e - a s with |e| <= 21, fresh for every block and every call."""
     secret = ring.draw_secret()
-    (block,) = encrypt_blocks(parameters("exact"), CONTEXT, secret, values)
-    plaintext = sealapi.Plaintext()
-    slots = pack(values, parameters("exact"))[0]
-    sealapi.CKKSEncoder(seal_context()).encode(slots.tolist(), 1.0, plaintext)
-    message = ring.coefficients(plaintext)
-    low, middle, high = (
-        np.frombuffer(block, kind, N, at).astype(np.uint64)
-        for kind, at in (("<u4", 0), ("<u2", 4 * N), ("u1", 6 * N))
-    )
-    sent = low | middle << np.uint64(32) | high << np.uint64(48)
-    key_part = product(public(ring, seed), secret.to_array())
-    error = centred(exact(sent) + key_part - exact(message)).astype(float)
-    assert 1 <= np.abs(error).max() <= 21
-    assert error.std() == pytest.approx(np.sqrt(21 / 2), rel=0.1)
-    assert abs(error.mean()) < 6 * np.sqrt(21 / 2 / N)
+    polynomials = [public_polynomial(parameters("exact"), CONTEXT, j) for j in range(count)]
+    errors = []
+    for _ in range(2):
+        for index, mask in enumerate(Masks(ring, secret).fresh(polynomials)):
+            hidden = product(public(ring, "exact", index), secret.to_array())
+            errors.append(centred(exact(mask) + hidden).astype(float))
+            assert 1 <= np.abs(errors[-1]).max() <= 21
+            assert errors[-1].std() == pytest.approx(np.sqrt(21 / 2), rel=0.1)
+            assert abs(errors[-1].mean()) < 6 * np.sqrt(21 / 2 / N)
+    for index, error in enumerate(errors):
+        for other in (*errors[:index], secret.to_array()):
+            assert abs(np.mean(error * other)) < 6 * 10.5 / np.sqrt(N)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_upload_is_the_rounding_of_m_plus_e_minus_a_s(name, ring):
+    """So what it says of c lies within half a unit of rounding of m - a s, plus 21."""
+    params, values = parameters(name), vector("full", N + 5, parameters(name).value_range)
+    blob, secret = encrypt(name, values)
+    message = encode(values, params)
+    half = Q // (2 * params.wire_modulus) + 1 if params.wire_modulus != Q else 0
+    for index, words in enumerate(residues(blob, params)):
+        lifted = np.array([rounded(int(x), params.wire_modulus, Q) for x in words], object)
+        hidden = product(public(ring, name, index), secret.to_array())
+        error = centred(lifted + hidden - exact(message[index]))
+        assert 0 < max(abs(error)) <= half + 21
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decryption_is_the_schoolbook_formula(name, ring):
-    """round(x q / p) + a s, evaluated at the roots by a Fourier transform, and unflattened."""
-    blob, secret = encrypt(name, vector("full", N + 5, parameters(name).value_range))
-    opened = np.concatenate(
-        list(decrypt_blocks(parse_batch(blob, parameters(name)), CONTEXT, secret))
-    )
-    for index, words in enumerate(residues(blob, parameters(name))):
-        p = parameters(name).wire_modulus
-        lifted = np.array([rounded(int(x), p, Q) for x in words], object)
-        seed = public_seed(parameters(name), CONTEXT, index)
-        polynomial = centred(lifted + product(public(ring, seed), secret.to_array()))
-        values = unpack(evaluate(polynomial)[None], parameters(name))
-        assert np.abs(values - opened[index]).max() < 1e-11 * parameters(name).value_range
+    """round(x q / p) + a s, evaluated at the roots from the definition, and unflattened."""
+    params = parameters(name)
+    blob, secret = encrypt(name, vector("full", N + 5, params.value_range))
+    opened = np.concatenate(list(decrypt_blocks(parse_batch(blob, params), CONTEXT, secret)))
+    for index, words in enumerate(residues(blob, params)):
+        lifted = np.array([rounded(int(x), params.wire_modulus, Q) for x in words], object)
+        polynomial = centred(lifted + product(public(ring, name, index), secret.to_array()))
+        numbers = evaluate(polynomial) / params.phases() / params.gain
+        assert np.abs(numbers.view(float) - opened[index]).max() < 1e-12 * params.value_range
 
 
-def test_public_polynomials_are_frozen_uniform_and_of_their_seed(ring):
-    # Another expansion, of another version of SEAL, would part clients: raise the wire's version.
-    seeds = [public_seed(parameters("precise"), CONTEXT, index) for index in (0, 0, 1)]
-    first, again, second = (public(ring, seed) for seed in seeds)
-    assert (first == again).all()
-    assert hashlib.sha256(first.tobytes()).hexdigest()[:32] == "3074ea6aadc699e73a12aa057b1c9573"
-    for words in (first, second, first - second):
-        numbers = centred(words).astype(float) / Q
-        assert abs(numbers.mean()) < 6 / np.sqrt(12 * N)
-        assert numbers.std() == pytest.approx(1 / np.sqrt(12), rel=0.05)
-
-
-def test_seeds_are_bound_to_context_parameters_and_block():
-    seeds = [
-        public_seed(parameters(name), context, index)
-        for name in NAMES
-        for context in (b"", b"a", b"ab", CONTEXT)
-        for index in (0, 1, 2**32)
+def test_a_later_part_of_a_vector_takes_the_polynomials_of_its_place(ring):
+    secret, values = ring.draw_secret(), vector("random", 2 * N, 0.1)
+    params = parameters("precise")
+    parts = [
+        *encrypt_blocks(params, CONTEXT, secret, values[:N]),
+        *encrypt_blocks(params, CONTEXT, secret, values[N:], first=1),
     ]
-    assert len(set(seeds)) == len(seeds)
-    assert {len(seed) for seed in seeds} == {64}
-    # A context cannot run into the index that follows it.
-    assert public_seed(parameters("tiny"), b"\1" + bytes(7), 0) not in {
-        public_seed(parameters("tiny"), b"", 1),
-        public_seed(parameters("tiny"), b"\1", 0),
-    }
-
-
-def test_seeds_are_frozen():
-    # Changing it parts clients of different versions: raise the version of the wire with it.
-    assert (
-        public_seed(parameters("precise"), CONTEXT, 1).hex()[:32]
-        == "ae712d5f6b4e1bcab7fc9b0e2709e163"
-    )
+    data = write_batch(params, FRESH, 2 * N, 1, parts)
+    assert np.abs(decrypt("precise", data, secret) - values).max() <= params.error_bound()
 
 
 def test_no_two_blocks_hide_behind_the_same_polynomial():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsens.crypto import CkksParameters, Encryptor, check_range
-from fedsens.crypto._packing import unpack
+from fedsens.crypto._encoding import decode
 from fedsens.errors import ConfigurationError, ValueRangeError
 
 from .kit import CONTEXT, NAMES, N, encrypt, parameters, round_trip, to_range
@@ -104,10 +104,11 @@ def test_the_range_ends_where_it_is_stated(name):
 
 def test_values_that_conspire_with_the_phases_are_refused_not_wrapped():
     # All the energy in one coefficient, which the phases otherwise prevent.
-    aligned = unpack(np.full((1, N // 2), 1.0 + 0.0j), parameters("compact"))
-    with pytest.raises(ValueRangeError, match="got block 0 beyond; choose another phase seed"):
+    one = np.eye(1, N, dtype=np.int64) * 2**50
+    aligned = decode(one, parameters("compact"))[0]
+    with pytest.raises(ValueRangeError, match="blocks 0 to 0; choose another phase seed"):
         encrypt("compact", to_range(aligned, 3.9))
-    with pytest.raises(ValueRangeError, match="got block 17 beyond"):
+    with pytest.raises(ValueRangeError, match="blocks 16 to 17;"):
         encrypt("compact", np.concatenate([np.zeros(17 * N), to_range(aligned, 3.9)]))
     reseeded = CkksParameters(name="compact", value_range=4.0, phase_seed=7)
     assert Encryptor(reseeded, CONTEXT).encrypt(to_range(aligned, 3.9))
@@ -118,7 +119,6 @@ def test_at_least_one_process_is_needed():
         Encryptor(parameters("compact"), CONTEXT, processes=0)
 
 
-@pytest.mark.parametrize("context", ["run 7", 7, None, bytearray(b"run 7"), ["run"]])
-def test_a_context_is_bytes(context):
-    with pytest.raises(ConfigurationError, match="expected the context as bytes, got"):
-        Encryptor(parameters("compact"), context)
+def test_a_context_is_bytes():
+    with pytest.raises(ConfigurationError, match="expected the context as bytes, got str"):
+        Encryptor(parameters("compact"), "run 7")

@@ -10,7 +10,7 @@ from tenseal import sealapi
 
 from fedsens.crypto import OneTimeSecret
 from fedsens.crypto._parameters import MODULUS, MOST_MODULUS_BITS, SECURITY_BITS
-from fedsens.crypto._seal import HEADER, Ring, _residues, seal_context, seal_file
+from fedsens.crypto._seal import HEADER, ONE, Ring, _residues, seal_context, seal_file
 from fedsens.errors import CryptoError
 
 from .kit import N, Q, parameters
@@ -63,17 +63,20 @@ def test_no_secret_is_drawn_twice(ring):
 
 
 @pytest.mark.parametrize("name", ["spread", "one", "largest"])
-def test_a_polynomial_survives_the_way_to_seal_and_back(ring, name, rng):
+def test_a_polynomial_survives_the_way_to_seal_and_back(ring, file, name, rng):
     words = {
         "spread": rng.integers(0, Q, N, np.uint64),
         "one": np.eye(1, N, 17, np.uint64)[0],
         "largest": np.full(N, Q - 1, np.uint64),
     }[name].astype("<u8")
     plaintext = sealapi.Plaintext()
-    # Decrypting (c, 1) under the zero secret leaves c.
-    zero = ring.secret_key(OneTimeSecret.from_array(np.zeros(N, np.int64)))
-    sealapi.Decryptor(seal_context(), zero).decrypt(ring.transformed(words), plaintext)
-    assert (ring.coefficients(plaintext) == words).all()
+    # Decrypting (0, a) under the constant 1 leaves a, transformed.
+    key = ring.secret_key(OneTimeSecret.from_array(np.eye(1, N, dtype=np.int64)[0]))
+    sealapi.Decryptor(seal_context(), key).decrypt(ring.public(words), plaintext)
+    coefficients = ring.coefficients([plaintext])[0]
+    pair = ring._pair(coefficients.data, ONE, transformed=False)
+    ring.evaluator.transform_to_ntt_inplace(pair)
+    assert (_residues(file.stream(pair), True) == [words, np.ones(N)]).all()
 
 
 def test_what_seal_writes_of_other_objects_is_refused(ring, file):
@@ -83,12 +86,12 @@ def test_what_seal_writes_of_other_objects_is_refused(ring, file):
     sealapi.Encryptor(seal_context(), key).encrypt_zero_symmetric(full)
     product = sealapi.Ciphertext()
     ring.evaluator.multiply(full, full, product)
-    for other in (full, seeded, product, key):
+    for other in (seeded, product, key):
         for transformed in (False, True):
             with pytest.raises(CryptoError, match="in the form of version 4"):
                 _residues(file.stream(other), transformed)
-    pair = file.stream(ring.transformed(np.zeros(N, "<u8")))
-    assert not _residues(pair, True).any()
+    pair = file.stream(ring.public(np.full(N, 5, "<u8")))
+    assert (_residues(pair, True) == [[0], [5]]).all()
     with pytest.raises(CryptoError):
         _residues(pair, False)
 
@@ -97,11 +100,11 @@ def test_a_residue_that_is_not_below_q_is_refused_by_seal_itself(ring):
     words = np.zeros(N, "<u8")
     words[9] = Q
     with pytest.raises((RuntimeError, ValueError)):
-        ring.transformed(words)
+        ring.public(words)
 
 
 def test_the_header_is_seals_own(ring, file):
-    ring.one.save(file._path)
+    ring._one.save(file._path)
     dump = os.pread(file._descriptor, HEADER.size, 0)
     magic, size, *_, total = HEADER.unpack(dump)
     assert (magic, size) == (sealapi.Serialization.SEALHeader().magic, HEADER.size)

@@ -28,7 +28,7 @@ def test_leakage_against_ratio(tmp_path, monkeypatch):
 
 
 def test_tokens_of_a_text_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "POLICIES", ("sensitivity", "random", "closure"))
+    monkeypatch.setattr(tokens, "POLICIES", ("sensitivity", "random", "critical_layers"))
     monkeypatch.setattr(tokens, "RATIOS", (0.3,))
     monkeypatch.setattr(tokens, "VOCABULARY", 300)
     result = CliRunner().invoke(tokens.app, ["--batches", "3", "--out", str(tmp_path)])

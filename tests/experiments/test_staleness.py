@@ -41,15 +41,15 @@ def test_a_federation_learns_and_keeps_its_models():
 
 def test_the_union_is_the_best_of_the_attacks_image_by_image():
     rows = [
-        row(1, "front", OLD, "dlg-tv", 0, 0.9, 0),
-        row(1, "front", OLD, "learned", 0, 0.2, 1),
-        row(1, "front", OLD, "dlg-tv", 1, 0.1, 0),
-        row(1, "front", OLD, "learned", 1, 0.3, 0),
-        row(1, "front", OLD, GUESS, 1, 1.0, 1),
-        row(1, "front", NEW, "learned", 1, 1.0, 1),
-        row(5, "front", OLD, "learned", 1, 1.0, 1),
+        row(1, "first_layers", OLD, "dlg-tv", 0, 0.9, 0),
+        row(1, "first_layers", OLD, "learned", 0, 0.2, 1),
+        row(1, "first_layers", OLD, "dlg-tv", 1, 0.1, 0),
+        row(1, "first_layers", OLD, "learned", 1, 0.3, 0),
+        row(1, "first_layers", OLD, GUESS, 1, 1.0, 1),
+        row(1, "first_layers", NEW, "learned", 1, 1.0, 1),
+        row(5, "first_layers", OLD, "learned", 1, 1.0, 1),
     ]
-    assert union_of(rows, 1, "front", OLD) == (pytest.approx(0.6), 0.5)
+    assert union_of(rows, 1, "first_layers", OLD) == (pytest.approx(0.6), 0.5)
 
 
 def test_a_round_is_void_where_no_attack_works_with_nothing_encrypted():
@@ -61,21 +61,21 @@ def test_a_round_is_void_where_no_attack_works_with_nothing_encrypted():
         row(5, NOTHING, NEW, "learned", 0, 0.3, 1),
         row(20, NOTHING, NEW, "dlg-tv", 0, 0.9, 0),
         row(20, NOTHING, NEW, "learned", 0, 0.9, 0),
-        row(20, "front", NEW, "learned", 0, 1.0, 1),
+        row(20, "first_layers", NEW, "learned", 0, 1.0, 1),
     ]
     assert [working(rows, number) for number in (0, 5, 20)] == [["dlg-tv"], ["learned"], []]
 
 
 def test_lines_are_in_the_order_of_the_rounds_and_say_how_old_the_mask_is(tmp_path):
-    masks = attacks_of((0, 20), ("front",))
+    masks = attacks_of((0, 20), ("first_layers",))
     rows = [row(mask["round"], mask["policy"], mask["made"], "dlg-tv", 0, 1.0, 1) for mask in masks]
-    lines = lines_of(rows, (0, 20), ("front",))
+    lines = lines_of(rows, (0, 20), ("first_layers",))
     assert [(line["round"], line["policy"], line["made"]) for line in lines] == [
         (0, NOTHING, NEW),
-        (0, "front", NEW),
+        (0, "first_layers", NEW),
         (20, NOTHING, NEW),
-        (20, "front", OLD),
-        (20, "front", NEW),
+        (20, "first_layers", OLD),
+        (20, "first_layers", NEW),
     ]
     assert [line["staleness"] for line in lines] == [0, 0, 0, 0.5, 0]
     draw(lines, 0.3, "title", tmp_path / "audit.png")

@@ -13,9 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedsens import FedSensConfig, SecretKey, SensitivityMap, sensitivity_map
+from fedsens import FedSensConfig, FederationKey, SensitivityMap, sensitivity_map
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
-from fedsens.flower.client import Client
+from fedsens.flower._client import Client
+from fedsens.keys import open_model
 
 FEATURES, CLASSES = 6, 3
 
@@ -147,11 +148,15 @@ class Run:
 
     def _seen(self, report) -> None:
         if report.phase == "train":
-            key = self.key if self.strategy.model.ciphertext else None
-            self.models[report.round] = self.strategy.model.open(key, min_contributors=1)
+            self.models[report.round] = self.opened()
+
+    def opened(self) -> dict[str, np.ndarray]:
+        """The global model as a key holder sees it."""
+        model = self.strategy.model
+        return open_model(model, self.key if model.aggregate else None, 1)
 
     @property
-    def key(self) -> SecretKey:
+    def key(self) -> FederationKey:
         """The federation's key, read as one of its holders reads it."""
         return shared_key(self.grid, self.strategy._run.keys.fingerprint)
 
@@ -170,12 +175,12 @@ def state_dir() -> Path:
     return Path(os.environ["FEDSENS_STATE_DIR"])
 
 
-def key_of(grid: LocalGrid, node: int) -> SecretKey | None:
+def key_of(grid: LocalGrid, node: int) -> FederationKey | None:
     """The key that a client holds, as it reads it itself."""
     return Client(grid.nodes[node]).store.key
 
 
-def shared_key(grid: LocalGrid, fingerprint: str = "") -> SecretKey:
+def shared_key(grid: LocalGrid, fingerprint: str = "") -> FederationKey:
     """The key with a fingerprint that some client of a grid holds; any key if none is given."""
     keys = [key_of(grid, node) for node in grid.nodes]
     return next(key for key in keys if key and fingerprint in {"", key.fingerprint})

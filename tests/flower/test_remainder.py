@@ -9,10 +9,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedsens.errors import ConfigurationError
-from fedsens.flower import LocalGrid, remainders
+from fedsens.flower import LocalGrid
 from fedsens.flower.records import CIPHERTEXT, HEADER
-from fedsens.protocol.model import split
-from fedsens.protocol.remainder import update_norm, update_rms
+from fedsens.mask import partition
+from fedsens.remainder import Withheld, _noised
+from fedsens.remainder._noised import update_norm, update_rms
 
 from .federation import (
     Run,
@@ -35,7 +36,7 @@ WEIGHTS = {1000: 20 / 90, 1001: 30 / 90, 1002: 40 / 90}
 def seeded(monkeypatch):
     """Noise that is the same each time."""
     rng = np.random.default_rng(6)
-    monkeypatch.setattr(remainders, "fresh_generator", lambda: rng)
+    monkeypatch.setattr(_noised, "fresh_generator", lambda: rng)
 
 
 def grid_of(app, answers=None, **settings):
@@ -81,10 +82,10 @@ def test_without_noise_a_noised_remainder_is_the_plain_one_bit_for_bit(noise):
 def noise_in(finished, recorder, answers, server_round=1):
     """What was added to each client's visible values, and the updates they had."""
     layout, mask = finished.strategy.model.layout, finished.strategy.model.mask
-    before, _ = split(recorder.received[server_round][0], mask, layout)
+    before, _ = partition(recorder.received[server_round][0], mask, layout)
     for message in answers:
         node = message.metadata.src_node_id
-        after, _ = split(recorder.trained[server_round][node][1], mask, layout)
+        after, _ = partition(recorder.trained[server_round][node][1], mask, layout)
         sent = arrays_of(message.content["arrays"])
         assert np.array_equal(sent["1.num_batches_tracked"], after["1.num_batches_tracked"])
         yield before, after, sent
@@ -136,7 +137,8 @@ def test_a_clipped_update_has_noise_that_does_not_depend_on_it_and_a_budget(
     # rho = 2 / 0.5^2 = 8 for each answer; 8 + 2 sqrt(8 ln 10^5) and 24 + 2 sqrt(24 ln 10^5)
     epsilons = [report.epsilon for report in finished.reports("train")]
     assert epsilons == pytest.approx([27.1941, 43.1436, 57.2453], abs=1e-3)
-    assert "epsilon 27.19, and 57.25 for 3 answers so far (delta 1e-05" in caplog.text
+    # Three clients share a state folder, and with it the account: rho 72 for nine answers.
+    assert "epsilon 27.19, and 129.6 for 9 answers so far from this state folder" in caplog.text
     metrics = finished.result.train_metrics_clientapp
     assert metrics[3]["fedsens.epsilon"] == pytest.approx(57.2453, abs=1e-3)
 
@@ -193,14 +195,14 @@ class Reference:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_what_is_withheld_comes_with_the_next_mask(options, recorder, monkeypatch):
     masks = []
-    real = remainders.Remainder.split
+    real = Withheld.protect
 
-    def noting(self, arrays, received):
-        if received.header.round > len(masks):
-            masks.append(received.mask)
-        return real(self, arrays, received)
+    def noting(self, before, after, mask, layout, server_round, *rest):
+        if server_round > len(masks):
+            masks.append(mask)
+        return real(self, before, after, mask, layout, server_round, *rest)
 
-    monkeypatch.setattr(remainders.Remainder, "split", noting)
+    monkeypatch.setattr(Withheld, "protect", noting)
     finished = run(make_app(recorder), rounds=5, remainder="withheld", **options)
     reference = Reference(finished, recorder, [mask.selected for mask in masks])
     bound = 2 * finished.strategy.config.parameters.error_bound(CLIENTS)

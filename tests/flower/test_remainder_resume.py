@@ -75,10 +75,8 @@ def test_the_budget_counts_every_answer_of_interrupted_rounds_too(tmp_path, capl
     with caplog.at_level(logging.INFO, "fedsens"):
         start(tmp_path / "b", 3, resume=True, **NOISED)
     answers = [line for line in caplog.messages if "answers so far" in line]
-    # The first client answered round 3 twice, with fresh noise.
-    assert sum("for 6 answers so far" in line for line in answers) == 1
-    assert sum("for 5 answers so far" in line for line in answers) == 3
-    assert sum("for 3 answers so far" in line for line in answers) == 2
+    # Three clients share an account; the first one answered round 3 twice, with fresh noise.
+    assert "for 16 answers so far" in answers[-1]
 
 
 def test_a_checkpoint_does_not_hold_what_is_withheld(tmp_path):

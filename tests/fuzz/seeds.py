@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedsens.crypto import Aggregator, CkksParameters, Encryptor, generate_key
 from fedsens.files import Arrays
-from fedsens.mask import EncryptionMask
+from fedsens.mask import EncryptionMask, partition
 from fedsens.protocol import headers
 from fedsens.protocol.checkpoint import Checkpoint, Progress, save_checkpoint
 from fedsens.protocol.envelope import seal
 from fedsens.protocol.export import save_model, save_protected
 from fedsens.protocol.keyfile import LockedKey, PublicParameters, ScryptCost
-from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
 from fedsens.protocol.tagged import encrypt_tagged
 from fedsens.protocol.tags import Scope
@@ -129,7 +129,7 @@ def _update_header() -> headers.UpdateHeader:
 
 
 def _protected() -> ProtectedModel:
-    plain, masked = split(fixed.arrays(), fixed.mask(), fixed.layout())
+    plain, masked = partition(fixed.arrays(), fixed.mask(), fixed.layout())
     layout, mask, who = fixed.layout(), fixed.mask(), fixed.contributors()
     scope = Scope("update", who.run, 2, mask.digest, layout.digest, who.reference)
     batches = [
@@ -175,7 +175,7 @@ def models() -> dict[str, bytes]:
 def updates() -> dict[str, bytes]:
     """An answer; the number of examples is in the place of the model's mask."""
     model = _protected()
-    _, masked = split(fixed.arrays(), fixed.mask(), fixed.layout())
+    _, masked = partition(fixed.arrays(), fixed.mask(), fixed.layout())
     who, digests = fixed.contributors(), (fixed.mask().digest, fixed.layout().digest)
     scope = Scope("update", who.run, 3, *digests, who.reference)
     ciphertext = encrypt_tagged(masked, 0.5, fixed.key(), scope, "5")

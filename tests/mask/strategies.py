@@ -42,3 +42,19 @@ def masks(max_size=70):
         st.integers(0, max_size).map(lambda size: np.zeros(size, bool)),
     )
     return selections.map(lambda selected: EncryptionMask(selected, DIGEST))
+
+
+@st.composite
+def models(draw):
+    """Arrays of a few small tensors of any type, and a mask: none, all or some."""
+    kinds = draw(st.lists(st.sampled_from((*FLOATS, "int64", "bool")), max_size=5))
+    shapes = hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=4)
+    arrays = {f"t{i}": draw(hnp.arrays(kind, shapes)) for i, kind in enumerate(kinds)}
+    layout = ParameterLayout.from_state_dict(arrays)
+    selected = draw(
+        st.one_of(
+            hnp.arrays(bool, layout.size),
+            st.booleans().map(lambda all_or_none: np.full(layout.size, all_or_none)),
+        )
+    )
+    return arrays, layout, EncryptionMask(selected, layout.digest)

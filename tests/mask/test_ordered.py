@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
 from fedsens.mask import select_mask
-from fedsens.mask.kinds import convolutions, is_bias, is_embedding, layers
+from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers
 
 from .strategies import layouts, ratios, scores
 
@@ -58,15 +58,17 @@ def whole(shapes, names, counts):
 
 def test_closure_takes_its_groups_in_order():
     k = size_of(CNN, CLOSURE)
-    whole(CNN, CLOSURE, mask_of(CNN, "closure", k)[1])
+    whole(CNN, CLOSURE, mask_of(CNN, "critical_layers", k)[1])
     biases = ("norm.bias", "fc1.bias")
-    whole(CNN, [*CLOSURE, *biases], mask_of(CNN, "closure", k + 10)[1])
-    _, counts = mask_of(CNN, "closure", k + 10 + 7)
+    whole(CNN, [*CLOSURE, *biases], mask_of(CNN, "critical_layers", k + 10)[1])
+    _, counts = mask_of(CNN, "critical_layers", k + 10 + 7)
     assert counts["fc1.weight"] == 7  # the highest scores of what is left
 
 
 def test_closure_fills_a_group_that_does_not_fit_by_scores():
-    mask, counts = mask_of(CNN, "closure", 21 + 50)  # last layer, and 50 of both convolutions
+    mask, counts = mask_of(
+        CNN, "critical_layers", 21 + 50
+    )  # last layer, and 50 of both convolutions
     assert (counts["fc2.weight"], counts["fc2.bias"], counts["conv2.weight"]) == (18, 3, 50)
     assert counts["conv1.weight"] == 0
     entry = next(e for e in layout_of(CNN).entries if e.name == "conv2.weight")
@@ -75,41 +77,45 @@ def test_closure_fills_a_group_that_does_not_fit_by_scores():
 
 def test_closure_of_a_model_without_convolutions():
     shapes = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (4, 4), "c.weight": (2, 4)}
-    whole(shapes, ["c.weight", "a.weight", "a.bias"], mask_of(shapes, "closure", 8 + 16)[1])
+    whole(shapes, ["c.weight", "a.weight", "a.bias"], mask_of(shapes, "critical_layers", 8 + 16)[1])
 
 
 def test_closure_takes_embeddings_before_biases():
     names = ["head.weight", "tok_emb.weight", "transformer.wpe.weight"]
     k = size_of(TEXT, names)
-    whole(TEXT, names, mask_of(TEXT, "closure", k)[1])
+    whole(TEXT, names, mask_of(TEXT, "critical_layers", k)[1])
     biases = ["block.in_proj_bias", "block.mlp.bias"]
-    whole(TEXT, [*names, *biases], mask_of(TEXT, "closure", k + 20)[1])
+    whole(TEXT, [*names, *biases], mask_of(TEXT, "critical_layers", k + 20)[1])
 
 
 def test_front_goes_from_the_first_tensor_to_the_last():
     names = ["conv1.weight", "conv1.bias", "norm.weight"]
-    mask, counts = mask_of(CNN, "front", 44 + 2)
+    mask, counts = mask_of(CNN, "first_layers", 44 + 2)
     whole(CNN, names, counts | {"norm.weight": 4})
     assert counts["norm.bias"] == 2
     assert mask.selected.nonzero()[0].tolist() == [*range(44), 46, 47]  # by scores in the last
 
 
-@pytest.mark.parametrize("policy", ["closure", "front"])
+@pytest.mark.parametrize("policy", ["critical_layers", "first_layers"])
 def test_forced_layers_come_first_and_the_order_goes_on_without_them(policy):
     k = size_of(CNN, ["fc1.weight", "fc1.bias"])
     _, counts = mask_of(CNN, policy, k + 21, "fc1")
     whole(
         CNN,
-        ["fc1.weight", "fc1.bias", *(["fc2.weight", "fc2.bias"] if policy == "closure" else [])],
+        [
+            "fc1.weight",
+            "fc1.bias",
+            *(["fc2.weight", "fc2.bias"] if policy == "critical_layers" else []),
+        ],
         counts,
     )
-    if policy == "front":
+    if policy == "first_layers":
         assert counts["conv1.weight"] == 21
     with pytest.raises(ConfigurationError, match="forced layers"):
         mask_of(CNN, policy, 5, "fc1")
 
 
-@pytest.mark.parametrize("policy", ["closure", "front"])
+@pytest.mark.parametrize("policy", ["critical_layers", "first_layers"])
 @given(data=st.data())
 def test_masks_of_growing_ratio_contain_one_another(policy, data):
     layout = data.draw(layouts(min_size=5))
@@ -119,7 +125,7 @@ def test_masks_of_growing_ratio_contain_one_another(policy, data):
     assert not (inner & ~outer).any()
 
 
-@pytest.mark.parametrize("policy", ["closure", "front"])
+@pytest.mark.parametrize("policy", ["critical_layers", "first_layers"])
 def test_of_equal_scores_the_first_are_taken(policy):
     layout = ParameterLayout.from_shapes([("a.weight", (6,), "float32")])
     mask = select_mask(np.zeros(6), layout, policy, 0.5)

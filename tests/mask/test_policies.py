@@ -14,7 +14,7 @@ from fedsens.mask import (
     select_mask,
     top_k,
 )
-from fedsens.mask import registry as registry_module
+from fedsens.mask import _registry as registry_module
 
 from .strategies import layouts, ratios, scores, seeds
 
@@ -194,5 +194,15 @@ class TestRegistry:
 
 
 def test_unknown_policy_lists_those_that_exist():
-    with pytest.raises(ConfigurationError, match=r"all, closure, front, .* got 'fisher'"):
+    with pytest.raises(
+        ConfigurationError, match=r"all, critical_layers, first_layers, .* got 'fisher'"
+    ):
         get_policy("fisher")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("closure", "critical_layers"), ("front", "first_layers")]
+)
+def test_an_old_name_is_refused_with_the_new_one(old, new):
+    with pytest.raises(ConfigurationError, match=f"got '{old}'; write '{new}'"):
+        get_policy(old)

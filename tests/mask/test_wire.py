@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedsens.errors import MaskError
 from fedsens.mask import EncryptionMask
-from fedsens.mask.wire import HEADER, MAGIC
+from fedsens.mask._wire import HEADER, MAGIC
 
 from .strategies import DIGEST, masks
 

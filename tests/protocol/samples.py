@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedsens import Aggregator, CkksParameters, EncryptionMask, ParameterLayout, generate_key
+from fedsens.mask import partition
 from fedsens.protocol.contributors import Contributors
-from fedsens.protocol.model import ProtectedModel, split
+from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.tagged import encrypt_tagged
 from fedsens.protocol.tags import Scope
 
@@ -39,7 +40,7 @@ def protect(arrays, chosen, weight=0.5, key=KEY):
     """A model as the server holds it after a round."""
     layout = ParameterLayout.from_state_dict(arrays)
     mask = mask_of(layout, *chosen)
-    plain, masked = split(arrays, mask, layout)
+    plain, masked = partition(arrays, mask, layout)
     if not mask.k:
         return ProtectedModel(layout, mask, plain, None, weight, key.parameters, 3)
     contributors = Contributors(

@@ -1,11 +1,11 @@
 """No update is ever lost: what was sent and what is kept are all there is."""
 
 import numpy as np
+from fedsens.protocol.feedback import feed_back
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsens import EncryptionMask, ParameterLayout
-from fedsens.protocol.feedback import feed_back
 
 SIZE = 12
 LAYOUT = ParameterLayout.from_shapes([("w", (SIZE,), "float64")])

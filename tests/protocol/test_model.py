@@ -1,20 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
 
 from fedsens import CkksParameters, generate_key
 from fedsens.errors import FedSensError, KeyMismatchError, LayoutError, MaskError, ProtocolError
 from fedsens.files import digest_of
 from fedsens.layout import ParameterLayout
-from fedsens.protocol.model import (
-    ProtectedModel,
-    check_plain,
-    join,
-    split,
-    tied_apart,
-)
+from fedsens.protocol.model import ProtectedModel
 
-from .samples import KEY, PARAMETERS, mask_of, model, models, protect
+from .samples import KEY, PARAMETERS, mask_of, model, protect
 
 CHOSEN = (0, 4, 7, 10)  # of the eleven coordinates of model(): two, one and the scalar
 
@@ -24,33 +17,6 @@ def same(one, other):
     for name in one:
         assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape), name
         assert one[name].tobytes() == other[name].tobytes(), name
-
-
-@given(models())
-def test_join_undoes_split(drawn):
-    arrays, layout, mask = drawn
-    plain, masked = split(arrays, mask, layout)
-    same(join(plain, masked, layout, mask), arrays)
-
-
-@given(models())
-def test_the_parts_hold_each_coordinate_once_and_fit_the_mask(drawn):
-    arrays, layout, mask = drawn
-    plain, masked = split(arrays, mask, layout)
-    assert masked.shape == (mask.k,)
-    assert sum(plain[entry.name].size for entry in layout.entries) == layout.size - mask.k
-    check_plain(plain, layout, mask)
-
-
-def test_masked_values_are_absent_from_the_plaintext_part():
-    arrays = model()
-    layout = ParameterLayout.from_state_dict(arrays)
-    plain, masked = split(arrays, mask_of(layout, *CHOSEN), layout)
-    for value in masked:
-        assert not any((array == value).any() for array in plain.values())
-    assert plain["conv.weight"].tolist() == arrays["conv.weight"].reshape(-1)[[1, 2, 3, 5]].tolist()
-    assert plain["wide"].shape == (0,)
-    assert plain["empty"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])
@@ -127,25 +93,6 @@ def test_a_ciphertext_of_another_length_does_not_open():
         ProtectedModel(**parts(ciphertext=shorter)).open(KEY)
 
 
-def test_every_problem_of_a_plaintext_part_is_listed():
-    layout = ParameterLayout.from_state_dict(model())
-    mask = mask_of(layout, *CHOSEN)
-    plain, _ = split(model(), mask, layout)
-    plain["conv.weight"] = np.zeros(6, np.float32)
-    plain["steps"] = np.zeros(2)
-    plain["added"] = plain.pop("half")
-    with pytest.raises(LayoutError) as caught:
-        check_plain(plain, layout, mask)
-    for problem in (
-        "half is missing",
-        "added is unexpected",
-        "conv.weight: expected shape [4], got [6]",
-        "steps: expected shape [], got [2]",
-    ):
-        assert problem in str(caught.value)
-    assert "wide" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -167,26 +114,3 @@ def test_a_digest_does_not_depend_on_the_memory_order():
     arrays = model()
     arrays["conv.weight"] = np.asfortranarray(arrays["conv.weight"])
     assert digest_of(arrays) == digest_of(model())
-
-
-@pytest.mark.parametrize(
-    ("chosen", "apart"),
-    [((), []), ((0, 1), [("a", "b")]), ((0, 4), []), ((0, 5), [("a", "b")]), (range(8), [])],
-)
-def test_tied_tensors_must_be_masked_alike(chosen, apart):
-    values = np.arange(4, dtype=np.float32)
-    arrays = {"a": values, "b": values.copy()}
-    layout = ParameterLayout.from_state_dict(arrays)
-    assert tied_apart(arrays, layout, mask_of(layout, *chosen)) == apart
-
-
-@pytest.mark.parametrize(
-    "twin",
-    [np.ones(4, np.float32), np.arange(4.0), np.array([0, 9, 2, 3], np.float32), np.zeros(0)],
-    ids=["constant", "other type", "other values", "empty"],
-)
-def test_tensors_that_are_not_tied_may_be_masked_apart(twin):
-    first = twin.copy() if twin.size and (twin == twin[0]).all() else np.arange(4, dtype=np.float32)
-    arrays = {"a": first, "b": twin}
-    layout = ParameterLayout.from_state_dict(arrays)
-    assert tied_apart(arrays, layout, mask_of(layout, 0)) == []

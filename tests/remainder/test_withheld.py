@@ -1,14 +1,15 @@
-"""A client's residual and budget in its own folder."""
+"""No update is ever lost: what was sent and what is kept, in the client's folder, are all."""
 
 import os
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedsens import ParameterLayout
+from fedsens import EncryptionMask, ParameterLayout
 from fedsens.errors import CheckpointError
-from fedsens.protocol.budget import Spent
-from fedsens.protocol.private import load_residual, save_residual, spend
+from fedsens.remainder._withheld import error_feedback, load_residual, save_residual
 
 LAYOUT = ParameterLayout.from_shapes([("w", (3,), "float32")])
 RUN, OTHER = "a" * 32, "b" * 32
@@ -21,12 +22,12 @@ def folder(root, run=1, node=7):
     return path
 
 
-def save(path, lineage=RUN, number=4, after=AFTER):
-    save_residual(path, lineage, LAYOUT, number, BEFORE, after)
+def save(path, experiment=RUN, number=4, after=AFTER):
+    save_residual(path, experiment, LAYOUT, number, BEFORE, after)
 
 
-def load(path, lineage=RUN, number=5, layout=LAYOUT):
-    return load_residual(path, lineage, layout, number).tolist()
+def load(path, experiment=RUN, number=5, layout=LAYOUT):
+    return load_residual(path, experiment, layout, number).tolist()
 
 
 def test_the_next_round_goes_on_and_the_same_round_starts_as_before(tmp_path, caplog):
@@ -86,13 +87,40 @@ def test_one_of_another_model_is_refused(tmp_path):
         load(folder(tmp_path), layout=other)
 
 
-def test_the_budget_goes_on_in_a_run_that_continues(tmp_path):
-    cost = Spent(answers=1, rho=2.0)
-    assert spend(folder(tmp_path), RUN, cost) == cost
-    assert spend(folder(tmp_path), RUN, cost).rho == 4
-    assert spend(folder(tmp_path, 2), RUN, cost).rho == 6
-    assert spend(folder(tmp_path, 2), RUN, cost).answers == 4
-    assert spend(folder(tmp_path, 3), OTHER, cost) == cost
-    (folder(tmp_path) / "privacy.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="expected an intact fedsens privacy"):
-        spend(folder(tmp_path), RUN, cost)
+SIZE = 12
+WIDE = ParameterLayout.from_shapes([("w", (SIZE,), "float64")])
+masks = st.lists(st.booleans(), min_size=SIZE, max_size=SIZE)
+
+
+def mask_of(selected):
+    return EncryptionMask(np.array(selected), WIDE.digest)
+
+
+@given(st.lists(masks, min_size=1, max_size=8), st.integers(0, 1000))
+def test_the_sum_of_what_was_sent_and_kept_is_the_sum_of_the_updates(chosen, seed):
+    rng = np.random.default_rng(seed)
+    residual, sent, updates = np.zeros(SIZE), np.zeros(SIZE), np.zeros(SIZE)
+    for selected in chosen:
+        mask = mask_of(selected)
+        received, update = rng.normal(size=SIZE), rng.normal(size=SIZE)
+        values, residual = error_feedback(received, received + update, residual, mask)
+        sent[mask.selected] += values - received[mask.selected]
+        updates += update
+        assert not residual[mask.selected].any()
+    np.testing.assert_allclose(sent + residual, updates, atol=1e-12)
+
+
+@given(masks, st.integers(0, 1000))
+def test_without_a_residual_the_masked_values_are_the_trained_ones_bit_for_bit(selected, seed):
+    received, trained = np.random.default_rng(seed).normal(size=(2, SIZE)).astype(np.float32)
+    mask = mask_of(selected)
+    sent, kept = error_feedback(received, trained, np.zeros(SIZE, np.float32), mask)
+    assert sent.tobytes() == trained[mask.selected].tobytes()
+    assert kept.dtype == np.float32
+
+
+def test_everything_masked_leaves_nothing():
+    received, trained, residual = np.random.default_rng(0).normal(size=(3, SIZE))
+    sent, kept = error_feedback(received, trained, residual, mask_of([True] * SIZE))
+    assert np.array_equal(sent, trained + residual)
+    assert not kept.any()

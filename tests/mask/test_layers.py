@@ -5,8 +5,7 @@ import pytest
 
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
-from fedsens.mask import mask_count, select_mask
-from fedsens.mask.forced import forced_names
+from fedsens.mask import forced_names, mask_count, select_mask
 
 
 def layout_of(*names):

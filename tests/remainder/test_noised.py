@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsens.errors import LayoutError
-from fedsens.protocol.remainder import (
+from fedsens.remainder._noised import (
     add_noise,
     add_noise_of,
     clip_update,

@@ -1,0 +1,130 @@
+"""From real values to polynomials with integer coefficients and back: the encoding of CKKS.
+
+Two real values make one complex number, and the N/2 numbers of a block are what a real polynomial
+m of degree below N is at half of the primitive 2N-th roots of unity, one of each conjugate pair
+(the canonical embedding; Cheon, Kim, Kim and Song 2017). Here number t is m at z^(4t + 1) with
+z = exp(i pi / N), an order in which the embedding is one Fourier transform of half the size: as
+z^((4t + 1) N/2) = i and z^(4 N/2) = 1,
+
+    m(z^(4t + 1)) = sum over k < N/2 of (m_k + i m_(k + N/2)) z^k exp(2 pi i t k / (N/2)).
+
+Public unit phases flatten a block first: without them a constant or one-hot block would put all its
+energy into one coefficient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsens.crypto._parameters import DEGREE, CkksParameters
+from fedsens.errors import ValueRangeError
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Complexes = NDArray[np.complex128]
+NameOf = Callable[[int], str]
+
+HALF = DEGREE // 2
+TWIST = np.exp(1j * np.pi * np.arange(HALF) / DEGREE)  # z^k
+
+
+def encode(
+    values: NDArray[np.floating], parameters: CkksParameters, scale: float = 1.0
+) -> Integers:
+    """Encode real values as polynomials.
+
+    Args:
+        values: 1-D, any length; the last block is padded with zeros.
+        parameters: the parameter set.
+        scale: a factor for all values.
+
+    Returns:
+        Rounded coefficients, shape (blocks, N).
+    """
+    blocks = parameters.blocks(len(values))
+    padded = np.zeros(blocks * DEGREE)
+    np.multiply(values, scale, out=padded[: len(values)], dtype=np.float64)
+    numbers = padded.view(np.complex128).reshape(blocks, HALF)
+    numbers *= _flattening(parameters)
+    folded = np.fft.fft(numbers, axis=-1)
+    folded *= TWIST.conj() / HALF
+    coefficients = np.empty((blocks, DEGREE), np.int64)
+    np.rint(folded.real, out=coefficients[:, :HALF], casting="unsafe")
+    np.rint(folded.imag, out=coefficients[:, HALF:], casting="unsafe")
+    return coefficients
+
+
+def decode(coefficients: Integers, parameters: CkksParameters) -> Floats:
+    """Undo :func:`encode`.
+
+    Args:
+        coefficients: shape (blocks, N).
+        parameters: the parameter set.
+
+    Returns:
+        Values of shape (blocks, N), the padding included.
+    """
+    folded = np.empty((len(coefficients), HALF), np.complex128)
+    folded.real, folded.imag = coefficients[:, :HALF], coefficients[:, HALF:]
+    folded *= TWIST * HALF
+    numbers: Complexes = np.fft.ifft(folded, axis=-1)
+    numbers *= _unflattening(parameters)
+    return numbers.view(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _flattening(parameters: CkksParameters) -> Complexes:
+    """The phases, times the factor from values to coefficients' units."""
+    return _frozen(parameters.phases() * parameters.gain)
+
+
+@lru_cache(maxsize=8)
+def _unflattening(parameters: CkksParameters) -> Complexes:
+    return _frozen(1.0 / _flattening(parameters))
+
+
+def _frozen(array: Complexes) -> Complexes:
+    array.flags.writeable = False
+    return array
+
+
+def check_range(
+    values: NDArray[np.floating],
+    parameters: CkksParameters,
+    name_of: NameOf | None = None,
+    scale: float = 1.0,
+) -> None:
+    """Refuse values that the codec cannot represent.
+
+    Args:
+        values: 1-D; blocks of N from its start.
+        parameters: the parameter set, whose ``value_range`` is R.
+        name_of: names the parameter at an index, for the error.
+        scale: a factor for all values.
+
+    Raises:
+        ValueRangeError: a value is NaN or infinite, or a block's root mean square exceeds R.
+    """
+    limit = DEGREE * parameters.value_range**2
+    with np.errstate(over="ignore", invalid="ignore"):  # both end as a refusal below
+        for low in range(0, len(values), DEGREE):
+            block = np.multiply(values[low : low + DEGREE], scale, dtype=np.float64)
+            if not float(block @ block) <= limit:
+                where, problem = _worst(block, low, name_of)
+                raise ValueRangeError(
+                    f"expected finite values of root mean square at most "
+                    f"{parameters.value_range:g} per block of {DEGREE}, got {where} "
+                    f"{problem}; lower the learning rate or raise the value range"
+                )
+
+
+def _worst(block: Floats, low: int, name_of: NameOf | None) -> tuple[str, str]:
+    finite = np.isfinite(block)
+    whole = bool(finite.all())
+    index = low + int(np.argmax(np.abs(block)) if whole else np.argmin(finite))
+    where = f"value {index}" + (f" (in {name_of(index)})" if name_of else "")
+    return where, "beyond that range" if whole else "NaN or infinite"
