@@ -15,6 +15,7 @@ ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "errors": 0,
+    "extensions": 1,
     "extras": 1,
     "files": 1,
     "layout": 1,

@@ -95,7 +95,7 @@ def rounds(repeats: int, model: str = "resnet18", images: int = 500, clients: in
         # Slow, and without a warm-up: SecAgg+ does the same in every round.
         secagg = measure_secagg(initial_state(model), clients, repeats=1)
     report = replace(report, rows=(*report.rows, secagg))
-    plans = predicted_rounds(report, "compact", repeats)
+    plans = predicted_rounds(report, "precise", repeats)
     planned = {name: plan.round for name, plan in plans.items()}
     content = {"planned": {name: asdict(plan) for name, plan in plans.items()}}
     return Measured([round_table(report, planned)], report.content() | content)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
+from fedsens.crypto.wire import parse_batch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedsens import Aggregator, CkksParameters, Encryptor, generate_key
-from fedsens.crypto.wire import parse_batch
 from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
 from fedsens.protocol import UpdateHeader
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from fedsens.crypto.wire import parse_batch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -24,7 +25,6 @@ from experiments.soak.clients import Clients, build_model
 from experiments.soak.grid import SoakGrid
 from experiments.soak.schedule import TWICE, Schedule
 from fedsens import FedSensConfig, SecretKey
-from fedsens.crypto.wire import parse_batch
 from fedsens.errors import BenchmarkError
 from fedsens.flower import SelectiveEncryption
 from fedsens.flower._client import Client

@@ -48,7 +48,7 @@ def bench_round(
     clients: int = 4,
     ratios: Sequence[float] = RATIOS,
     repeats: int = 3,
-    preset: str = "compact",
+    preset: str = "precise",
 ) -> RoundReport:
     """Measure one round at several ratios, in this process, by its CPU time.
 
