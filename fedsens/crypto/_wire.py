@@ -139,8 +139,8 @@ def write_batch(
     return stream.getvalue()  # which copies nothing
 
 
-def checksum(body: memoryview) -> bytes:
-    """The checksum of a batch that is whole but for it; empty if the length cannot be right."""
+def checksum(body: bytes | memoryview) -> bytes:
+    """The checksum of a batch that is whole but for it; empty where the length cannot be right."""
     residues = body[HEADER.size :]
     if len(residues) % (8 * SEGMENT):
         return b""
