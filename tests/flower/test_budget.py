@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fedsens.protocol.traffic import ratio_within
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
@@ -9,7 +10,6 @@ from fedsens import FedSensConfig
 from fedsens.errors import ConfigurationError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.mask import mask_count
-from fedsens.protocol.traffic import ratio_within
 
 from .federation import Run, is_reply, is_request, make_app
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from fedsens.flower.records import CIPHERTEXT, MAP
+from fedsens.protocol.export import save_protected
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedsens import Decryptor, EncryptionMask, Encryptor, SecretKey
 from fedsens.flower import LocalGrid
-from fedsens.flower.records import CIPHERTEXT, MAP
-from fedsens.protocol.export import save_protected
 
 from .federation import Recorder, Run, arrays_of, is_reply, make_app, sensitivity, state_dir
 

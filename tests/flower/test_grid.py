@@ -5,11 +5,11 @@ import time
 import weakref
 
 import pytest
+from fedsens.flower.arrivals import StreamingGrid, arriving
+from fedsens.flower.records import CIPHERTEXT, MAP
 from flwr.app import Message, RecordDict
 
 from fedsens.flower import LocalGrid
-from fedsens.flower.arrivals import StreamingGrid, arriving
-from fedsens.flower.records import CIPHERTEXT, MAP
 
 from .federation import Run, is_reply, make_app
 

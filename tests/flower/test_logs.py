@@ -11,12 +11,12 @@ import time
 
 import numpy as np
 import pytest
+from fedsens.flower.logs import REMEDIES, JsonLines, reason_of
+from fedsens.protocol.settings import ClientSettings
 from flwr.app import Error, Message
 
 from fedsens.errors import ConfigurationError
 from fedsens.flower import LocalGrid, log_through_flower
-from fedsens.flower.logs import REMEDIES, JsonLines, reason_of
-from fedsens.protocol.settings import ClientSettings
 
 from .federation import Run, is_reply, is_request, make_app, state_dir, train
 

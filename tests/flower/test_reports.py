@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fedsens.flower.records import CIPHERTEXT, MAP, size_of
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsens.flower import LocalGrid
-from fedsens.flower.records import CIPHERTEXT, MAP, size_of
 
 from .federation import Run, arrays_of, make_app, run_plain
 
