@@ -232,7 +232,7 @@ class UploadRecords:
         try:
             return PendingUpload._of_content(content)
         except UNREADABLE:
-            raise _damaged(path) from None
+            raise _damaged(path) from None  # noqa: DOC501 - a KeyFileError
 
     def answer(
         self,
