@@ -7,10 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fedsens.flower.npy import read_npy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from fedsens.flower._records import read_npy
 
 KINDS = st.one_of(
     hnp.boolean_dtypes(),
