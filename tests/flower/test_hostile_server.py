@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedsens import Aggregator, EncryptionMask, FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS
+from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._records import (
@@ -334,7 +334,7 @@ class Lies:
 
 
 def with_checksum(data):
-    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
+    return data[:-4] + checksum(data[:-4])
 
 
 PUBLIC = {  # what the server knows as well as the client, and may be told
@@ -549,7 +549,7 @@ def test_different_masks_for_two_clients_void_the_round(caplog):
 
 def test_different_masks_for_two_clients_with_a_list_for_each_open_for_nobody():
     """The visible parts were sent by then, but the pads do not cancel."""
-    with pytest.raises(PhaseError, match=r"the evaluation of round 1.*3 refusals.*ModelError"):
+    with pytest.raises(PhaseError, match=r"the evaluate of round 1.*3 refusals.*ModelError"):
         strategy_of(ratio=0.5, policy="random").start(TwoMasks(True), initial_arrays(), 2)
 
 
