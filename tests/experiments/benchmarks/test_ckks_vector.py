@@ -15,6 +15,7 @@ from experiments.benchmarks.ckks_vector import (
     times_fedml,
 )
 from experiments.benchmarks.readme import codec
+from fedsens.bench.tables import three_digits
 from fedsens.crypto import PRESETS
 
 
@@ -52,5 +53,5 @@ def test_the_readmes_table_has_every_figure(rows):
     text = codec(content)
     assert "| precise (default) |" in text
     for row in content:
-        assert f"{row['encrypt']:.3g}" in text
-    assert f"({content[-1]['times FedML']['path']:.3g}x)" in text
+        assert three_digits(row["encrypt"]) in text
+    assert f"({three_digits(content[-1]['times FedML']['path'])}x)" in text
