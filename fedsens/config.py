@@ -83,7 +83,7 @@ class FedSensConfig(BaseModel):
         map_min_clients: maps needed for a mask.
         train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
             refuse an aggregate of fewer than their fedsens-min-contributors.
-        max_empty_rounds: rounds in a row in which no client's update counts, and after which the run
+        max_empty_rounds: rounds in a row in which no client's update counts, after which the run
             ends with the clients' reasons. None ends it after the first round of the run, if all
             answers were errors or wrong, and else after three.
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.

@@ -36,6 +36,7 @@ from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_prote
 logger = logging.getLogger(__name__)
 
 NAMELESS = "0" * 32  # an experiment, where only the terms matter
+FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
 FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
 LISTED = 8  # clients whose reasons an error tells
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
@@ -109,10 +110,9 @@ class SelectiveEncryption(Strategy):
         self._empty_rounds = 0
         # FedAvg's own averaging and sampling do not look at shapes, so that they can be spared the
         # work of making whole tensors.
-        self._looks_at_models = not (
-            type(strategy).aggregate_train is FedAvg.aggregate_train
-            and type(strategy).configure_train in {FedAvg.configure_train, FedProx.configure_train}
-        )
+        own = type(strategy)
+        self._averages_itself = own.aggregate_train is not FedAvg.aggregate_train
+        self._asks_itself = own.configure_train not in FLOWERS_OWN
 
     @property
     def model(self) -> ProtectedModel:
@@ -189,7 +189,7 @@ class SelectiveEncryption(Strategy):
             if self._checkpoints is not None:
                 self._checkpoints.create_folder()
             # Flower keeps the initial model for the whole run. What it keeps is this copy of the
-            # record, which is emptied once there is another model: a large one takes memory.
+            # record, which is emptied once messages hold a model of this strategy's own.
             self._initial = ArrayRecord(dict(initial_arrays))
             del initial_arrays
             result = super().start(
@@ -286,7 +286,7 @@ class SelectiveEncryption(Strategy):
 
     def _shown(self, arrays: ArrayRecord) -> ArrayRecord:
         """The global model as the inner strategy gets it: whole tensors, NaN where it is hidden."""
-        if self._looks_at_models and self._run.model.mask.k:
+        if self._asks_itself and self._run.model.mask.k:
             return to_record(self._run.model.visible())
         return arrays
 
@@ -295,6 +295,8 @@ class SelectiveEncryption(Strategy):
     ) -> list[Message]:
         ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
         self._grid = grid
+        if self._run.mask.k:
+            self._initial.clear()
         for message in ready:  # else a slow node would work through a backlog
             message.metadata.ttl = min(message.metadata.ttl, self._deadline)
         return ready
@@ -316,7 +318,6 @@ class SelectiveEncryption(Strategy):
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
-            self._initial.clear()
         self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
         usable = updates.schema is not None  # though too few of them, or without their keys
         reasons = {**phase.reasons(), **updates.reasons}
@@ -327,7 +328,7 @@ class SelectiveEncryption(Strategy):
         self, server_round: int, replies: list[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The inner strategy's mean of the plaintext remainders, in the form that travels."""
-        if not self._looks_at_models:
+        if not self._averages_itself:
             return self.inner.aggregate_train(server_round, replies)
         layout, mask, key = self._run.model.layout, self._run.mask, self._record
         for reply in replies:
@@ -518,7 +519,7 @@ def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> N
     if not isinstance(strategy, Strategy):
         raise StrategyError(
             f"expected a strategy of flwr.serverapp.strategy, got {name} of "
-            f"{type(strategy).__module__}; classes of flwr.server.strategy are of Flower's older API"
+            f"{type(strategy).__module__}; classes of flwr.server.strategy are of Flower's old API"
         )
     if type(strategy).start is not Strategy.start:
         raise StrategyError(
