@@ -6,11 +6,11 @@ import re
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from fedsens.crypto.keys import write_private
 from flwr.app import Error
 
 from fedsens import CkksParameters, generate_key
 from fedsens.crypto import MAP_PARAMETERS
-from fedsens.crypto.keys import write_private
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
 

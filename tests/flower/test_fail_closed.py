@@ -7,12 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-
-from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
-from fedsens.crypto import MAP_PARAMETERS
-from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid, remainders
 from fedsens.flower.records import (
     CIPHERTEXT,
     HEADER,
@@ -20,6 +14,12 @@ from fedsens.flower.records import (
     MODEL_MASK,
     bytes_to_record,
 )
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
+from fedsens.crypto import MAP_PARAMETERS
+from fedsens.errors import LayoutError
+from fedsens.flower import LocalGrid, remainders
 
 from .federation import Run, arrays_of, evaluate, initial_arrays, make_app, train
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -19,7 +20,6 @@ from fedsens import (
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, updates
-from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
 
 from .federation import (
     Run,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fedsens.flower.records import CIPHERTEXT, HEADER, MASK, MODEL_MASK, bytes_to_record
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
@@ -14,7 +15,6 @@ from fedsens import Aggregator, Decryptor, EncryptionMask, FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption
-from fedsens.flower.records import CIPHERTEXT, HEADER, MASK, MODEL_MASK, bytes_to_record
 
 from .federation import Run, initial_arrays, is_reply, is_request, make_app
 

@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
+from fedsens.flower.records import CIPHERTEXT, PREFIX
 
 from fedsens.errors import FedSensError
-from fedsens.flower.records import CIPHERTEXT, PREFIX
 from fedsens.mask import mask_count
 
 from .federation import Run, largest_difference, make_app
