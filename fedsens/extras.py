@@ -1,4 +1,4 @@
-"""Packages that only some data sets and figures need, imported when they are first used."""
+"""Packages that only some uses need, imported when they are first used."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ from types import ModuleType
 
 from fedsens.errors import ConfigurationError
 
+EXTRAS = {
+    "backpack": "experiments",
+    "datasets": "data",
+    "flwr_datasets": "data",
+    "matplotlib": "figures",
+    "opacus": "experiments",
+    "pandas": "experiments",
+    "pyarrow": "data",
+    "ray": "simulation",
+    "scipy": "audit",
+    "skimage": "audit",
+    "sklearn": "data",
+}
 
-def require(module: str, extra: str = "data") -> ModuleType:
+
+def require(module: str, extra: str | None = None) -> ModuleType:
     """Import a module of an optional package.
 
     Args:
         module: its full name.
-        extra: what of fedsens brings it.
+        extra: the extra of fedsens that brings it, if not the usual one.
 
     Returns:
         The module.
@@ -25,10 +39,15 @@ def require(module: str, extra: str = "data") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"expected the package {module.partition('.')[0]}, got none; "
-            f'install it with: pip install "fedsens[{extra}]"'
-        ) from error
+        package = module.partition(".")[0]
+        raise ConfigurationError(install_line(package, extra or EXTRAS[package])) from error
+
+
+def install_line(package: str, extra: str) -> str:
+    """The error text for a package that is not installed and that an extra brings."""
+    return (
+        f'expected the package {package}, got none; install it with: pip install "fedsens[{extra}]"'
+    )
 
 
 def require_datasets() -> ModuleType:

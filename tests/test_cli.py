@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -49,6 +50,12 @@ def test_help_needs_neither_torch_nor_flwr():
         "sys.exit(bool({'torch', 'flwr', 'tenseal'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_that_of_the_package_and_what_it_runs_on():
+    result = runner.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert f"fedsens {version('fedsens')}, flwr {version('flwr')}" in result.output
 
 
 def test_keygen_writes_a_private_key_and_shows_no_secret(tmp_path):

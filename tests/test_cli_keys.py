@@ -7,15 +7,15 @@ import json
 
 import numpy as np
 import pytest
+from fedsens.protocol.checkpoint import save_checkpoint
+from fedsens.protocol.export import save_model, save_protected
+from fedsens.protocol.report import PhaseReport, ReportFile
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from fedsens import SecretKey
 from fedsens.cli import app
 from fedsens.files import digest_of
-from fedsens.protocol.checkpoint import save_checkpoint
-from fedsens.protocol.export import save_model, save_protected
-from fedsens.protocol.report import PhaseReport, ReportFile
 
 from .protocol.samples import KEY, model, protect
 from .protocol.test_checkpoint import checkpoint

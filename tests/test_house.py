@@ -15,6 +15,7 @@ ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
     "errors": 0,
+    "extensions": 1,
     "extras": 1,
     "files": 1,
     "layout": 1,
@@ -112,6 +113,14 @@ def test_dependencies_point_downwards(path):
         if parts[1] not in LEVELS:  # a name of the public surface, which imports everything
             pytest.fail(f"{by_name(path)} imports {name}; import it from its own module")
         assert LEVELS[parts[1]] < LEVELS[home], f"{by_name(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_private_modules_are_imported_by_their_own_package_only(path):
+    for name in imports(path):
+        parts = name.split(".")
+        private = parts[0] == "fedsens" and any(part.startswith("_") for part in parts[2:])
+        assert not private or parts[1] == home_of(path), f"{by_name(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)

@@ -72,7 +72,7 @@ def _measure(case: Case) -> Iterable[Row]:
     with measuring_rounds():
         state = random_state(name)
         plain, tenth, whole = (
-            measure_round(name, ratio, state, CLIENTS, repeats=1, preset="compact")
+            measure_round(name, ratio, state, CLIENTS, repeats=1, preset="precise")
             for ratio in RATIOS
         )
     yield {

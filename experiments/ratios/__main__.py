@@ -53,7 +53,7 @@ def _measure(case: Case) -> Iterable[Row]:
         if ratio == PLAIN:
             training = CLIENTS * training_seconds(net, torch.randn(IMAGES, *shape))
         row = measure_round(
-            f"ratio {ratio:g}", None if ratio == PLAIN else ratio, state, CLIENTS, 3, "compact"
+            f"ratio {ratio:g}", None if ratio == PLAIN else ratio, state, CLIENTS, 3, "precise"
         )
     yield {
         "up": row.bytes_up,

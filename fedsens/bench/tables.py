@@ -6,13 +6,53 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
+from fedsens.bench.codec import PATH_CLIENTS, CodecRow
 from fedsens.bench.map import MapReport
 from fedsens.bench.round_rows import RoundReport
 from fedsens.bench.scale import ScaleRow
 from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
+SPEEDS = {
+    "encrypt, serialise": "encrypt",
+    "load, add": "add",
+    "load, decrypt": "decrypt",
+    f"all, {PATH_CLIENTS} clients": "path",
+}
 SWEEPS = {"parameters": "fedsens", "clients": "fedsens", "clients, plain": "FedAvg"}
+
+
+def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> Table:
+    """Lay out what each codec costs and how exact it is.
+
+    Args:
+        rows: what :func:`fedsens.bench.codec.bench_codec` measured.
+        reference: speeds are shown as multiples of this row's as well, which comes first.
+
+    Returns:
+        The table, a column for each codec.
+    """
+
+    def lines() -> Iterator[tuple[str, ...]]:
+        for label, step in SPEEDS.items():
+            yield label, *(f"{getattr(row, step):.3g}" for row in rows)
+            if reference is not None:
+                times = (getattr(row, step) / getattr(reference, step) for row in rows)
+                yield "  times the first", *(f"{each:.1f}x" for each in times)
+        yield "bytes up", *(f"{row.bytes_up:.2f}" for row in rows)
+        yield "bytes down", *(f"{row.bytes_down:.2f}" for row in rows)
+        yield "error, rms", *(f"{max(row.rms.values()):.0e}" for row in rows)
+        yield "error, largest", *(f"{max(row.largest.values()):.0e}" for row in rows)
+        yield "  bound of it", *("" if row.bound is None else f"{row.bound:.0e}" for row in rows)
+        yield "security, bits", *(str(row.security_bits) for row in rows)
+
+    return make_table(
+        ("", *(row.name.split(" ", 1)[0] for row in rows)),
+        lines(),
+        title="The codec: millions of values per CPU second",
+        caption="Errors of a mean of clients: the worst of weights, a constant, a spike and the "
+        "full range.",
+    )
 
 
 def map_table(report: MapReport) -> Table:

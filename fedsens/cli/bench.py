@@ -26,7 +26,7 @@ def bench_codec(
 ) -> None:
     """The codec: speed, bytes and errors of every preset."""
     from fedsens.bench.codec import bench_codec
-    from fedsens.bench.screen import codec_table
+    from fedsens.bench.tables import codec_table
 
     with named_errors():
         rows = bench_codec(values=values, repeats=repeats)
@@ -104,7 +104,7 @@ def bench_round(
     clients: Annotated[int, typer.Option(min=2, help="Clients.")] = 4,
     ratios: Ratios = None,
     repeats: Repeats = 3,
-    preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
+    preset: Annotated[str, typer.Option(help="tiny, compact, precise or exact.")] = "precise",
     json_file: JsonFile = None,
 ) -> None:
     """One federated round under selective encryption beside plain Flower FedAvg.

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from fedsens.cli.audit import audit
 from fedsens.cli.bench import bench
-from fedsens.cli.common import named_errors
+from fedsens.cli.common import Importing, ImportingGroup, console, named_errors
 from fedsens.cli.keys import identity, keygen, roster
 from fedsens.cli.models import inspect, open_file
 from fedsens.cli.plan import plan
 from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
 from fedsens.mapping.command import map_command
+
+PACKAGES = ("fedsens", "flwr", "torch", "tenseal")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
+        raise typer.Exit
+
 
 app = typer.Typer(
     help="Selective homomorphic encryption for federated learning with Flower.",
@@ -21,15 +33,26 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals could be keys
     add_completion=False,
 )
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show versions.")
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
+
+
 app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
 app.command()(report)
-app.add_typer(audit, name="audit")
+app.add_typer(audit, name="audit", cls=ImportingGroup)
 app.command()(keygen)
 app.command("open")(open_file)
 app.command()(inspect)
 app.command()(identity)
 app.command()(roster)
 app.add_typer(bench, name="bench")
-app.command("map")(named_errors()(map_command))
+app.command("map", cls=Importing)(named_errors()(map_command))

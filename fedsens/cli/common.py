@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from fedsens.errors import ConfigurationError, FedSensError
+from fedsens.extensions import load_extensions
+from fedsens.extras import EXTRAS, install_line
 
 console = Console()
 
@@ -26,13 +32,54 @@ PassphraseFile = Annotated[
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """Show an error of fedsens as one sentence and exit with 1."""
+    """Show an error of fedsens, or an extra that is missing, as one sentence and exit with 1."""
     try:
-        yield
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRAS:
+                raise
+            raise ConfigurationError(install_line(package, EXTRAS[package])) from error
     except FedSensError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
         Console(stderr=True, markup=False, highlight=False).print(str(error), soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+class Importing(TyperCommand):
+    """A command with ``--import MODULE``, where policies, losses, readers or attacks are named."""
+
+    def __init__(self, *given: Any, params: list[click.Parameter] | None = None, **named: Any):
+        super().__init__(*given, params=[*(params or ()), _import_option()], **named)
+
+
+class ImportingGroup(TyperGroup):
+    """A group of commands with ``--import MODULE``."""
+
+    def __init__(self, *given: Any, params: list[click.Parameter] | None = None, **named: Any):
+        super().__init__(*given, params=[*(params or ()), _import_option()], **named)
+
+
+def _import_option() -> TyperOption:
+    return TyperOption(
+        param_decls=["--import"],
+        multiple=True,
+        metavar="MODULE",
+        expose_value=False,
+        is_eager=True,
+        callback=_import,
+        help="Import a module that registers a policy, loss, reader or attack; repeatable. The "
+        "current folder is importable.",
+    )
+
+
+def _import(context: click.Context, option: click.Parameter, modules: Sequence[str]) -> None:
+    if modules:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+        with named_errors():
+            load_extensions(modules)
 
 
 def write_json(path: Path | None, content: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from fedsens.cli.common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from fedsens.planning.plan import Plan
+    from fedsens.planning.size import ModelSize
 
 
 def plan(
@@ -26,7 +25,7 @@ def plan(
         typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function; repeatable."),
     ] = None,
     state_dict: Annotated[Path | None, typer.Option(help="Or its weights (safetensors).")] = None,
-    parameters: Annotated[int | None, typer.Option(min=1, help="Or its size.")] = None,
+    parameters: Annotated[int | None, typer.Option(min=1, help="Or its size, float32.")] = None,
     ratios: Annotated[
         list[float] | None,
         typer.Option("--ratio", min=0, max=1, help="Repeatable; default 0, 0.1, 0.3, 0.5, 1."),
@@ -43,7 +42,7 @@ def plan(
     ] = None,
     clients: Annotated[int, typer.Option(min=2, help="Clients in a round.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 10,
-    preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
+    preset: Annotated[str, typer.Option(help="tiny, compact, precise or exact.")] = "precise",
     link: Annotated[float, typer.Option(min=0.001, help="A client's link, Mbit/s.")] = 100.0,
     withheld: Annotated[
         bool,
@@ -55,13 +54,13 @@ def plan(
 ) -> None:
     """Bytes, seconds, error and security of a round at several ratios, before anything runs.
 
-    Bytes follow from the size alone; CPU seconds from a calibration of some seconds on this
-    machine. With --max-mb or --max-seconds the largest ratio within the budget comes last.
+    Bytes follow from the model's size and types; CPU seconds from a calibration of some seconds on
+    this machine. With --max-mb or --max-seconds the largest ratio within the budget comes last.
     """
     from fedsens.bench.round import RATIOS
     from fedsens.crypto import CkksParameters
     from fedsens.planning.calibrate import calibrate
-    from fedsens.planning.plan import Federation, largest_plan, make_plan
+    from fedsens.planning.plan import Budget, Federation, largest_plan, make_plan
     from fedsens.planning.screen import plan_table
 
     with named_errors():
@@ -69,44 +68,33 @@ def plan(
         codec = CkksParameters.preset(preset)
         with console.status("calibrating on this machine"):
             speed = calibrate(preset)
-        federation = Federation(size, clients, rounds, codec, speed, link * 1e6, withheld)
+        federation = Federation(
+            size.parameters, clients, rounds, codec, speed, link * 1e6, withheld, size.width
+        )
         plans = [make_plan(federation, ratio) for ratio in ratios or RATIOS]
         if max_mb is not None or max_seconds is not None:
-            plans.append(largest_plan(federation, _budget(max_mb, max_seconds, clients)))
+            plans.append(largest_plan(federation, Budget(max_mb, max_seconds)))
     console.print(plan_table(federation, plans))
     console.print(f"{codec.security_bits}-bit security of what is encrypted (HE standard)")
     content = asdict(federation) | {"codec": preset}
     write_json(json_file, {"federation": content, "plans": [asdict(each) for each in plans]})
 
 
-def _budget(
-    max_mb: float | None, max_seconds: float | None, clients: int
-) -> Callable[[Plan], bool]:
-    def fits(plan: Plan) -> bool:
-        megabytes = (plan.bytes_up + plan.bytes_down) / 1e6
-        seconds = plan.link_seconds + plan.cpu_seconds / clients
-        return (max_mb is None or megabytes <= max_mb) and (
-            max_seconds is None or seconds <= max_seconds
-        )
-
-    return fits
-
-
 def _size(
     model: str | None, arguments: list[str], state_dict: Path | None, parameters: int | None
-) -> int:
+) -> ModelSize:
+    from fedsens.planning.size import ModelSize, size_of_file, size_of_state
+
     given = [value for value in (model, state_dict, parameters) if value is not None]
     if len(given) != 1:
         raise ConfigurationError(
             f"expected one of --model, --state-dict and --parameters, got {len(given)} of them"
         )
     if parameters is not None:
-        return parameters
+        return ModelSize(parameters)
     if state_dict is not None:
-        from fedsens.planning.size import parameters_of
-
-        return parameters_of(state_dict)
+        return size_of_file(state_dict)
     from fedsens.mapping.model import build_model
 
     assert model is not None
-    return sum(value.numel() for value in build_model(model, arguments).state_dict().values())
+    return size_of_state(build_model(model, arguments).state_dict())

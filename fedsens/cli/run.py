@@ -79,7 +79,7 @@ def simulate(
         compare = RATIO in app.config if baseline is None else baseline
         check_options(options, compare)
         for package in ("ray", "matplotlib"):
-            require(package, "simulation")
+            require(package)
         from fedsens.simulation.figure import draw
 
         known = (app.value(ROUNDS, config), app.value(RATIO, config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -94,7 +95,11 @@ def record_to_bytes(content: RecordDict, name: str) -> bytes:
     record = content.pop(name, None)
     if not isinstance(record, ArrayRecord) or any(a.stype != STYPE for a in record.values()):
         raise ProtocolError(f"expected a record {name!r} of fedsens bytes, got none")
-    return b"".join(record[key].data for key in sorted(record))
+    # One piece is let go as the next is copied, so that a large record is not held twice.
+    stream = io.BytesIO()
+    for key in sorted(record):
+        stream.write(record.pop(key).data)
+    return stream.getvalue()  # which copies nothing
 
 
 def put_header(content: RecordDict, header: Header, name: str = HEADER) -> None:

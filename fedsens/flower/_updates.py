@@ -69,6 +69,7 @@ class Updates:
 
     Attributes:
         refused: answers that were left out as wrong.
+        reasons: node to why its answer was left out.
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class Updates:
         self._phase, self._sent = phase, phase.header
         self._layout, self._mask, self._parties = layout, mask, parties
         self._stand_in, self._expected = stand_in, majority
-        self._context = phase.context("update")
         self._groups: dict[RecordSchema, Group] = {}
         self.refused = 0
+        self.reasons: dict[int, str] = {}
 
     def take(self, node: int, reply: Message) -> bool:
         """Check one answer and add it if it is right.
@@ -119,6 +120,7 @@ class Updates:
             group.uploads.add(node, header, ciphertext)
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
+            self.reasons[node] = str(error)
             self.refused += 1
             return False
         group.replies[node] = reply
@@ -133,7 +135,7 @@ class Updates:
                 "records or metrics of yet other names or types; run the same app on every client"
             )
         aggregator = Aggregator(self._sent.parameters, self._mask.k)
-        return Group(UploadSum(self._context, aggregator, self._parties), {})
+        return Group(UploadSum(self._phase.context("update"), aggregator, self._parties), {})
 
     def result(self, grid: Grid, least: int, timeout: float) -> RoundResult:
         """The sum of what was added, once the contributors have given their keys.

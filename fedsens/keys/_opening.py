@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from fedsens.keys._tags import expected_tags
 from fedsens.protocol import Aggregate, AggregateHeader, ProtectedModel
 from fedsens.protocol._contributors import LEAST
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 REFUSED = (
     "expected a sum that is what the server says it is and that honest clients could have made, "
     "got another; a client or the server deviates from the protocol: do not go on with it"
@@ -35,6 +36,7 @@ def open_aggregate(
     count: int,
     least: int,
     roster: frozenset[str] | None,
+    dtype: type[np.float32] | type[np.float64] = np.float64,
 ) -> Floats:
     """The weighted mean of the contributors' values.
 
@@ -44,6 +46,7 @@ def open_aggregate(
         count: how many values it must hold.
         least: the fewest contributors.
         roster: names that count as contributors; None if all do.
+        dtype: of the result; a model's own type halves the memory that a large one takes.
 
     Returns:
         The mean, of ``count`` values.
@@ -64,10 +67,11 @@ def open_aggregate(
     chosen = secret if usable and secret is not None else _dummy(len(header.contributors.members))
     decryptor = Decryptor(header.context.parameters, context=header.context.digest)
     try:
-        values: Floats = decryptor.decrypt(aggregate.ciphertext, chosen).astype(float, copy=False)
+        values = decryptor.decrypt(aggregate.ciphertext, chosen, dtype)
     except CryptoError:
-        values, usable = np.full(count, np.nan), False
-    values /= header.weight
+        values, usable = np.full(count, np.nan, dtype), False
+    with np.errstate(over="ignore"):  # a weight that no honest list has
+        values /= header.weight
     if not (_within_range(values, header) and usable):
         raise ModelError(REFUSED)
     return values
@@ -98,7 +102,8 @@ def open_model(
         return model.opened(np.empty(0))
     if key is None:
         raise ProtocolError("expected a key to open an encrypted model, got none")
-    return model.opened(open_aggregate(model.aggregate, key, model.mask.k, least, roster))
+    dtype = model.layout.dtype
+    return model.opened(open_aggregate(model.aggregate, key, model.mask.k, least, roster, dtype))
 
 
 def rekey(aggregate: Aggregate, old: FederationKey, new: FederationKey) -> Aggregate:
@@ -202,5 +207,5 @@ def _within_range(values: Floats, header: AggregateHeader) -> bool:
     error = parameters.error_bound(len(header.contributors.members)) / header.weight
     limit = parameters.degree * (parameters.value_range + error) ** 2
     step = parameters.degree
-    blocks = (values[low : low + step] for low in range(0, len(values), step))
-    return all(float(block @ block) <= limit for block in blocks)
+    blocks = (values[low : low + step].astype(float) for low in range(0, len(values), step))
+    return all(float(block @ block) <= limit < math.inf for block in blocks)

@@ -10,7 +10,7 @@ from fedsens.planning.plan import Speed
 CLIENTS, SMALL, LARGE = 2, 2**12, 2**19
 
 
-def calibrate(preset: str = "compact", repeats: int = 3) -> Speed:
+def calibrate(preset: str = "precise", repeats: int = 3) -> Speed:
     """Measure rounds of a small and a large model at ratio 0, 0.5 and 1, in a few CPU seconds.
 
     Args:

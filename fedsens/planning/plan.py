@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedsens.crypto import CkksParameters
+from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
 from fedsens.planning.memory import client_memory, server_memory
 from fedsens.protocol import largest_count, traffic
@@ -43,6 +43,7 @@ class Federation:
         speed: of this machine.
         link: bits per second of a client's link, each way.
         withheld: whether clients keep what is not encrypted.
+        width: bytes of a plaintext parameter, on average.
     """
 
     parameters: int
@@ -52,6 +53,7 @@ class Federation:
     speed: Speed
     link: float
     withheld: bool = False
+    width: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,26 @@ class Plan:
         return self.bytes_up + self.bytes_down, self.cpu_seconds
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a round may cost at most; None where nothing is asked.
+
+    Attributes:
+        megabytes: of one client, both ways.
+        seconds: of one client's link and its share of the CPU time.
+    """
+
+    megabytes: float | None = None
+    seconds: float | None = None
+
+    def fits(self, plan: Plan, clients: int) -> bool:
+        """Whether a plan for a number of clients is within the budget."""
+        megabytes, seconds = _spent(plan, clients)
+        return (self.megabytes is None or megabytes <= self.megabytes) and (
+            self.seconds is None or seconds <= self.seconds
+        )
+
+
 def make_plan(federation: Federation, ratio: float) -> Plan:
     """Plan a federation at a ratio.
 
@@ -105,29 +127,53 @@ def make_plan(federation: Federation, ratio: float) -> Plan:
     return _plan(federation, ratio, mask_count(ratio, federation.parameters))
 
 
-def largest_plan(federation: Federation, fits: Callable[[Plan], bool]) -> Plan:
-    """The plan with the largest ratio that fits a budget; ConfigurationError if not even 0 does.
+def largest_plan(federation: Federation, budget: Budget) -> Plan:
+    """The plan with the largest ratio within a budget.
 
     Args:
         federation: what is planned.
-        fits: whether a plan is within the budget; what is cheaper must fit too.
+        budget: what a round may cost.
 
     Returns:
         The plan, whose last ciphertext is full.
+
+    Raises:
+        ConfigurationError: nothing fits; the text says what it takes.
     """
-    size = federation.parameters
+    size, clients = federation.parameters, federation.clients
 
     def plan_of(count: int) -> Plan:
         return _plan(federation, count / size, count)
 
-    count = largest_count(size, federation.codec.degree, lambda count: fits(plan_of(count)))
+    # Ciphertexts of wide types are smaller than what they replace, so that all may fit alone.
+    whole, plain = plan_of(size), plan_of(0)
+    if budget.fits(whole, clients):
+        return whole
+    if not budget.fits(plain, clients):
+        megabytes, seconds = min(_spent(each, clients) for each in (plain, whole))
+        asked = [f"{budget.megabytes:g} MB"] if budget.megabytes is not None else []
+        asked += [f"{budget.seconds:g} s"] if budget.seconds is not None else []
+        raise ConfigurationError(
+            f"expected a budget in which the model fits, {megabytes:.3g} MB and {seconds:.3g} s "
+            f"for a client and round, got {' and '.join(asked)}; raise it, or take a smaller model"
+        )
+    degree = federation.codec.degree
+    count = largest_count(size, degree, lambda count: budget.fits(plan_of(count), clients))
     return plan_of(count)
+
+
+def _spent(plan: Plan, clients: int) -> tuple[float, float]:
+    """Megabytes and seconds of one client in a round."""
+    both_ways, cpu_seconds = plan.round
+    return both_ways / 1e6, plan.link_seconds + cpu_seconds / clients
 
 
 def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
     withheld = federation.withheld and count > 0
-    up, down = traffic(codec, size, count, withheld=withheld, clients=clients)
+    up, down = traffic(
+        codec, size, count, width=federation.width, withheld=withheld, clients=clients
+    )
     speed = federation.speed
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0
@@ -137,7 +183,7 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
         encrypted=count,
         bytes_up=round(up),
         bytes_down=round(down),
-        plain_bytes=round(traffic(codec, size, 0)[0]),
+        plain_bytes=round(traffic(codec, size, 0, width=federation.width)[0]),
         cpu_seconds=clients * seconds,
         link_seconds=8 * (up + down) / federation.link,
         run_bytes=round((up + down) * clients * federation.rounds),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,8 @@ class TestNpz:
 
 
 def test_a_format_is_one_decorated_function(monkeypatch):
-    monkeypatch.setattr(registry, "_readers", list(registry._readers))
+    monkeypatch.setattr(registry, "_readers", copy(registry._readers))
+    registry._readers._entries = dict(registry._readers._entries)
 
     @registry.register_reader("zeros:n", claims=lambda source: source.startswith("zeros:"))
     def read_zeros(source):

@@ -16,16 +16,15 @@ from fedsens.cli import app
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from fedsens.planning.calibrate import calibrate
-from fedsens.planning.plan import Federation, Speed, largest_plan, make_plan
-from fedsens.planning.size import parameters_of
-from fedsens.protocol.tags import capacity
+from fedsens.planning.plan import Budget, Federation, Speed, largest_plan, make_plan
+from fedsens.planning.size import ModelSize, size_of_file, size_of_state
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
-COMPACT = CkksParameters.preset("compact")
+CODEC = CkksParameters.preset()
 
 
-def federation(parameters=100_000, clients=10, rounds=5, link=1e8):
-    return Federation(parameters, clients, rounds, COMPACT, SPEED, link)
+def federation(parameters=100_000, clients=10, rounds=5, link=1e8, width=4.0):
+    return Federation(parameters, clients, rounds, CODEC, SPEED, link, width=width)
 
 
 def test_bytes_are_those_of_real_rounds():
@@ -61,8 +60,8 @@ def test_memory_is_about_that_of_real_processes(clients, ratio):
 
 def test_error_and_security_are_the_codecs():
     plan = make_plan(federation(clients=7), 0.2)
-    assert plan.error_bound == COMPACT.error_bound(7)
-    assert plan.security_bits == COMPACT.security_bits
+    assert plan.error_bound == CODEC.error_bound(7)
+    assert plan.security_bits == CODEC.security_bits
     none = make_plan(federation(), 0.0)
     assert (none.error_bound, none.security_bits, none.encrypted) == (0.0, None, 0)
 
@@ -73,14 +72,16 @@ def test_the_largest_plan_fits_and_one_more_block_would_not(size, budget):
         return plan.bytes_up + plan.bytes_down <= budget
 
     try:
-        plan = largest_plan(federation(size), fits)
-    except ConfigurationError:
-        assert not fits(make_plan(federation(size), 0.0))
+        plan = largest_plan(federation(size), Budget(megabytes=budget / 1e6))
+    except ConfigurationError as error:
+        plain = make_plan(federation(size), 0.0)
+        assert not fits(plain)
+        assert f"{(plain.bytes_up + plain.bytes_down) / 1e6:.3g} MB" in str(error)
         return
     assert fits(plan)
-    more = plan.encrypted + capacity(COMPACT)
+    more = plan.encrypted + CODEC.degree
     if plan.encrypted < size:
-        assert plan.encrypted % capacity(COMPACT) == 0
+        assert plan.encrypted % CODEC.degree == 0
         assert not fits(make_plan(federation(size), min(size, more) / size))
 
 
@@ -91,13 +92,47 @@ def test_calibration_measures_this_machine():
     assert min(speed.split, speed.keys) >= 0
 
 
-def test_the_size_of_a_file_of_weights(tmp_path):
-    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros((), np.int64)}, tmp_path / "w")
-    assert parameters_of(tmp_path / "w") == 13
+@pytest.mark.parametrize(("dtype", "width"), [("float16", 2), ("float32", 4), ("float64", 8)])
+def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
+    state = {"a": np.zeros((300, 40), dtype), "steps": np.zeros((), np.int64)}
+    save_file(state, tmp_path / "w")
+    size = size_of_file(tmp_path / "w")
+    assert size == size_of_state(state) == ModelSize(12_000, width)
+    plain = make_plan(federation(size.parameters, width=size.width), 0.0)
+    assert plain.bytes_up == pytest.approx(12_000 * width, abs=2000)
+    half = make_plan(federation(size.parameters, width=size.width), 0.5)
+    with_half_in_plain = half.bytes_up - 2 * CODEC.degree * CODEC.bytes_per_parameter
+    assert with_half_in_plain == pytest.approx(6000 * width, abs=11_000)
+
+
+def test_a_model_of_mixed_types_has_their_mean_width():
+    state = {"a": np.zeros(300, np.float32), "b": np.zeros(100, np.float64)}
+    assert size_of_state(state) == ModelSize(400, 5.0)
+
+
+def test_wide_parameters_may_all_be_encrypted_where_plaintext_does_not_fit():
+    wide = federation(2**20, width=8.0)
+    assert largest_plan(wide, Budget(megabytes=14.0)).encrypted == 2**20
+    with pytest.raises(ConfigurationError, match=r"8\.5\d* MB .* got 8 MB"):
+        largest_plan(wide, Budget(megabytes=8.0))
+
+
+def test_both_limits_of_a_budget_hold():
+    slow = replace(federation(link=1e5), codec=CkksParameters.preset("exact"))
+    free = largest_plan(slow, Budget()).encrypted
+    assert free == slow.parameters
+    plan = largest_plan(slow, Budget(megabytes=5.0, seconds=80.0))
+    assert 0 < plan.encrypted < free
+    assert plan.link_seconds + plan.cpu_seconds / slow.clients <= 80.0
+    with pytest.raises(ConfigurationError, match=r"MB and 65\.\d s for .* got 5 MB and 1 s"):
+        largest_plan(slow, Budget(megabytes=5.0, seconds=1.0))
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "other").write_text("no weights")
     for path in (tmp_path / "other", tmp_path / "missing"):
         with pytest.raises(ConfigurationError, match="expected a safetensors file of weights"):
-            parameters_of(path)
+            size_of_file(path)
 
 
 def plan_command(*options):
@@ -107,7 +142,8 @@ def plan_command(*options):
 def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     path = tmp_path / "plan.json"
     result = plan_command(
-        "--parameters", 50_000, "--ratio", 0.2, "--max-mb", 0.5, "--clients", 3, "--json", path
+        *("--parameters", 50_000, "--ratio", 0.2, "--max-mb", 0.5, "--preset", "exact"),
+        *("--clients", 3, "--json", path),
     )
     assert result.exit_code == 0, result.output
     content = json.loads(path.read_text())
@@ -115,7 +151,7 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
     assert asked["encrypted"] == 10_000
     assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
-    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.409"]
+    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.164"]
     assert "256-bit" in result.output
 
 
@@ -133,7 +169,10 @@ def test_a_factory_and_a_file_give_their_size(tmp_path):
     [
         ([], "expected one of --model, --state-dict and --parameters, got 0"),
         (["--parameters", 5, "--model", "a:b"], "got 2 of them"),
-        (["--parameters", 50_000, "--max-mb", 0.1], "expected a budget in which plaintext fits"),
+        (
+            ["--parameters", 50_000, "--max-mb", 0.1],
+            "expected a budget in which the model fits, 0.409 MB",
+        ),
         (["--parameters", 5, "--preset", "huge"], "expected"),
     ],
 )

@@ -145,7 +145,14 @@ def test_a_run_shows_its_figures_and_its_mask(tmp_path):
     text = (tmp_path / "page.html").read_text()
     read = Reader(text)
     assert read.open == []
-    for shown in ("My run", "Run run-1", "0.7500", "1.20x", "clients evaluated the final model", "256-bit"):
+    for shown in (
+        "My run",
+        "Run run-1",
+        "0.7500",
+        "1.20x",
+        "clients evaluated the final model",
+        "256-bit",
+    ):
         assert shown in text
     at = read.cells.index("w")
     assert read.cells[at : at + 8] == ["w", "3", "1", "33.3%", "b", "1", "0", "0.0%"]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from fedsens import CkksParameters, EncryptionMask, ParameterLayout
 from fedsens.errors import SimulationError
-from fedsens.protocol.contributors import Contributors
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport, ReportFile, read_reports
+from fedsens.protocol import PhaseReport, ReportFile, read_reports
 from fedsens.simulation.figure import draw
 from fedsens.simulation.runner import RunOutcome
 from fedsens.simulation.screen import SimulationScreen
 from fedsens.simulation.summary import SimulationSummary, choose_metric, summarize
 from fedsens.simulation.superlink import program
+from tests.simulation.helpers import protected_model
 
 
 def reports(rounds=2):
@@ -45,23 +42,24 @@ def reports(rounds=2):
         )
 
 
-def model():
-    layout = ParameterLayout.from_shapes([("w", (4,), "float32")])
-    mask = EncryptionMask(np.array([True, False, False, False]), layout.digest)
-    plain = {"w": np.zeros(3, np.float32)}
-    who = Contributors(run="1", reference=1, names=("1", "2"), weights=(0.5, 0.5))
-    parameters = CkksParameters.preset("compact")
-    return ProtectedModel(layout, mask, plain, b"ciphertext", 1.0, parameters, 0, who)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return protected_model(tmp_path_factory.mktemp("model"))[0]
 
 
-def simulation(folder):
-    run = summarize(RunOutcome("1", "finished:completed", 9.0, list(reports())), model())
+@pytest.fixture
+def simulation(model):
+    return lambda folder: simulation_of(model, folder)
+
+
+def simulation_of(model, folder):
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, list(reports())), model)
     return SimulationSummary(
         **dict(run), baseline=run, model_sha256="ab" * 32, clients_agreeing=3, folder=folder
     )
 
 
-def test_a_summary_adds_phases_up(tmp_path):
+def test_a_summary_adds_phases_up(simulation, tmp_path):
     summary = simulation(tmp_path)
     assert (summary.parameters, summary.encrypted_parameters, summary.ratio) == (4, 1, 0.25)
     assert summary.accuracy == pytest.approx([0.6, 0.7])
@@ -74,9 +72,9 @@ def test_a_summary_adds_phases_up(tmp_path):
     assert SimulationSummary.model_validate_json(summary.model_dump_json()) == summary
 
 
-def test_a_run_without_evaluation_has_no_accuracy():
+def test_a_run_without_evaluation_has_no_accuracy(model):
     only = [report for report in reports() if report.phase != "evaluate"]
-    summary = summarize(RunOutcome("1", "finished:completed", 9.0, only), model())
+    summary = summarize(RunOutcome("1", "finished:completed", 9.0, only), model)
     assert (summary.metric, summary.accuracy) == (None, [None, None])
 
 
@@ -99,12 +97,12 @@ def test_a_metric_that_is_asked_for_is_taken_or_missed():
     assert choose_metric(["accuracy", "f1"], "f2") is None
 
 
-def test_any_metric_is_compared_under_its_own_name(tmp_path):
+def test_any_metric_is_compared_under_its_own_name(model, tmp_path):
     named = [
         report.model_copy(update={"metrics": {"eval_f1": 0.25} if report.metrics else {}})
         for report in reports()
     ]
-    run = summarize(RunOutcome("1", "finished:completed", 9.0, named), model())
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, named), model)
     assert (run.metric, run.scores) == ("eval_f1", [0.25, 0.25])
     assert json.loads(run.model_dump_json())["accuracy"] == [None, None]
     summary = SimulationSummary(
@@ -116,9 +114,9 @@ def test_any_metric_is_compared_under_its_own_name(tmp_path):
     assert "eval_f1" in console.export_text()
 
 
-def test_a_run_without_metrics_says_so(tmp_path):
+def test_a_run_without_metrics_says_so(model, tmp_path):
     bare = [report.model_copy(update={"metrics": {}}) for report in reports()]
-    run = summarize(RunOutcome("1", "finished:completed", 9.0, bare), model())
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, bare), model)
     summary = SimulationSummary(
         **dict(run), baseline=run, model_sha256=None, clients_agreeing=0, folder=tmp_path
     )
@@ -128,7 +126,7 @@ def test_a_run_without_metrics_says_so(tmp_path):
     assert "No metric to compare; the app reports: none." in console.export_text()
 
 
-def test_the_figure_and_the_tables_are_drawn(tmp_path):
+def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):
     summary = simulation(tmp_path)
     draw(summary, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

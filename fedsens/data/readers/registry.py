@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from fedsens.data.dataset import RawImages
 from fedsens.errors import DataError
+from fedsens.extensions import Registry
 
 Claims = Callable[[str], bool]
 Read = Callable[[str], RawImages]
@@ -35,7 +36,7 @@ class Reader:
     read: Read
 
 
-_readers: list[Reader] = []
+_readers = Registry[Reader]("data format", "fedsens.readers", DataError)
 
 
 def register_reader(description: str, *, claims: Claims) -> Callable[[Read], Read]:
@@ -50,7 +51,7 @@ def register_reader(description: str, *, claims: Claims) -> Callable[[Read], Rea
     """
 
     def register(read: Read) -> Read:
-        _readers.append(Reader(description, claims, read))
+        _readers.add(description, Reader(description, claims, read), read)
         return read
 
     return register
@@ -68,11 +69,12 @@ def find_reader(source: str) -> Reader:
     Raises:
         DataError: no reader does; the text lists the formats.
     """
-    for reader in _readers:
+    for reader in _readers.values():
         if reader.claims(source):
             return reader
-    formats = "; ".join(reader.description for reader in _readers)
+    formats = "; ".join(_readers)
     raise DataError(
         f"expected a data set ({formats}), got {source!r}, which is none of them or not there; "
-        "check the path"
+        "check the path, or name the module of a reader of yours: --import MODULE, or "
+        "fedsens.import in a run config"
     )

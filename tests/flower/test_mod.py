@@ -4,12 +4,12 @@ import logging
 
 import numpy as np
 import pytest
-from fedsens.flower.records import CIPHERTEXT, HEADER
 from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod
 
 from fedsens.flower import LocalGrid, SelectiveEncryptionMod, install, log_through_flower
+from fedsens.flower._records import CIPHERTEXT, HEADER
 
 from .federation import (
     Recorder,
