@@ -7,9 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
-from fedsens.flower.records import (
-=======
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedsens import (
@@ -24,7 +21,6 @@ from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
 from fedsens.flower import LocalGrid, _client
 from fedsens.flower._records import (
->>>>>>> otk
     CIPHERTEXT,
     HEADER,
     KEY_SUM,
@@ -33,12 +29,6 @@ from fedsens.flower._records import (
     MODEL_MASK,
     bytes_to_record,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-
-from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
-from fedsens.crypto import MAP_PARAMETERS
-from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid, remainders
 
 from .federation import Run, arrays_of, evaluate, initial_arrays, make_app, train
 

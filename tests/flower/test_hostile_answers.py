@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -17,12 +16,8 @@ from fedsens import (
     FedSensConfig,
 )
 from fedsens.errors import PhaseError
-<<<<<<< HEAD
-from fedsens.flower import LocalGrid, SelectiveEncryption, updates
-=======
 from fedsens.flower import LocalGrid, SelectiveEncryption, _updates
 from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
->>>>>>> otk
 
 from .federation import (
     Run,

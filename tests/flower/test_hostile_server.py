@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fedsens.flower.records import CIPHERTEXT, HEADER, MASK, MODEL_MASK, bytes_to_record
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
@@ -16,8 +15,6 @@ from fedsens.crypto import MAP_PARAMETERS
 from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption
-<<<<<<< HEAD
-=======
 from fedsens.flower._records import (
     CIPHERTEXT,
     HEADER,
@@ -34,7 +31,6 @@ from fedsens.flower._records import (
 )
 from fedsens.keys import _opening
 from fedsens.protocol import sum_answers
->>>>>>> otk
 
 from .federation import Run, initial_arrays, is_reply, is_request, make_app
 
