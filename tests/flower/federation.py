@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedsens import FedSensConfig, FederationKey, SensitivityMap, sensitivity_map
+from fedsens import FederationKey, FedSensConfig, SensitivityMap, sensitivity_map
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
 from fedsens.flower._client import Client
 from fedsens.keys import open_model

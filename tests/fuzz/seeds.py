@@ -15,11 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
-from fedsens.crypto import Aggregator, CkksParameters, Encryptor, generate_key
-from fedsens.files import Arrays
-from fedsens.mask import EncryptionMask, partition
-from fedsens.protocol import headers
 from fedsens.protocol.checkpoint import Checkpoint, Progress, save_checkpoint
 from fedsens.protocol.envelope import seal
 from fedsens.protocol.export import save_model, save_protected
@@ -28,6 +23,11 @@ from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.report import PhaseReport
 from fedsens.protocol.tagged import encrypt_tagged
 from fedsens.protocol.tags import Scope
+
+from fedsens.crypto import Aggregator, CkksParameters, Encryptor, generate_key
+from fedsens.files import Arrays
+from fedsens.mask import EncryptionMask, partition
+from fedsens.protocol import headers
 from fedsens.sensitivity import SensitivityMap
 from fedsens.sensitivity.mapfile import save_map
 

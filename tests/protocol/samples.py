@@ -1,15 +1,15 @@
 """Models, layouts and masks to test the protocol with."""
 
 import numpy as np
+from fedsens.protocol.contributors import Contributors
+from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol.tagged import encrypt_tagged
+from fedsens.protocol.tags import Scope
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedsens import Aggregator, CkksParameters, EncryptionMask, ParameterLayout, generate_key
 from fedsens.mask import partition
-from fedsens.protocol.contributors import Contributors
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.tagged import encrypt_tagged
-from fedsens.protocol.tags import Scope
 
 PARAMETERS = CkksParameters.preset("compact")
 KEY = generate_key(PARAMETERS)

@@ -1,13 +1,13 @@
 """A model as the server holds it after several clients have encrypted part of it."""
 
 import numpy as np
-
-from fedsens import Aggregator, EncryptionMask, ParameterLayout
-from fedsens.mask import partition
 from fedsens.protocol.contributors import Contributors
 from fedsens.protocol.model import ProtectedModel
 from fedsens.protocol.tagged import encrypt_tagged
 from fedsens.protocol.tags import Scope
+
+from fedsens import Aggregator, EncryptionMask, ParameterLayout
+from fedsens.mask import partition
 
 
 def protected(arrays, key, share=0.5, weight=0.5, summands=2):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from fedsens.protocol.model import ProtectedModel
 
 from fedsens import CkksParameters, generate_key
 from fedsens.errors import FedSensError, KeyMismatchError, LayoutError, MaskError, ProtocolError
 from fedsens.files import digest_of
 from fedsens.layout import ParameterLayout
-from fedsens.protocol.model import ProtectedModel
 
 from .samples import KEY, PARAMETERS, mask_of, model, protect
 
