@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "experiments" / "soak" / "results" / "soak.json"
 CLIENTS = ("flower/test_hostile_answers.py", "flower/test_dropouts.py", "crypto/test_tampered.py")
 SERVERS = ("flower/test_fail_closed.py", "flower/test_hostile_server*.py")
-AGREEMENT = ("flower/test_agreement.py", "flower/test_rotation.py", "protocol/test_tags.py")
+AGREEMENT = ("flower/test_keys.py", "flower/test_rotation.py", "protocol/test_tags.py")
 MUTATED = ("flower/test_mutated_messages.py",)
 SECRETS = ("flower/test_secrets.py", "flower/test_captured_messages.py")
 

@@ -16,6 +16,7 @@ from fedsens.errors import FedSensError, KeyFileError
 from fedsens.files import (
     append_private,
     create_private,
+    digest_of,
     erase_private,
     private_folder,
     read_checked,
@@ -308,3 +309,36 @@ def test_threads_share_no_draft_of_a_file_of_tensors(tmp_path):
     header, tensors = read_checked(tmp_path / "f", "file", FedSensError)
     assert set(tensors["a"]) == {int(header)}
     assert os.listdir(tmp_path) == ["f"]
+
+
+def arrays():
+    """Arrays of every kind that a state dict can hold."""
+    return {
+        "weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 3,
+        "half": np.arange(4, dtype=np.float16),
+        "wide": np.array(0.1),
+        "steps": np.array(7),
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.update(half=a["half"] + np.float16(1)),
+        lambda a: a.update(wide=a["wide"].astype(np.float32)),
+        lambda a: a.update(weight=a["weight"].reshape(3, 2)),
+        lambda a: a.update(new=a.pop("half")),
+        lambda a: a.update(half=a.pop("half")),  # another order
+    ],
+)
+def test_a_digest_changes_with_everything_it_covers(change):
+    changed = arrays()
+    assert digest_of(changed) == digest_of(arrays())
+    change(changed)
+    assert digest_of(changed) != digest_of(arrays())
+
+
+def test_a_digest_does_not_depend_on_the_memory_order():
+    other = arrays()
+    other["weight"] = np.asfortranarray(other["weight"])
+    assert digest_of(other) == digest_of(arrays())

@@ -116,6 +116,14 @@ def test_dependencies_point_downwards(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_private_modules_are_imported_by_their_own_package_only(path):
+    for name in imports(path):
+        parts = name.split(".")
+        private = parts[0] == "fedsens" and any(part.startswith("_") for part in parts[2:])
+        assert not private or parts[1] == home_of(path), f"{by_name(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
 def test_each_library_has_its_own_importer(path):
     for library, homes in ALLOWED.items():
         assert library not in external(path) or home_of(path) in homes

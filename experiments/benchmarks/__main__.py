@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.table import Table
 
+from experiments.benchmarks.ckks_vector import compare_codecs, times_fedml
 from experiments.benchmarks.comparisons import COMPARISONS
 from experiments.benchmarks.maps import compare_methods
 from experiments.benchmarks.page import SECTIONS, benchmark_page
@@ -18,12 +19,10 @@ from experiments.benchmarks.readme import BENCHMARKS, update_readme
 from experiments.benchmarks.secagg import measure_secagg
 from experiments.benchmarks.tables import methods_table, thresholds_table
 from experiments.cases import console, environment
-from fedsens.bench.codec import bench_codec
 from fedsens.bench.measure import measuring
 from fedsens.bench.round import bench_round, initial_state
 from fedsens.bench.scale import bench_scale
-from fedsens.bench.screen import codec_table
-from fedsens.bench.tables import round_table, scale_table
+from fedsens.bench.tables import codec_table, round_table, scale_table
 from fedsens.planning.predict import predicted_memory, predicted_rounds
 
 FEW_MAPS = ("lenet28", "lenet-100", "resnet18-10", "transformer")  # the other takes too long
@@ -82,10 +81,11 @@ def main(
             update_readme()
 
 
-def codecs(repeats: int) -> Measured:
+def codecs(repeats: int, values: int = 2**20) -> Measured:
     """The codec beside TenSEAL's CKKSVector with the parameters of other projects."""
-    rows = bench_codec(repeats=repeats)
-    return Measured([codec_table(rows)], [asdict(row) for row in rows])
+    rows = compare_codecs(values, repeats=repeats)
+    content = [asdict(row) | {"times FedML": times_fedml(row, rows[0])} for row in rows]
+    return Measured([codec_table(rows, rows[0])], content)
 
 
 def rounds(repeats: int, model: str = "resnet18", images: int = 500, clients: int = 4) -> Measured:

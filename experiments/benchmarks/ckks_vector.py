@@ -1,4 +1,4 @@
-"""The codec and what other federated learning systems use, cut into the same steps to be timed.
+"""What other federated learning systems encrypt with, cut into the same steps to be timed.
 
 FedML's code and Plato encrypt with TenSEAL's ``CKKSVector`` under TenSEAL's tutorial parameters and
 a public key; NVFlare drops one prime and encrypts symmetrically. The FedML-HE paper (arXiv
@@ -8,81 +8,33 @@ the same in TenSEAL is three primes. All serialise every vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tenseal
 import tenseal.sealapi as sealapi
-from fedsens.crypto.aggregator import Aggregator, load_blocks
-from fedsens.crypto.decryptor import Decryptor
-from fedsens.crypto.encryptor import Encryptor
-from fedsens.crypto.keys import generate_key
-from fedsens.crypto.params import CkksParameters
-from fedsens.crypto.seal import SECURITY, seal_context
-from fedsens.crypto.wire import parse_batch
 from numpy.typing import NDArray
 
-Upload = TypeVar("Upload")
+from fedsens.bench.codec import CodecRow, PresetCodec, measure_codecs, preset_codec
+from fedsens.crypto import PRESETS
 
-
-class Codec(Protocol[Upload]):
-    """The steps of one round, each from and to what the next needs."""
-
-    security_bits: int
-
-    def encrypt(self, values: NDArray[np.float64]) -> Upload:
-        """A client's values to the bytes it sends."""
-
-    def load(self, upload: Upload) -> Iterator[Any]:
-        """Bytes to ciphertexts in memory, one at a time."""
-
-    def add(self, total: list[Any], other: Iterable[Any]) -> None:
-        """Add ciphertexts to others in place."""
-
-    def aggregate(self, uploads: Sequence[Upload]) -> Upload:
-        """Load, add and serialise: all that the server does."""
-
-    def decrypt(self, download: Upload) -> NDArray[np.float64]:
-        """The bytes of a sum to its values."""
-
-    def size(self, data: Upload) -> int:
-        """Number of bytes."""
-
-
-class PresetCodec:
-    """This package's codec under a parameter set."""
-
-    def __init__(self, parameters: CkksParameters) -> None:
-        key = generate_key(parameters)
-        self.security_bits = parameters.security_bits
-        self._parameters = parameters
-        self._evaluator = sealapi.Evaluator(seal_context(parameters))
-        self.encrypt = Encryptor(key).encrypt
-        self.decrypt = Decryptor(key).decrypt
-
-    def load(self, upload: bytes) -> Iterator[Any]:
-        """Bytes to ciphertexts, checked."""
-        return load_blocks(parse_batch(upload, self._parameters), self._parameters)
-
-    def add(self, total: list[Any], other: Iterable[Any]) -> None:
-        """Add in place."""
-        for left, right in zip(total, other, strict=True):
-            self._evaluator.add_inplace(left, right)
-
-    def aggregate(self, uploads: Sequence[bytes]) -> bytes:
-        """The server's work."""
-        return Aggregator(self._parameters).sum(list(uploads))
-
-    def size(self, data: bytes) -> int:
-        """Number of bytes."""
-        return len(data)
+FEDML = "FedML CKKSVector [60,40,40,60]"
+NVFLARE = "NVFlare CKKSVector [60,40,40]"
+PAPER = "Paper CKKSVector [60,52,60], 2^52"
+COMPARED = ("encrypt", "add", "decrypt", "path")
+LEVELS = {
+    128: sealapi.SEC_LEVEL_TYPE.TC128,
+    192: sealapi.SEC_LEVEL_TYPE.TC192,
+    256: sealapi.SEC_LEVEL_TYPE.TC256,
+}
 
 
 class VectorCodec:
     """TenSEAL's ``CKKSVector``: N/2 values a ciphertext, N = 8192."""
 
     DEGREE = 8192
+    value_range = 4.0  # to compare at the same full range as fedsens's presets
 
     def __init__(self, modulus_bits: Sequence[int], symmetric: bool, scale_bits: int = 40) -> None:
         kind = tenseal.ENCRYPTION_TYPE
@@ -95,7 +47,7 @@ class VectorCodec:
         self._context.global_scale = 2.0**scale_bits
         self.security_bits = max(
             bits
-            for bits, level in SECURITY.items()
+            for bits, level in LEVELS.items()
             if sum(modulus_bits) <= sealapi.CoeffModulus.MaxBitCount(self.DEGREE, level)
         )
 
@@ -105,26 +57,60 @@ class VectorCodec:
         parts = (values[low : low + step].tolist() for low in range(0, len(values), step))
         return [tenseal.ckks_vector(self._context, part).serialize() for part in parts]
 
-    def load(self, upload: list[bytes]) -> Iterator[Any]:
-        """Bytes to vectors."""
-        return (tenseal.ckks_vector_from(self._context, data) for data in upload)
+    def start(self) -> list[Any]:
+        """No vectors."""
+        return []
 
-    def add(self, total: list[Any], other: Iterable[Any]) -> None:
-        """Add in place."""
-        for left, right in zip(total, other, strict=True):
-            left.add_(right)
+    def add(self, total: list[Any], upload: list[bytes]) -> None:
+        """Load each vector and add it in place."""
+        if not total:
+            total.extend(map(self._load, upload))
+            return
+        for vector, data in zip(total, upload, strict=True):
+            vector.add_(self._load(data))
 
-    def aggregate(self, uploads: Sequence[list[bytes]]) -> list[bytes]:
-        """The server's work."""
-        total = list(self.load(uploads[0]))
-        for upload in uploads[1:]:
-            self.add(total, self.load(upload))
+    def finish(self, total: list[Any]) -> list[bytes]:
+        """Serialise the sums."""
         return [vector.serialize() for vector in total]
 
     def decrypt(self, download: list[bytes]) -> NDArray[np.float64]:
         """Bytes to values."""
-        return np.concatenate([np.array(vector.decrypt()) for vector in self.load(download)])
+        return np.concatenate([np.array(self._load(data).decrypt()) for data in download])
 
-    def size(self, data: list[bytes]) -> int:
+    def size(self, message: list[bytes]) -> int:
         """Number of bytes."""
-        return sum(map(len, data))
+        return sum(map(len, message))
+
+    def _load(self, data: bytes) -> Any:
+        return tenseal.ckks_vector_from(self._context, data)
+
+
+def compare_codecs(
+    values: int = 2**20, clients: int = 10, repeats: int = 3, vector_values: int = 2**17
+) -> list[CodecRow]:
+    """Measure FedML's, NVFlare's and the paper's use of CKKS beside fedsens's presets.
+
+    Args:
+        values: how many values a preset encrypts.
+        clients: how many clients' vectors are averaged, for the errors.
+        repeats: number of rounds, of which the median counts.
+        vector_values: how many values the others encrypt, at most ``values``; they are slower.
+
+    Returns:
+        One row a codec, FedML's first.
+    """
+    few = min(values, vector_values)
+    codecs: dict[str, tuple[VectorCodec | PresetCodec, int]] = {
+        FEDML: (VectorCodec((60, 40, 40, 60), symmetric=False), few),
+        NVFLARE: (VectorCodec((60, 40, 40), symmetric=True), few),
+        PAPER: (VectorCodec((60, 52, 60), symmetric=False, scale_bits=52), few),
+        **{name: (preset_codec(name), values) for name in PRESETS},
+    }
+    return measure_codecs(codecs, clients, repeats)
+
+
+def times_fedml(row: CodecRow, fedml: CodecRow) -> dict[str, float]:
+    """How many times faster or smaller than FedML's a codec is, by figure."""
+    faster = {step: getattr(row, step) / getattr(fedml, step) for step in COMPARED}
+    smaller = {s: getattr(fedml, s) / getattr(row, s) for s in ("bytes_up", "bytes_down")}
+    return faster | smaller

@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end of what make bench writes -->\n"
-CODECS = {"FedML": "FedML's", "Paper": "the paper's", "compact": "compact (default)"}
+CODECS = {"FedML": "FedML's", "Paper": "the paper's", "precise": "precise (default)"}
 STEPS = {
     "sensitivity_map true_label": "rule `true_label`",
     "sensitivity_map vector, 1 probe": "rule `vector`, one random probe",
@@ -55,18 +55,17 @@ def codec(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         [label, *(_speed(row, step) for row in rows)]
         for label, step in (
-            ("encrypt and serialise", "encrypt"),
-            ("load", "load"),
-            ("add", "add"),
-            ("decrypt", "decrypt"),
+            ("client: encrypt and serialise", "encrypt"),
+            ("server: load and add a client", "add"),
+            ("client: load and decrypt", "decrypt"),
+            ("all three, for 8 clients", "path"),
         )
     ]
     sizes = [f"{row['bytes_up']:.3g} / {row['bytes_down']:.3g}" for row in rows]
     lines.append(["bytes per value, up / down", *sizes])
-    lines.append([
-        "largest error of a 10-client mean",
-        *(f"{row['error_weights']:.0e}" for row in rows),
-    ])
+    for label, name in (("rms", "rms"), ("largest", "largest")):
+        errors = (f"{max(row[name].values()):.0e}" for row in rows)
+        lines.append([f"{label} error of a 10-client mean", *errors])
     lines.append([
         "security by the HE standard, bits",
         *(str(row["security_bits"]) for row in rows),
@@ -74,7 +73,8 @@ def codec(rows: Sequence[dict[str, Any]]) -> str:
     return (
         "The codec in millions of values per second, beside TenSEAL's `CKKSVector` with the "
         "parameters\nof FedML, of NVFlare and of the FedML-HE paper; in brackets, times "
-        "FedML's:\n\n" + _table(["", *(CODECS.get(name, name) for name in short)], lines)
+        "FedML's. Errors are the worst of\nweights, a constant, a spike and values at the full "
+        "range:\n\n" + _table(["", *(CODECS.get(name, name) for name in short)], lines)
     )
 
 
@@ -130,8 +130,8 @@ MAKERS: dict[str, Callable[[Any], str]] = {
 
 
 def _speed(row: dict[str, Any], step: str) -> str:
-    times = row["vs_fedml"][step]
-    return f"{row[step]:.3g}" + ("" if times == 1 else f" ({times:.1f}x)")
+    times = row["times FedML"][step]
+    return f"{row[step]:.3g}" + ("" if times == 1 else f" ({times:.3g}x)")
 
 
 def _case(case: dict[str, Any]) -> str:

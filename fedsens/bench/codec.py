@@ -1,29 +1,91 @@
-"""What the codec costs a value, beside the CKKS vectors that other systems send."""
+"""What the codec costs a value, and how exact it is."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto import PRESETS, CkksParameters
-from fedsens.crypto.baseline import Codec, PresetCodec, VectorCodec
+from fedsens.bench.measure import timed
+from fedsens.crypto import PRESETS, Aggregator, CkksParameters, Decryptor, Encryptor, OneTimeSecret
 
 Floats = NDArray[np.float64]
+Upload = tuple[bytes, OneTimeSecret]
+Sum = tuple[Aggregator, list[OneTimeSecret]]
 
-FEDML = "FedML CKKSVector [60,40,40,60]"
-NVFLARE = "NVFlare CKKSVector [60,40,40]"
-PAPER = "Paper CKKSVector [60,52,60], 2^52"
+CONTEXT = b"fedsens bench codec"
+PATH_CLIENTS = 8
 RMS = 0.05  # of the weights of a typical layer
 SPIKE = 100.0
-SPEEDS = ("encrypt", "load", "add", "decrypt")
-SIZES = ("bytes_up", "bytes_down")
+
+
+class Codec(Protocol):
+    """The steps of one round, each from and to what the next needs; messages are its own."""
+
+    security_bits: int
+    value_range: float
+
+    def encrypt(self, values: Floats) -> Any:
+        """A client's values to the bytes it sends."""
+
+    def start(self) -> Any:
+        """An empty sum."""
+
+    def add(self, total: Any, upload: Any) -> None:
+        """The bytes of one more client into a sum in memory: all that the server does for it."""
+
+    def finish(self, total: Any) -> Any:
+        """A sum to the bytes of the download."""
+
+    def decrypt(self, download: Any) -> Floats:
+        """The bytes of a sum to its values."""
+
+    def size(self, message: Any) -> int:
+        """Number of bytes of an upload or a download."""
+
+
+class PresetCodec:
+    """fedsens's codec under a parameter set."""
+
+    def __init__(self, parameters: CkksParameters) -> None:
+        self.security_bits = parameters.security_bits
+        self.value_range = parameters.value_range
+        self._parameters = parameters
+        self._encryptor = Encryptor(parameters, CONTEXT)
+        self._decryptor = Decryptor(parameters, CONTEXT)
+
+    def encrypt(self, values: Floats) -> Upload:
+        """The upload, and the secret that opens it."""
+        return self._encryptor.encrypt(values)
+
+    def start(self) -> Sum:
+        """An aggregator, and the secrets of what it added."""
+        return Aggregator(self._parameters), []
+
+    def add(self, total: Sum, upload: Upload) -> None:
+        """Add one upload."""
+        aggregator, secrets = total
+        aggregator.add(upload[0])
+        secrets.append(upload[1])
+
+    def finish(self, total: Sum) -> Upload:
+        """The sum of the uploads, and of the secrets."""
+        aggregator, secrets = total
+        return aggregator.result(), reduce(add, secrets)
+
+    def decrypt(self, download: Upload) -> Floats:
+        """Open a sum."""
+        return self._decryptor.decrypt(*download)
+
+    def size(self, message: Upload) -> int:
+        """Bytes of the ciphertext; a round's secrets are 8 KiB, however many values there are."""
+        return len(message[0])
 
 
 @dataclass(frozen=True)
@@ -35,125 +97,140 @@ class CodecRow:
         values: how many values were measured; every cost is linear in it.
         security_bits: by the Homomorphic Encryption Standard.
         encrypt: millions of values a second of CPU time, from floats to bytes.
-        load: the same from bytes to ciphertexts in the server's memory.
-        add: the same for adding one loaded client.
-        decrypt: the same from the bytes of a sum to floats, loading included.
+        add: the same for the server, from the bytes of one client to the sum in memory.
+        decrypt: the same from the bytes of a sum to floats.
+        path: the same for all three, where the server adds eight clients.
         bytes_up: bytes a value that a client sends.
         bytes_down: bytes a value of the sum.
-        error_weights: largest error of the mean of all clients for Gaussian weights of rms 0.05.
-        error_constant: the same where every value is 1.
-        error_spike: the same where one value is 100 and the others are 0.
-        vs_fedml: how many times faster or smaller than FedML's row, by field.
+        rms: root mean square error of the mean of all clients, by kind of vector: Gaussian weights
+            of rms 0.05, every value 1, one value 100 among zeros, and Gaussian at the full range.
+        largest: the largest error, likewise.
+        stated_rms: what the codec states of the former; None where it states nothing.
+        bound: what it states of the latter.
     """
 
     name: str
     values: int
     security_bits: int
     encrypt: float
-    load: float
     add: float
     decrypt: float
+    path: float
     bytes_up: float
     bytes_down: float
-    error_weights: float
-    error_constant: float
-    error_spike: float
-    vs_fedml: dict[str, float]
+    rms: dict[str, float]
+    largest: dict[str, float]
+    stated_rms: float | None = None
+    bound: float | None = None
 
 
 def bench_codec(
-    values: int = 2**20,
-    clients: int = 10,
-    repeats: int = 3,
-    presets: Sequence[str] = tuple(PRESETS),
-    baseline_values: int = 2**17,
+    values: int = 2**20, clients: int = 10, repeats: int = 3, presets: Iterable[str] = PRESETS
 ) -> list[CodecRow]:
-    """Measure presets beside FedML's, NVFlare's and the paper's use of CKKS, in this process.
+    """Measure presets in this process.
+
+    Args:
+        values: how many values are encrypted.
+        clients: how many clients' vectors are averaged, for the errors.
+        repeats: number of rounds, of which the median counts.
+        presets: their names.
+
+    Returns:
+        One row a preset.
+    """
+    return measure_codecs(
+        {name: (preset_codec(name), values) for name in presets}, clients, repeats
+    )
+
+
+def preset_codec(name: str) -> PresetCodec:
+    """The codec of a preset at its own value range."""
+    return PresetCodec(CkksParameters.preset(name))
+
+
+def measure_codecs(
+    codecs: Mapping[str, tuple[Codec, int]], clients: int, repeats: int
+) -> list[CodecRow]:
+    """Measure codecs side by side.
 
     Time is process CPU time, so that other load on the machine does not count; the median over
     ``repeats`` rounds, each of which runs every codec once, so that drift hits all alike.
 
     Args:
-        values: how many values a preset encrypts.
+        codecs: name to codec and how many values it encrypts.
         clients: how many clients' vectors are averaged, for the errors.
         repeats: number of rounds.
-        presets: names of the presets.
-        baseline_values: how many values a baseline encrypts, at most ``values``.
 
     Returns:
-        One row a codec: FedML's, NVFlare's, that of the FedML-HE paper, then the presets.
+        One row a codec. What a codec states of its errors is that of the preset of its name.
     """
-    few = min(values, baseline_values)
-    codecs: dict[str, tuple[Codec[Any], int]] = {
-        FEDML: (VectorCodec((60, 40, 40, 60), symmetric=False), few),
-        NVFLARE: (VectorCodec((60, 40, 40), symmetric=True), few),
-        PAPER: (VectorCodec((60, 52, 60), symmetric=False, scale_bits=52), few),
-    }
-    for name in presets:
-        codecs[name] = (PresetCodec(CkksParameters.preset(name)), values)
     rounds = [
-        {name: _speeds(codec, _weights(size, 0)) for name, (codec, size) in codecs.items()}
+        {name: _figures(codec, size) for name, (codec, size) in codecs.items()}
         for _ in range(repeats)
     ]
-    figures = {
-        name: {step: median(each[name][step] for each in rounds) for step in SPEEDS + SIZES}
-        | _errors(codec, size, clients)
-        for name, (codec, size) in codecs.items()
-    }
-    return [
-        CodecRow(
-            name,
-            size,
-            codec.security_bits,
-            **figures[name],
-            vs_fedml=_ratios(figures[name], figures[FEDML]),
+    rows = []
+    for name, (codec, size) in codecs.items():
+        figures = {step: median(each[name][step] for each in rounds) for step in rounds[0][name]}
+        path = 1 / (1 / figures["encrypt"] + PATH_CLIENTS / figures["add"] + 1 / figures["decrypt"])
+        rms, largest = _errors(codec, size, clients)
+        stated = CkksParameters.preset(name) if name in PRESETS else None
+        rows.append(
+            CodecRow(
+                name,
+                size,
+                codec.security_bits,
+                path=path,
+                rms=rms,
+                largest=largest,
+                stated_rms=stated.error_rms(clients) if stated else None,
+                bound=stated.error_bound(clients) if stated else None,
+                **figures,
+            )
         )
-        for name, (codec, size) in codecs.items()
-    ]
+    return rows
 
 
-def _speeds(codec: Codec[Any], values: Floats) -> dict[str, float]:
-    encrypt, upload = _timed(lambda: codec.encrypt(values))
-    # The server drops each ciphertext once it is added, so loading holds one at a time.
-    load, _ = _timed(lambda: deque(codec.load(upload), maxlen=0))
-    loaded, other = list(codec.load(upload)), list(codec.load(upload))
-    add, _ = _timed(lambda: codec.add(loaded, other))
-    total = codec.aggregate([upload, upload])
-    decrypt, _ = _timed(lambda: codec.decrypt(total))
-    seconds = {"encrypt": encrypt, "load": load, "add": add, "decrypt": decrypt}
-    return {step: len(values) / 1e6 / each for step, each in seconds.items()} | {
-        "bytes_up": codec.size(upload) / len(values),
-        "bytes_down": codec.size(total) / len(values),
+def _figures(codec: Codec, size: int) -> dict[str, float]:
+    """Millions of values a second of each step, and bytes a value."""
+    encrypt = timed(lambda: codec.encrypt(_weights(size, 0)))
+    upload, total = encrypt.result, codec.start()
+    codec.add(total, upload)
+    adding = timed(lambda: codec.add(total, upload))
+    download = codec.finish(total)
+    decrypt = timed(lambda: codec.decrypt(download))
+    steps = {"encrypt": encrypt, "add": adding, "decrypt": decrypt}
+    return {name: size / 1e6 / run.seconds for name, run in steps.items()} | {
+        "bytes_up": codec.size(upload) / size,
+        "bytes_down": codec.size(download) / size,
     }
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
-
-
-def _errors(codec: Codec[Any], size: int, clients: int) -> dict[str, float]:
-    constant, spike = np.ones(size), np.zeros(size)
+def _errors(codec: Codec, size: int, clients: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Root mean square and largest error of the mean, by kind of vector."""
+    spike = np.zeros(size)
     spike[size // 3] = SPIKE
     vectors: dict[str, Callable[[int], Floats]] = {
-        "error_weights": lambda client: _weights(size, client),
-        "error_constant": lambda client: constant,
-        "error_spike": lambda client: spike,
+        "weights": lambda client: _weights(size, client),
+        "constant": lambda client: np.ones(size),
+        "spike": lambda client: spike,
+        # A block's root mean square is that of its normal numbers, give or take 2 %.
+        "full": lambda client: _weights(size, client) * (0.95 * codec.value_range / RMS),
     }
-    return {name: _mean_error(codec, vector, clients) for name, vector in vectors.items()}
+    errors = {name: _mean_error(codec, vector, clients) for name, vector in vectors.items()}
+    return (
+        {name: float(np.sqrt(np.mean(error**2))) for name, error in errors.items()},
+        {name: float(np.abs(error).max()) for name, error in errors.items()},
+    )
 
 
-def _mean_error(codec: Codec[Any], vector: Callable[[int], Floats], clients: int) -> float:
-    shares = [vector(client) / clients for client in range(clients)]
-    mean = codec.decrypt(codec.aggregate([codec.encrypt(share) for share in shares]))
-    return float(np.abs(mean - np.sum(shares, axis=0)).max())
+def _mean_error(codec: Codec, vector: Callable[[int], Floats], clients: int) -> Floats:
+    total, mean = codec.start(), 0 * vector(0)
+    for client in range(clients):
+        share = vector(client) / clients
+        codec.add(total, codec.encrypt(share))
+        mean += share
+    return codec.decrypt(codec.finish(total)) - mean
 
 
 def _weights(size: int, seed: int) -> Floats:
     return np.random.default_rng(seed).normal(0.0, RMS, size)
-
-
-def _ratios(row: dict[str, float], fedml: dict[str, float]) -> dict[str, float]:
-    faster = {step: row[step] / fedml[step] for step in SPEEDS}
-    return faster | {size: fedml[size] / row[size] for size in SIZES}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
+from fedsens.bench.codec import PATH_CLIENTS, CodecRow
 from fedsens.bench.map import MapReport
 from fedsens.bench.round_rows import RoundReport
 from fedsens.bench.scale import ScaleRow
@@ -13,6 +14,45 @@ from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
 SWEEPS = {"parameters": "fedsens", "clients": "fedsens", "clients, plain": "FedAvg"}
+
+
+def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> Table:
+    """Lay out what each codec costs and how exact it is.
+
+    Args:
+        rows: what :func:`fedsens.bench.codec.bench_codec` measured.
+        reference: speeds are shown as multiples of this row's as well.
+
+    Returns:
+        The table, a line for each codec.
+    """
+
+    def speed(row: CodecRow, step: str) -> str:
+        value: float = getattr(row, step)
+        times = "" if reference is None else f" ({value / getattr(reference, step):.1f}x)"
+        return f"{value:.3g}{times}"
+
+    lines = (
+        (
+            row.name.split(" ", 1)[0],
+            *(speed(row, step) for step in ("encrypt", "add", "decrypt", "path")),
+            f"{row.bytes_up:.3g} / {row.bytes_down:.3g}",
+            f"{max(row.rms.values()):.1e}",
+            f"{max(row.largest.values()):.1e}",
+            "" if row.bound is None else f"{row.bound:.1e}",
+            str(row.security_bits),
+        )
+        for row in rows
+    )
+    return make_table(
+        ("", "encrypt", "add", "decrypt", "path", "bytes", "rms", "max", "bound", "bits"),
+        lines,
+        title="The codec in millions of values per CPU second",
+        caption=f"add: bytes of one client into the sum; path: a client encrypts, the server adds "
+        f"{PATH_CLIENTS}, a client decrypts. bytes: of a value, up and down. rms, max: errors of a "
+        "mean, the worst of weights, a constant, a spike and the full range; bound: of max, as "
+        "stated. bits: by the HE standard.",
+    )
 
 
 def map_table(report: MapReport) -> Table:

@@ -26,7 +26,7 @@ def bench_codec(
 ) -> None:
     """The codec: speed, bytes and errors of every preset."""
     from fedsens.bench.codec import bench_codec
-    from fedsens.bench.screen import codec_table
+    from fedsens.bench.tables import codec_table
 
     with named_errors():
         rows = bench_codec(values=values, repeats=repeats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -30,6 +32,14 @@ class Decryptor:
         """
         self.parameters = parameters
         self._context = check_context(context)
+
+    @overload
+    def decrypt(self, data: bytes, secret: OneTimeSecret) -> Floats: ...
+
+    @overload
+    def decrypt(
+        self, data: bytes, secret: OneTimeSecret, dtype: DTypeLike
+    ) -> NDArray[np.floating]: ...
 
     def decrypt(
         self, data: bytes, secret: OneTimeSecret, dtype: DTypeLike = np.float64

@@ -94,7 +94,6 @@ class Updates:
         self._phase, self._sent = phase, phase.header
         self._layout, self._mask, self._parties = layout, mask, parties
         self._stand_in, self._expected = stand_in, majority
-        self._context = phase.context("update")
         self._groups: dict[RecordSchema, Group] = {}
         self.refused = 0
 
@@ -133,7 +132,7 @@ class Updates:
                 "records or metrics of yet other names or types; run the same app on every client"
             )
         aggregator = Aggregator(self._sent.parameters, self._mask.k)
-        return Group(UploadSum(self._context, aggregator, self._parties), {})
+        return Group(UploadSum(self._phase.context("update"), aggregator, self._parties), {})
 
     def result(self, grid: Grid, least: int, timeout: float) -> RoundResult:
         """The sum of what was added, once the contributors have given their keys.

@@ -165,7 +165,7 @@ class UploadRecords:
             RoundError: the round was begun before, in whatever context, or a later one was.
         """
         self._check_newest(kind, server_round)
-        if not _create(self._path(kind, server_round, BEGUN), {"context": context.hex()}):
+        if not self._create(kind, server_round, BEGUN, {"context": context.hex()}):
             raise RoundError(
                 f"expected a round without {kind} of this client, got round {server_round}, which "
                 "was answered already; a second one would reveal what the first one protects"
@@ -194,7 +194,7 @@ class UploadRecords:
                 f"expected the context in which this client began its {kind} of round "
                 f"{server_round}, got {'another' if begun else 'no beginning'}; begin a later round"
             )
-        if not _create(self._path(kind, server_round, SECRET), pending._to_content()):
+        if not self._create(kind, server_round, SECRET, pending._to_content()):
             raise RoundError(
                 f"expected one {kind} in round {server_round}, got a second one; begin a later "
                 "round"
@@ -273,7 +273,7 @@ class UploadRecords:
 
     def _claim(self, kind: str, server_round: int, list_digest: bytes) -> None:
         mine = {"list": list_digest.hex()}
-        if _create(self._path(kind, server_round, LIST), mine):
+        if self._create(kind, server_round, LIST, mine):
             return
         if self._read(kind, server_round, LIST) != mine:
             raise ListError(
@@ -294,7 +294,7 @@ class UploadRecords:
             return answered
         answer = compute(pending)
         content = {"answer": base64.b64encode(answer).decode()}
-        made = _create(self._path(kind, server_round, ANSWER), content)
+        made = self._create(kind, server_round, ANSWER, content)
         answered = None if made else self._answered(kind, server_round)
         return answer if answered is None else answered
 
@@ -321,21 +321,26 @@ class UploadRecords:
             if match and match[1] == kind and (drafts or not match[4]):
                 yield int(match[2]), match[3], path
 
+    def _create(self, kind: str, server_round: int, part: str, content: dict[str, Any]) -> bool:
+        """Make a record with a checksum; whether it is this call that made it."""
+        body = json.dumps(content).encode()
+        data = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        try:
+            return create_private(self._path(kind, server_round, part), data)
+        except KeyFileError:
+            self._check_newest(kind, server_round)  # which removes drafts of earlier ones
+            raise
+
     def _read(self, kind: str, server_round: int, part: str) -> dict[str, Any] | None:
         """The content of a record; None if there is none or it was erased."""
         path = self._path(kind, server_round, part)
         if not os.path.lexists(path):
             return None
-        data = read_private(path)
-        if not any(data):  # erased
-            return None
-        digest, _, body = data.partition(b"\n")
-        if digest != hashlib.sha256(body).hexdigest().encode():
-            raise KeyFileError(
-                f"expected an intact record in {path}, got a damaged one; its round cannot be "
-                "answered, later ones can"
-            )
-        return dict(json.loads(body))
+        try:
+            return _checked(path)
+        except KeyFileError:
+            self._check_newest(kind, server_round)  # which removes records of earlier ones
+            raise
 
     def _path(self, kind: str, server_round: int, part: str) -> Path:
         if not KIND.fullmatch(kind) or server_round < 0:
@@ -345,7 +350,14 @@ class UploadRecords:
         return self._folder / f"{kind}-{server_round}.{part}"
 
 
-def _create(path: Path, content: dict[str, Any]) -> bool:
-    """Make a record with a checksum; whether it is this call that made it."""
-    body = json.dumps(content).encode()
-    return create_private(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+def _checked(path: Path) -> dict[str, Any] | None:
+    data = read_private(path)
+    if data and not any(data):  # erased
+        return None
+    digest, _, body = data.partition(b"\n")
+    if digest != hashlib.sha256(body).hexdigest().encode():
+        raise KeyFileError(
+            f"expected an intact record in {path}, got a damaged one; its round cannot be "
+            "answered, later ones can"
+        )
+    return dict(json.loads(body))

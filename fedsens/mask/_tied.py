@@ -112,10 +112,12 @@ def groups_of(layout: ParameterLayout, tied: Pairs) -> list[list[str]]:
             )
         union = group[one] | group[other]
         group |= dict.fromkeys(union, union)
-    ordered = ([name for name in shapes if name in group[first]] for first in shapes)
-    return [
-        each for first, each in zip(shapes, ordered, strict=True) if each[0] == first != each[-1]
-    ]
+    place = {name: index for index, name in enumerate(shapes)}
+    distinct = {frozenset(names) for names in group.values() if len(names) > 1}
+    return sorted(
+        (sorted(names, key=place.__getitem__) for names in distinct),
+        key=lambda names: place[names[0]],
+    )
 
 
 def with_twins(names: frozenset[str], groups: Iterable[Iterable[str]]) -> frozenset[str]:

@@ -14,6 +14,7 @@ a simulation do, share the account; then it is an upper bound for each.
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.errors import CheckpointError, DowngradeError
 from fedsens.files import read_checked, write_checked
+
+logger = logging.getLogger(__name__)
 
 DELTA: Final = 1e-5
 FILE: Final = "privacy.safetensors"
@@ -149,11 +152,18 @@ class Account:
         spent = self.spent()
         total = spent.plus(cost)
         if total.epsilon() > max_epsilon:
+            # The error goes to the server, which has no business with what other runs have cost.
+            logger.warning(
+                "this answer would bring the privacy loss from epsilon %.4g for %d answers so far "
+                "to %.4g, beyond fedsens-max-epsilon",
+                spent.epsilon(),
+                spent.answers,
+                total.epsilon(),
+            )
             raise DowngradeError(
-                f"expected a privacy loss of at most epsilon {max_epsilon:g} in all "
-                f"(fedsens-max-epsilon), got {total.epsilon():.4g} with this answer after "
-                f"{spent.answers} earlier ones of {spent.epsilon():.4g}; raise the server's "
-                "fedsens.noise-scale, or leave the run"
+                f"expected a privacy loss of at most epsilon {max_epsilon:g} for all answers of "
+                "this client (fedsens-max-epsilon), got an answer that exceeds it; raise the "
+                "server's fedsens.noise-scale, or go on without this client"
             )
         return total
 

@@ -1,53 +1,63 @@
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from rich.console import Console
 
-from fedsens.bench.codec import FEDML, NVFLARE, PAPER, bench_codec
+from fedsens.bench.codec import bench_codec, measure_codecs, preset_codec
+from fedsens.bench.tables import codec_table
+from fedsens.crypto import PRESETS, CkksParameters
 
 VALUES = 8192
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return {
-        row.name: row
-        for row in bench_codec(
-            VALUES, clients=2, repeats=1, presets=("balanced",), baseline_values=99
-        )
-    }
+    return {row.name: row for row in bench_codec(VALUES, clients=2, repeats=1)}
 
 
-def test_one_row_per_codec_with_the_number_of_values_it_measured(rows):
-    assert {name: row.values for name, row in rows.items()} == {
-        FEDML: 99,
-        NVFLARE: 99,
-        PAPER: 99,
-        "balanced": VALUES,
-    }
+def test_every_preset_has_a_row(rows):
+    assert list(rows) == list(PRESETS)
+    assert {row.values for row in rows.values()} == {VALUES}
+    assert {row.security_bits for row in rows.values()} == {256}
 
 
-def test_security_is_the_standards(rows):
-    assert [row.security_bits for row in rows.values()] == [128, 192, 128, 256]
-
-
-def test_errors_are_measured_on_each_kind_of_vector(rows):
-    for row in rows.values():
-        for error in (row.error_weights, row.error_constant, row.error_spike):
-            assert 0 < error < 2e-6
+def test_errors_are_measured_on_each_kind_of_vector_and_within_what_is_stated(rows):
+    for name, row in rows.items():
+        assert set(row.rms) == set(row.largest) == {"weights", "constant", "spike", "full"}
+        assert row.bound == CkksParameters.preset(name).error_bound(2)
+        for kind, rms in row.rms.items():
+            assert 0 < rms < 1.1 * row.stated_rms
+            assert rms < row.largest[kind] < row.bound
 
 
 def test_sizes_are_per_value(rows):
-    assert rows["balanced"].bytes_up == pytest.approx(5.02, rel=0.01)
-    assert rows["balanced"].bytes_down == pytest.approx(10.0, rel=0.01)
+    for name, preset in PRESETS.items():
+        assert rows[name].bytes_up == pytest.approx(preset.bytes, rel=0.01)
+        assert rows[name].bytes_down == rows[name].bytes_up
 
 
-def test_ratios_are_to_the_fedml_row_and_above_one_where_better(rows):
-    fedml, ours = rows[FEDML], rows["balanced"]
-    assert set(fedml.vs_fedml.values()) == {1.0}
-    assert ours.vs_fedml["decrypt"] == ours.decrypt / fedml.decrypt
-    assert ours.vs_fedml["bytes_up"] == fedml.bytes_up / ours.bytes_up > 1
+def test_the_path_is_one_client_and_the_server_for_eight(rows):
+    for row in rows.values():
+        assert 1 / row.path == pytest.approx(1 / row.encrypt + 8 / row.add + 1 / row.decrypt)
+
+
+def test_a_codec_that_is_no_preset_states_nothing():
+    (row,) = measure_codecs({"mine": (preset_codec("tiny"), 4096)}, clients=1, repeats=1)
+    assert (row.stated_rms, row.bound) == (None, None)
 
 
 def test_rows_are_frozen(rows):
     with pytest.raises(FrozenInstanceError):
-        rows[FEDML].values = 1
+        rows["tiny"].values = 1
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_the_table_fits_a_hundred_columns(rows, compared):
+    reference = replace(rows["tiny"], name="FedML CKKSVector", bound=None) if compared else None
+    shown = [*rows.values(), *([reference] if reference else [])]
+    console = Console(record=True, width=110)
+    console.print(codec_table(shown, reference))
+    text = console.export_text()
+    assert "…" not in text
+    assert ("(1.0x)" in text) == compared
+    assert f"{rows['precise'].bound:.1e}" in text

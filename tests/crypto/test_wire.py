@@ -46,7 +46,18 @@ def refuse(data):
 def resealed(data):
     """The same bytes with a right checksum, so that only the field under test is wrong."""
     body = bytes(data[:-CHECKSUM])
-    return body + zlib.crc32(body).to_bytes(4, "little")
+    return body + checksum(body)
+
+
+def checksum(body):
+    """The oracle: a CRC-32 of the header and of what the words of each KiB add up to."""
+    sums = []
+    for low in range(40, len(body), 1024):
+        words = [int.from_bytes(body[at : at + 8], "little") for at in range(low, low + 1024, 8)]
+        sums.append(sum(words) % 2**64)
+    return zlib.crc32(body[:40] + b"".join(s.to_bytes(8, "little") for s in sums)).to_bytes(
+        4, "little"
+    )
 
 
 def flipped(data, bit):
@@ -82,7 +93,7 @@ def test_format_is_frozen():
     assert int.from_bytes(DATA[32:36], "little") == 2
     assert int.from_bytes(DATA[36:40], "little") == 1
     assert len(DATA) == 40 + 2 * 3 * N + 4
-    assert DATA[-4:] == zlib.crc32(DATA[:-4]).to_bytes(4, "little")
+    assert DATA[-4:] == checksum(DATA[:-4])
     batch = parse_batch(DATA, COMPACT)
     assert (batch.kind, batch.values, batch.summands, batch.blocks) == (FRESH, 2 * N - 5, 1, 2)
 
@@ -135,7 +146,7 @@ def test_every_truncation_is_refused():
 
 @pytest.mark.parametrize("length", [0, 4, HEADER.size - 1, HEADER.size, 49, 9000, len(DATA) - 5])
 def test_truncation_is_refused_even_with_a_right_checksum(length):
-    refuse(DATA[:length] + zlib.crc32(DATA[:length]).to_bytes(4, "little"))
+    refuse(DATA[:length] + checksum(DATA[:length]))
 
 
 def test_every_flipped_bit_of_header_and_checksum_is_refused():
@@ -146,6 +157,27 @@ def test_every_flipped_bit_of_header_and_checksum_is_refused():
 def test_a_flipped_bit_of_the_residues_is_refused():
     for bit in np.random.default_rng(0).integers(8 * HEADER.size, 8 * len(DATA), 300):
         refuse(flipped(DATA, bit))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeroed_swapped_and_repeated_parts_are_refused(name):
+    """What a disk or a network does to a file."""
+    data, _ = encrypt(name, vector("random", 2 * N, 0.1))
+    params, rng = parameters(name), np.random.default_rng(0)
+    assert N * params.wire_bytes % 1024 == 0
+    for size in (1, 4, 512, 1024, 4096):
+        for _ in range(20):
+            one, two = (int(at) for at in rng.integers(40, len(data) - 4 - size, 2))
+            zeroed, swapped, repeated = bytearray(data), bytearray(data), bytearray(data)
+            zeroed[one : one + size] = bytes(size)
+            repeated[one : one + size] = data[two : two + size]
+            if abs(one - two) >= size:
+                swapped[one : one + size] = data[two : two + size]
+                swapped[two : two + size] = data[one : one + size]
+            for damaged in (zeroed, swapped, repeated):
+                if damaged != data:
+                    with pytest.raises(CiphertextError, match="damaged bytes"):
+                        parse_batch(damaged, params)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +218,7 @@ def test_a_batch_of_version_1_as_it_was_written_is_refused_by_name():
     """Its header was longer: 16 bytes of a key's fingerprint after the parameters."""
     old = b"FSCT\1\0\0\0" + bytes(32) + (1).to_bytes(8, "little") + bytes(8) + bytes(N * 4)
     with pytest.raises(CiphertextError, match="version 1, made by an older version of fedsens"):
-        parse_batch(old + zlib.crc32(old).to_bytes(4, "little"), COMPACT)
+        parse_batch(old + zlib.crc32(old).to_bytes(4, "little"), COMPACT)  # its own checksum
 
 
 def test_a_batch_of_a_newer_version_is_refused_by_name():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedsens import CkksParameters, SecretKey, generate_key
+from fedsens import FederationKey
 
 from .federation_processes import Federation, Run
 
@@ -25,7 +25,7 @@ class Story:
     """
 
     run: Run
-    key: SecretKey | None = None
+    key: FederationKey | None = None
     marks: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
 
@@ -43,9 +43,9 @@ class Story:
         return [r.round for r in self.run.reports() if r.phase == "train"]
 
 
-def provision(folder: Path) -> tuple[SecretKey, dict[str, str | float]]:
+def provision(folder: Path) -> tuple[FederationKey, dict[str, str | float]]:
     """A key in a file, and the node config that names it."""
-    key = generate_key(CkksParameters.preset("compact"))
+    key = FederationKey.generate()
     key.save(folder / "federation.key")
     return key, {"fedsens-key-file": str(folder / "federation.key")}
 

@@ -31,9 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from fedsens.protocol.export import load_protected
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport, read_reports
+from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, read_reports
 from fedsens.simulation.runner import COMPLETED
 from fedsens.simulation.superlink import flower_environment, free_port, program
 

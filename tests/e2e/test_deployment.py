@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsens import CkksParameters, SecretKey, generate_key
+from fedsens import FederationKey
 from fedsens.files import digest_of
-from fedsens.protocol.export import load_protected
-from tests.searching import Needles
+from fedsens.keys import open_model
+from fedsens.protocol import load_protected
+from tests.secret_scan import Needles
 
 from .federation_processes import COMPLETED, CONNECTION, ROOT, Federation
 
@@ -53,10 +54,10 @@ def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
     phases = [report.phase for report in run.reports()]
     assert phases == ["keys", "map", "mask", "train", "evaluate"]
     assert all(report.clients == 3 and report.lost == 0 for report in run.reports()[3:])
-    keys = [SecretKey.load(path) for path in federation.folder.glob("state-*/run-*/node-*/key")]
+    keys = [FederationKey.load(path) for path in federation.folder.glob("state-*/run-*/node-*/key")]
     assert len(keys) == 3
     assert len({key.fingerprint for key in keys}) == 1
-    assert opened_by_clients(federation) == [digest_of(run.model().open(keys[0]))] * 3
+    assert opened_by_clients(federation) == [digest_of(open_model(run.model(), keys[0]))] * 3
     assert failed.returncode == 1
     assert "DeploymentError" in failed.stderr
     assert "finished:failed" in failed.stderr
@@ -71,7 +72,7 @@ def assert_nothing_secret_is_written(federation, model, key):
     for path in federation.folder.glob("state-*/run-*/node-*/identity"):
         needles.add_secret(f"private key of {path.parent.name}", path.read_bytes())
     assert len(needles.secrets) == 2 + 3
-    opened = model.open(key)
+    opened = open_model(model, key)
     flat = model.layout.flatten({name: array.astype("f4") for name, array in opened.items()})
     needles.add_values(flat[model.mask.selected])
     files = [path for path in sorted(federation.folder.rglob("*")) if path.is_file()]
@@ -86,7 +87,7 @@ def assert_nothing_secret_is_written(federation, model, key):
 
 
 def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives(tmp_path):
-    key, path = generate_key(CkksParameters.preset("compact")), tmp_path / "federation.key"
+    key, path = FederationKey.generate(), tmp_path / "federation.key"
     key.save(path)
     own = {"fedsens-key-file": str(path), "fedsens-min-ratio": 0.2}
     with Federation(tmp_path / "federation", tls=True, node_config=own) as federation:
@@ -101,10 +102,12 @@ def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives
     assert [row["clients"] for row in summary["per_round"]] == [3]
     model = load_protected(tmp_path / "output" / "protected.safetensors")
     assert model.mask.k == summary["encrypted_parameters"] == int(0.2 * model.layout.size)
-    deployed = model.open(key)
+    deployed = open_model(model, key)
     assert opened_by_clients(federation) == [digest_of(deployed)] * 3
     assert not list(federation.folder.glob("state-*/run-*/node-*/key"))
-    expected = load_protected(tmp_path / "runs" / "latest" / "protected.safetensors").open(key)
+    expected = open_model(
+        load_protected(tmp_path / "runs" / "latest" / "protected.safetensors"), key
+    )
     assert deployed.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(deployed[name], array, atol=1e-4, err_msg=name)

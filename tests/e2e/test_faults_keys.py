@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedsens import CkksParameters, generate_key
+from fedsens import FederationKey
+from fedsens.keys import open_model
 
 from .faults import APP, Story, finish, options, provision
 from .federation_processes import COMPLETED, Federation
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     key, own = provision(folder)
-    generate_key(CkksParameters.preset("compact")).save(folder / "other.key")
+    FederationKey.generate().save(folder / "other.key")
     federation = Federation(folder / "federation", nodes=4, tls=True, node_config=own)
     federation.node_config[2]["fedsens-key-file"] = str(folder / "other.key")
     federation._registered.add(3)  # so that its public key stays unknown to the SuperLink
@@ -51,7 +52,7 @@ def test_a_client_with_another_key(story):
     assert story.texts["status"] == COMPLETED
     assert {clients for clients, _ in story.trained().values()} == {2}
     assert f"expected {story.key.fingerprint}; it is left out until it has that key" in story.log
-    assert story.run.model().open(story.key)
+    assert open_model(story.run.model(), story.key)
 
 
 @pytest.mark.fault(

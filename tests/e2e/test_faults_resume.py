@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from fedsens import CkksParameters, SecretKey
-from fedsens.crypto.wire import parse_batch
+from fedsens import CkksParameters, FederationKey
+from fedsens.keys import open_model
 
 from .faults import APP, finish, options
 from .federation_processes import Federation
@@ -26,11 +26,11 @@ def runs(tmp_path_factory):
         def opened(run):
             finish(federation, run)
             model = run.model()
-            if model.ciphertext is None:
-                return model.open(None), run
-            keys = map(SecretKey.load, folder.glob("federation/state-*/run-*/node-*/key"))
-            right = parse_batch(model.ciphertext, model.parameters).fingerprint
-            return model.open(next(key for key in keys if key.fingerprint == right)), run
+            if model.aggregate is None:
+                return open_model(model, None), run
+            keys = map(FederationKey.load, folder.glob("federation/state-*/run-*/node-*/key"))
+            right = model.aggregate.header.fingerprint
+            return open_model(model, next(key for key in keys if key.fingerprint == right)), run
 
         def both(ratio):
             # Nobody is to be lost here, however busy the machine is.
@@ -69,6 +69,6 @@ def test_at_ratio_0_the_model_is_the_same(runs):
 def test_encrypted_the_model_is_the_same_within_the_codecs_error(runs):
     (whole, _), (resumed, run) = runs["0.3"]
     assert [r.round for r in run.reports() if r.phase == "train"] == [1, 2, 3]
-    error = CkksParameters.preset("compact").error_bound(CLIENTS)
+    error = CkksParameters.preset("precise").error_bound(CLIENTS)
     gap = max(float(np.abs(whole[name] - resumed[name]).max()) for name in whole)
     assert 0 < gap <= 2 * ROUNDS * 2 * error + 1e-6

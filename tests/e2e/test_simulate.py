@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from fedsens.protocol.export import load_protected
+from fedsens.protocol import load_protected
 from fedsens.simulation.summary import SimulationSummary
 
 ROOT = Path(__file__).parents[2]

@@ -158,7 +158,8 @@ class Run:
     @property
     def key(self) -> FederationKey:
         """The federation's key, read as one of its holders reads it."""
-        return shared_key(self.grid, self.strategy._run.keys.fingerprint)
+        keys = self.strategy._run.keys
+        return shared_key(self.grid, keys.fingerprint, keys.key_index)
 
     def reports(self, phase: str):
         return [report for report in self.strategy.reports if report.phase == phase]
@@ -175,14 +176,14 @@ def state_dir() -> Path:
     return Path(os.environ["FEDSENS_STATE_DIR"])
 
 
-def key_of(grid: LocalGrid, node: int) -> FederationKey | None:
-    """The key that a client holds, as it reads it itself."""
-    return Client(grid.nodes[node]).store.key
+def key_of(grid: LocalGrid, node: int, key_index: int = 0) -> FederationKey | None:
+    """A key of the run that a client holds, as it reads it itself."""
+    return Client(grid.nodes[node]).store.key_of(key_index)
 
 
-def shared_key(grid: LocalGrid, fingerprint: str = "") -> FederationKey:
+def shared_key(grid: LocalGrid, fingerprint: str = "", key_index: int = 0) -> FederationKey:
     """The key with a fingerprint that some client of a grid holds; any key if none is given."""
-    keys = [key_of(grid, node) for node in grid.nodes]
+    keys = [key_of(grid, node, key_index) for node in grid.nodes]
     return next(key for key in keys if key and fingerprint in {"", key.fingerprint})
 
 

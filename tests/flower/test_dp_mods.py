@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import (
 from fedsens import FedSensConfig
 from fedsens.errors import PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
+from fedsens.keys import open_model
 
 from .federation import (
     Recorder,
@@ -86,7 +87,7 @@ def test_around_training_it_clips_whole_models_before_they_are_split(mod, remain
         assert norm_of(kept) <= NORM * 1.001
     recorder.trained[1] = clipped
     mean = recorder.mean(1)
-    opened = strategy.model.open(shared_key(grid))
+    opened = open_model(strategy.model, shared_key(grid))
     bound = strategy.config.parameters.error_bound(3) + rounding(opened)
     if remainder == "withheld":
         masked = strategy.model.mask.selected
@@ -107,13 +108,19 @@ def test_outside_fedsens_it_fails_by_name(name, caplog):
     assert f"{name} expects exactly one ArrayRecord" in caplog.text
 
 
+class ButForTraining(SelectiveEncryptionMod):
+    """Leaves training to another instance, which stands farther in."""
+
+    def __call__(self, message, context, call_next):
+        if message.metadata.message_type == "train":
+            return call_next(message, context)
+        return super().__call__(message, context, call_next)
+
+
 @pytest.mark.parametrize("name", MODS)
 def test_outside_fedsens_around_training_alone_it_fails_by_name(name, caplog):
     recorder = Recorder()
-    app = ClientApp()
-    app.train(mods=[MODS[name], SelectiveEncryptionMod()])(recorder)
-    app.evaluate(mods=[SelectiveEncryptionMod()])(evaluate)
-    install(app, sensitivity, examples=lambda context: len(data_of(context)[1]))
+    app = app_with(recorder, [ButForTraining()], [MODS[name], SelectiveEncryptionMod()])
     strategy, _ = start(app)
     assert [each.clients for each in strategy.reports if each.phase == "train"] == [0]
     assert not recorder.trained

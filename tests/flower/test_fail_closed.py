@@ -13,7 +13,7 @@ from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
 from fedsens.flower import LocalGrid, remainders
-from fedsens.flower.records import (
+from fedsens.flower._records import (
     CIPHERTEXT,
     HEADER,
     MASK,

@@ -19,7 +19,7 @@ from fedsens import (
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, updates
-from fedsens.flower.records import CIPHERTEXT, HEADER, bytes_to_record
+from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
 
 from .federation import (
     Run,

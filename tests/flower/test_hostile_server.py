@@ -14,7 +14,7 @@ from fedsens import Aggregator, Decryptor, EncryptionMask, FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption
-from fedsens.flower.records import CIPHERTEXT, HEADER, MASK, MODEL_MASK, bytes_to_record
+from fedsens.flower._records import CIPHERTEXT, HEADER, MASK, MODEL_MASK, bytes_to_record
 
 from .federation import Run, initial_arrays, is_reply, is_request, make_app
 

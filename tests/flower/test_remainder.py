@@ -6,11 +6,11 @@ import logging
 
 import numpy as np
 import pytest
-from fedsens.flower.records import CIPHERTEXT, HEADER
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedsens.errors import ConfigurationError
 from fedsens.flower import LocalGrid
+from fedsens.flower.records import CIPHERTEXT, HEADER
 from fedsens.mask import partition
 from fedsens.remainder import Withheld, _noised
 from fedsens.remainder._noised import update_norm, update_rms

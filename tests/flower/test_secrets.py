@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedsens import SecretKey
-from tests.searching import Needles
+from tests.secret_scan import Needles
 
 from . import story as stories
 

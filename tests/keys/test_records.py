@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import os
+import subprocess
+import sys
+import traceback
+
 import numpy as np
 import pytest
 
@@ -125,6 +132,129 @@ def test_an_upload_needs_its_own_beginning(records):
     records.answer("update", 3, ONE, padded)
     with pytest.raises(RoundError, match="a second one"):
         records.keep("update", 3, upload(1))
+
+
+STEPS = {
+    "begun": lambda records: records.keep("update", 3, upload()),
+    "secret": lambda records: records.answer("update", 3, ONE, padded),
+    "list": lambda records: records.answer("update", 3, ONE, padded),
+    "answer": lambda records: records.answer("update", 3, ONE, padded),
+}
+
+
+def before(part, folder):
+    """Records just before the step that reads a part."""
+    records = UploadRecords(folder)
+    records.begin("update", 3, CONTEXT)
+    if part != "begun":
+        records.keep("update", 3, upload())
+    if part == "list":
+        with pytest.raises(ZeroDivisionError):
+            records.answer("update", 3, ONE, lambda _: 1 / 0)
+    if part == "answer":
+        records.answer("update", 3, ONE, padded)
+    return records
+
+
+@pytest.mark.parametrize("part", STEPS)
+@pytest.mark.parametrize("damage", ["empty", "cut", "first", "flipped", "text"])
+def test_a_damaged_record_is_a_named_error_that_shows_nothing(tmp_path, part, damage):
+    records = before(part, tmp_path)
+    path = tmp_path / f"update-3.{part}"
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": data[:-3],
+            "first": b"0" + data[1:] if data[:1] != b"0" else b"1" + data[1:],
+            "flipped": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+            "text": b"\xff" * 100,
+        }[damage]
+    )
+    with pytest.raises(KeyFileError, match=rf"update-3\.{part}, got a damaged one") as caught:
+        STEPS[part](records)
+    secret = base64.b64encode(upload().secret.astype("<i2").tobytes()).decode()
+    text = "".join(traceback.format_exception(caught.value))
+    assert not any(secret[low : low + 12] in text for low in range(0, len(secret) - 12, 3))
+    records.begin("update", 4, CONTEXT)
+    assert names(tmp_path) == ["update-4.begun"]
+
+
+@pytest.mark.parametrize("part", STEPS)
+def test_a_record_that_others_can_read_is_refused(tmp_path, part):
+    records = before(part, tmp_path)
+    (tmp_path / f"update-3.{part}").chmod(0o644)
+    with pytest.raises(KeyFileError, match="0600"):
+        STEPS[part](records)
+
+
+@pytest.mark.parametrize("part", STEPS)
+def test_a_link_in_the_place_of_a_record_is_not_written_through(records, tmp_path, part):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"old")
+    (tmp_path / f"update-3.{part}").symlink_to(victim)
+    for use in (lambda: sent(records), lambda: records.answer("update", 3, ONE, padded)):
+        with contextlib.suppress(KeyFileError, RoundError):
+            use()
+    with contextlib.suppress(KeyFileError, RoundError):
+        records.begin("update", 4, CONTEXT)
+    assert victim.read_bytes() == b"old"
+
+
+def test_records_are_their_owners_alone_whatever_the_umask(tmp_path):
+    mask = os.umask(0)
+    try:
+        before("answer", tmp_path)
+        RunRecord(tmp_path).record_model(3, 2, 0, "ab" * 32)
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert len(names(tmp_path)) == 5
+
+
+FULL = """
+import pathlib, resource, sys
+from fedsens.errors import KeyFileError
+from fedsens.keys import UploadRecords
+from tests.keys.test_records import ACTIONS
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    ACTIONS[sys.argv[2]](UploadRecords(pathlib.Path(sys.argv[1])))
+except KeyFileError as error:
+    print(error)
+"""
+ACTIONS = {
+    "begin": lambda records: records.begin("update", 3, CONTEXT),
+    "keep": lambda records: records.keep("update", 3, upload()),
+    "answer": lambda records: records.answer("update", 3, ONE, padded),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limit is POSIX's")
+@pytest.mark.parametrize(
+    ("action", "room", "left"),
+    [
+        ("begin", 20, []),
+        ("keep", 500, ["begun"]),
+        ("answer", 20, ["begun", "secret"]),
+        ("answer", 500, ["begun", "list", "secret"]),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_done_and_it_goes_on_with_room(
+    tmp_path, action, room, left
+):
+    records = UploadRecords(tmp_path)
+    steps = list(ACTIONS)
+    for earlier in steps[: steps.index(action)]:
+        ACTIONS[earlier](records)
+    command = [sys.executable, "-c", FULL, str(tmp_path), action, str(room)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "with room" in run.stdout
+    assert names(tmp_path) == [f"update-3.{part}" for part in left]
+    for step in steps[steps.index(action) :]:
+        ACTIONS[step](records)
+    with pytest.raises(ListError):
+        records.answer("update", 3, TWO, padded)
 
 
 def test_the_last_model_is_recorded(tmp_path):

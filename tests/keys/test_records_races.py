@@ -32,7 +32,7 @@ def answer_of(pending):
 
 @pytest.fixture
 def quick():
-    """A folder in memory where there is one: a crash of a process asks nothing of the disk."""
+    """A folder in memory where there is one: no test here asks anything of the disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         yield Path(name)
@@ -101,13 +101,13 @@ RUNNERS = pytest.mark.parametrize("at_once", [in_threads, in_processes])
 
 @RUNNERS
 @pytest.mark.parametrize("attempt", range(6))
-def test_of_two_lists_at_once_one_is_answered_with_one_answer(tmp_path, at_once, attempt):
-    sent(UploadRecords(tmp_path))
+def test_of_two_lists_at_once_one_is_answered_with_one_answer(quick, at_once, attempt):
+    sent(UploadRecords(quick))
     digests = [ONE, TWO] * 4
     random.Random(attempt).shuffle(digests)
     found = at_once(
         *(
-            lambda digest=digest: UploadRecords(tmp_path).answer("update", 3, digest, answer_of)
+            lambda digest=digest: UploadRecords(quick).answer("update", 3, digest, answer_of)
             for digest in digests
         )
     )
@@ -118,49 +118,47 @@ def test_of_two_lists_at_once_one_is_answered_with_one_answer(tmp_path, at_once,
     answers = {each for each in found if each is not ListError}
     assert len(answers) == 1
     assert isinstance(answers.pop(), bytes)
-    assert SECRET not in contents(tmp_path)
+    assert SECRET not in contents(quick)
 
 
 @RUNNERS
-def test_of_many_beginnings_at_once_one_succeeds(tmp_path, at_once):
-    found = at_once(*[lambda: UploadRecords(tmp_path).begin("update", 3, CONTEXT)] * 8)
+def test_of_many_beginnings_at_once_one_succeeds(quick, at_once):
+    found = at_once(*[lambda: UploadRecords(quick).begin("update", 3, CONTEXT)] * 8)
     assert (found.count(None), found.count(RoundError)) == (1, 7)
 
 
 @RUNNERS
-def test_of_many_uploads_at_once_one_is_kept(tmp_path, at_once):
-    UploadRecords(tmp_path).begin("update", 3, CONTEXT)
+def test_of_many_uploads_at_once_one_is_kept(quick, at_once):
+    UploadRecords(quick).begin("update", 3, CONTEXT)
     found = at_once(
         *(
-            lambda seed=seed: UploadRecords(tmp_path).keep("update", 3, upload(seed))
+            lambda seed=seed: UploadRecords(quick).keep("update", 3, upload(seed))
             for seed in range(6)
         )
     )
     assert (found.count(None), found.count(RoundError)) == (1, 5)
-    kept = UploadRecords(tmp_path).pending("update", 3)
+    kept = UploadRecords(quick).pending("update", 3)
     assert np.array_equal(kept.secret, upload(found.index(None)).secret)
 
 
 @RUNNERS
 @pytest.mark.parametrize("attempt", range(6))
-def test_a_round_that_begins_meanwhile_leaves_no_secret_of_an_earlier_one(
-    tmp_path, at_once, attempt
-):
-    UploadRecords(tmp_path).begin("update", 3, CONTEXT)
+def test_a_round_that_begins_meanwhile_leaves_no_secret_of_an_earlier_one(quick, at_once, attempt):
+    UploadRecords(quick).begin("update", 3, CONTEXT)
     tasks = [
-        lambda: UploadRecords(tmp_path).keep("update", 3, upload()),
-        lambda: UploadRecords(tmp_path).begin("update", 4, CONTEXT),
-        lambda: UploadRecords(tmp_path).begin("update", 3, CONTEXT),
-        lambda: UploadRecords(tmp_path).answer("update", 3, ONE, answer_of),
-        lambda: UploadRecords(tmp_path).answer("update", 3, TWO, answer_of),
+        lambda: UploadRecords(quick).keep("update", 3, upload()),
+        lambda: UploadRecords(quick).begin("update", 4, CONTEXT),
+        lambda: UploadRecords(quick).begin("update", 3, CONTEXT),
+        lambda: UploadRecords(quick).answer("update", 3, ONE, answer_of),
+        lambda: UploadRecords(quick).answer("update", 3, TWO, answer_of),
     ]
     random.Random(attempt).shuffle(tasks)
     found = at_once(*tasks)
     answers = [each for each in found if isinstance(each, bytes)]
     assert len(answers) <= 1
-    assert SECRET not in contents(tmp_path)
+    assert SECRET not in contents(quick)
     with pytest.raises(RoundError, match="expected round 4 or later"):
-        UploadRecords(tmp_path).begin("update", 3, CONTEXT)
+        UploadRecords(quick).begin("update", 3, CONTEXT)
 
 
 def contents(folder):
@@ -268,8 +266,8 @@ def test_after_a_crash_in_a_beginning_the_next_one_removes_what_is_left(quick):
         assert np.array_equal(records.pending("map", 3).secret, upload().secret)
 
 
-def test_what_compute_raises_comes_out_and_the_list_stays_the_only_one(tmp_path):
-    records = sent(UploadRecords(tmp_path))
+def test_what_compute_raises_comes_out_and_the_list_stays_the_only_one(quick):
+    records = sent(UploadRecords(quick))
     with pytest.raises(ZeroDivisionError):
         records.answer("update", 3, ONE, lambda _: 1 / 0)
     with pytest.raises(ListError):

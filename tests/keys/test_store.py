@@ -158,7 +158,7 @@ def test_two_copies_of_a_key_in_a_folder_are_no_rotation(tmp_path):
     KEY.save(tmp_path / "keys" / "3.key")
     keys = store(tmp_path / "state", key_file=tmp_path / "keys")
     assert keys.key_of(1) == OTHER
-    with pytest.raises(KeyMismatchError, match="as key 3 .*which is key 1 in .*rotate to a new"):
+    with pytest.raises(KeyMismatchError, match=r"as key 3 .*which is key 1 in .*rotate to a new"):
         keys.key_of(2)
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
-from fedsens.mask import forced_names, mask_count, select_mask
+from fedsens.mask import forced_names, mask_count, select_mask, visible_statistics
+from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers
 
 
 def layout_of(*names):
@@ -134,3 +135,39 @@ def test_nothing_can_be_forced_into_no_mask():
     with pytest.raises(ConfigurationError, match="policy 'none'"):
         select_mask(None, CNN, "none", 0.5, "first")
     assert select_mask(None, CNN, "all", 0.5, "first").k == CNN.size
+
+
+def test_kinds_are_told_by_names_and_shapes():
+    layout = ParameterLayout.from_shapes(
+        (name, shape, "float32")
+        for name, shape in {
+            "patch_embed.proj.weight": (8, 3, 4, 4),
+            "patch_embed.proj.bias": (8,),
+            "pos_embed": (1, 9, 8),
+            "embed.weight": (9, 8),
+            "embeddings.LayerNorm.weight": (8,),
+            "conv.parametrizations.weight.original0": (8, 8, 3),
+            "embed_proj.weight": (8, 8),
+            "embed_proj.bias": (8,),
+            "member.weight": (8, 8),
+            "tok_emb.weight": (8, 8),
+            "rnn.bias_ih_l0": (8,),
+        }.items()
+    )
+    entries = {entry.name: entry for entry in layout.entries}
+    assert convolutions(layout) == ["patch_embed.proj", "conv"]
+    embeddings = [name for name, entry in entries.items() if is_embedding(entry, layout)]
+    assert embeddings == ["embed.weight", "tok_emb.weight"]
+    assert [name for name in entries if is_bias(entries[name])] == [
+        "patch_embed.proj.bias", "embed_proj.bias", "rnn.bias_ih_l0"
+    ]  # fmt: skip
+    assert layers(layout)[0] == "patch_embed.proj"
+
+
+def test_running_statistics_are_visible_unless_they_are_forced():
+    statistics = [n for n in (e.name for e in CNN.entries) if "running_" in n]
+    assert visible_statistics(CNN, ()) == statistics
+    assert visible_statistics(CNN, "*running_*") == visible_statistics(CNN, ("bn1", "norm")) == []
+    assert visible_statistics(CNN, "bn1.running_var") == [
+        n for n in statistics if n != "bn1.running_var"
+    ]

@@ -28,9 +28,9 @@ def forge(message: Message, context: Context, call_next: ClientAppCallable) -> M
     """Outside of fedsens's mod: what a client that cheats can send."""
     fault = fault_of(message, context)
     reply = call_next(message, context)
-    if fault == "old-mask" and reply.has_content():
+    if fault == "old-context" and reply.has_content():
         header = json.loads(reply.content["fedsens.header"]["json"])
-        reply.content["fedsens.header"]["json"] = json.dumps({**header, "mask": "ab" * 32})
+        reply.content["fedsens.header"]["json"] = json.dumps({**header, "context": "ab" * 32})
     if fault == "layout" and reply.has_content():
         record = reply.content["arrays"]
         record["b"] = Array(np.append(record["b"].numpy(), np.float32(0)))

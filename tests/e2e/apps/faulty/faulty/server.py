@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context
@@ -12,8 +13,6 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedsens import FedSensConfig
 from fedsens.flower import SelectiveEncryption, log_through_flower
-from fedsens.protocol.export import save_protected
-from fedsens.protocol.report import ReportFile
 
 from .model import initial
 
@@ -30,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = SelectiveEncryption(
         FedAvg(),
         FedSensConfig.from_run_config(options),
-        on_report=ReportFile(folder / "reports.jsonl").append,
+        output_dir=folder,
     )
     strategy.start(
         grid,
@@ -38,4 +37,4 @@ def main(grid: Grid, context: Context) -> None:
         num_rounds=int(options["num-server-rounds"]),
         timeout=float(options["round-timeout"]),
     )
-    save_protected(strategy.model, folder / "protected.safetensors")
+    (folder / "modules.txt").write_text("\n".join(sorted(sys.modules)))

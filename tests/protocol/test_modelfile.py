@@ -1,3 +1,5 @@
+"""Files of protected models: what is saved comes back, and damage is seen."""
+
 import json
 import pickletools
 import stat
@@ -10,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from fedsens.errors import FedSensError, ProtocolError
 from fedsens.files import digest_of
-from fedsens.protocol.export import MASK, load_protected, save_model, save_protected
+from fedsens.keys import open_model
+from fedsens.protocol import load_protected, save_model, save_protected
+from fedsens.protocol._modelfile import MASK
 
 from .samples import KEY, mask_of, model, protect
 
@@ -38,8 +42,8 @@ def test_a_saved_model_comes_back_whole_and_opens(tmp_path, chosen):
     saved = protect(model(), chosen)
     save_protected(saved, tmp_path / "m")
     loaded = load_protected(tmp_path / "m")
-    assert digest_of(loaded.open(KEY)) == digest_of(saved.open(KEY))
-    for field in ("layout", "mask", "ciphertext", "weight", "parameters", "round"):
+    assert digest_of(open_model(loaded, KEY)) == digest_of(open_model(saved, KEY))
+    for field in ("layout", "mask", "aggregate", "parameters", "round"):
         assert getattr(loaded, field) == getattr(saved, field), field
 
 
@@ -101,7 +105,7 @@ def test_a_truncated_file_is_a_named_error(path, share):
 
 def test_no_bit_of_the_header_can_flip_unseen(path):
     content = path.read_bytes()
-    before = digest_of(load_protected(path).open(KEY))
+    before = digest_of(open_model(load_protected(path), KEY))
     length = 8 + struct.unpack_from("<Q", content)[0]
     for index in range(length):
         changed = bytearray(content)
@@ -112,7 +116,7 @@ def test_no_bit_of_the_header_can_flip_unseen(path):
         except FedSensError:
             continue
         # Such as a flipped bit in white space.
-        assert digest_of(loaded.open(KEY)) == before, index
+        assert digest_of(open_model(loaded, KEY)) == before, index
 
 
 def test_no_bit_of_the_tensors_can_flip(path):
@@ -127,7 +131,15 @@ def test_no_bit_of_the_tensors_can_flip(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["fedsens.mask", "fedsens.ciphertext", "plain.half", "plain.wide", "plain.steps"]
+    "name",
+    [
+        "fedsens.mask",
+        "fedsens.ciphertext",
+        "fedsens.key-sum",
+        "plain.half",
+        "plain.wide",
+        "plain.steps",
+    ],
 )
 def test_a_missing_tensor_is_a_named_error(path, name):
     rewrite(path, lambda tensors, _: tensors.pop(name))
@@ -153,11 +165,10 @@ def swap_mask(tensors, _):
     "change",
     [
         swap_mask,
-        edit(weight=0.25),
-        edit(weight=0),
-        edit(weight=-1),
+        edit(aggregate=None),
+        edit(aggregate={}),
         edit(round=4),
-        edit(version=3),
+        edit(version=2),
         edit(type="another"),
         edit(extra=1),
         edit(layout="[]"),
@@ -172,6 +183,12 @@ def swap_mask(tensors, _):
 def test_a_file_that_was_changed_is_a_named_error(path, change):
     rewrite(path, change)
     with pytest.raises(FedSensError):
+        load_protected(path)
+
+
+def test_a_file_of_another_version_is_refused_by_name(path):
+    rewrite(path, edit(version=2))
+    with pytest.raises(ProtocolError, match=r"of version 3 in .*another version of fedsens made"):
         load_protected(path)
 
 

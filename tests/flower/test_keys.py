@@ -8,11 +8,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Error
 
-from fedsens import CkksParameters, generate_key
-from fedsens.crypto import MAP_PARAMETERS
-from fedsens.crypto.keys import write_private
+from fedsens import FederationKey
 from fedsens.errors import PhaseError
+from fedsens.files import write_private
 from fedsens.flower import LocalGrid
+from fedsens.keys import open_model
 
 from .federation import (
     Run,
@@ -26,7 +26,6 @@ from .federation import (
 )
 
 KEYS = "query.fedsens_keys"
-PARAMETERS = CkksParameters.preset("compact")
 
 
 def header_of(message):
@@ -43,7 +42,6 @@ def test_one_client_creates_the_key_and_all_come_to_hold_it(caplog):
     keys = [key_of(run.grid, node) for node in run.grid.nodes]
     assert keys[0] is not None
     assert keys == [keys[0]] * 3
-    assert keys[0].using(MAP_PARAMETERS) != keys[0]
     logged = re.findall(rf"key {keys[0].fingerprint}, roster ([0-9a-f]{{16}})", caplog.text)
     assert len(logged) == 3
     assert len(set(logged)) == 1
@@ -74,7 +72,7 @@ def test_another_run_has_another_key():
 @pytest.fixture
 def provisioned(tmp_path):
     """A grid of clients with key files; give the number of the key of each, or None."""
-    keys = [generate_key(PARAMETERS, MAP_PARAMETERS) for _ in range(2)]
+    keys = [FederationKey.generate() for _ in range(2)]
     for number, key in enumerate(keys):
         key.save(tmp_path / f"key-{number}")
 
@@ -99,7 +97,6 @@ def test_with_provisioned_keys_nothing_is_agreed(provisioned, recorder):
     assert nodes_of(recorder) == [1000, 1001, 1002]
     assert key_of(grid, 1000) == keys[0]
     assert not list(state_dir().glob("run-1/node-*/key"))
-    assert not list(state_dir().glob("run-1/node-*/identity"))
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 1), (1, 0, 0)])
@@ -186,7 +183,7 @@ def test_a_client_refuses_a_key_from_an_unknown_sender(rostered, recorder, known
     Run(grid=grid, rounds=1, ratio=0.5)
     assert nodes_of(recorder) == [1000, 1001] + [1002] * joins
     assert key_of(grid, 1002) == (key_of(grid, 1001) if joins else None)
-    assert "node 1002 did not answer fedsens_keys: RosterError" in caplog.text
+    assert "node 1002 is lost for fedsens_keys: RosterError" in caplog.text
 
 
 def test_a_client_that_admits_nobody_creates_no_key(rostered, recorder):
@@ -256,13 +253,14 @@ def change_reply(node, **fields):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"public_key": "zz"},
-        {"public_key": "00" * 32},
+        {"name": "zz"},
+        {"name": "00" * 32},
+        {"run_key": "zz"},
         {"examples": -1},
         {"examples": 10**400},
-        {"version": 3},
+        {"version": 2},
     ],
-    ids=["no hex", "low order", "negative", "huge", "version"],
+    ids=["no hex", "low order", "no hex of the run", "negative", "huge", "version"],
 )
 def test_one_clients_wrong_answer_does_not_stop_the_others(recorder, fields):
     grid = LocalGrid(make_app(recorder), 3, tap=change_reply(1002, **fields))
@@ -281,7 +279,7 @@ def test_an_altered_envelope_is_refused_by_its_recipient(recorder, index, caplog
 
     grid = LocalGrid(make_app(recorder), 3, tap=alter)
     Run(grid=grid, rounds=1, ratio=0.5)
-    assert "node 1002 did not answer fedsens_keys: EnvelopeError" in caplog.text
+    assert "node 1002 is lost for fedsens_keys: EnvelopeError" in caplog.text
     assert nodes_of(recorder) == [1000, 1001]
     assert key_of(grid, 1002) is None
 
@@ -302,7 +300,7 @@ def test_a_strategy_can_start_a_second_run():
     second = LocalGrid(make_app(), 3, run_id=2)
     first.grid = second
     first.strategy.start(second, initial_arrays(), 1)
-    assert first.strategy.model.open(shared_key(second))
+    assert open_model(first.strategy.model, shared_key(second))
 
 
 def test_a_client_that_accepted_another_key_is_left_out(recorder):
@@ -327,7 +325,7 @@ def test_who_lies_about_holding_a_key_is_left_out_by_name(recorder, liar, caplog
     assert f"nodes [{liar}] say they hold the key {'ab' * 16}" in caplog.text
     assert f"node {liar} holds the key {'ab' * 16}, expected" in caplog.text
     assert key_of(grid, others[0]) == key_of(grid, others[1])
-    assert run.strategy.model.open(key_of(grid, others[0]))
+    assert open_model(run.strategy.model, key_of(grid, others[0]))
 
 
 def test_a_lie_about_holding_a_key_against_one_other_ends_the_run_by_name():
@@ -373,7 +371,7 @@ def test_who_creates_the_key_and_hands_out_wrong_envelopes_stops_nobody(
     others = [node for node in (1000, 1001, 1002, 1003) if node not in left_out]
     assert nodes_of(recorder, 1) == nodes_of(recorder, 2) == others
     assert key_of(grid, 1001) == key_of(grid, 1003)
-    assert run.strategy.model.open(key_of(grid, 1001))
+    assert open_model(run.strategy.model, key_of(grid, 1001))
     assert ("node 1000 made a key that nobody else came to hold" in caplog.text) == bool(left_out)
 
 

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod
 
 from fedsens.flower import LocalGrid, SelectiveEncryptionMod, install, log_through_flower
-from fedsens.flower.records import CIPHERTEXT, HEADER
+from fedsens.flower._records import CIPHERTEXT, HEADER
 
 from .federation import (
     Recorder,
