@@ -1,17 +1,21 @@
 """A grid whose clients live in a second process, so that each side's memory is its own.
 
-Messages cross a pipe object by object, as Flower's transport sends them.
+Messages cross a pipe object by object, as Flower's transport sends them. What is on its way to the
+clients lies in files meanwhile, as it lies in the SuperLink's process and not in the server's.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -53,11 +57,32 @@ class RemoteGrid(LocalGrid):
         """
         super().__init__(moving_app(protected), clients)
         self._connection = connection
+        self._store = TemporaryDirectory(prefix="fedsens-bench-")
+        self._heads: dict[str, list[Any]] = {}
         self.trained = 0
 
-    def _deliver(self, message: Message) -> Message:
-        _send(self._connection, message)
-        del message
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Leave messages where the clients find them; each distinct object once."""
+        sent = list(super().push_messages(messages))
+        for message_id in sent:
+            message = self._sent.pop(message_id)
+            objects = get_all_nested_objects(message)
+            self._heads[message_id] = [message.object_id, message_id, list(objects)]
+            for name, each in objects.items():
+                path = Path(self._store.name) / name
+                if not path.exists():
+                    path.write_bytes(each.deflate())
+        return sent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand these messages to the clients' process, and over their replies."""
+        return [self._answer_to(each) for each in message_ids if each in self._heads]
+
+    def _answer_to(self, message_id: str) -> Message:
+        head = self._heads.pop(message_id)
+        self._connection.send_bytes(json.dumps(head).encode())
+        for name in head[2]:
+            self._connection.send_bytes((Path(self._store.name) / name).read_bytes())
         reply = _receive(self._connection)
         assert reply is not None
         self.trained += reply.metadata.message_type == "train" and reply.has_content()

@@ -13,6 +13,12 @@ from fedsens.bench.scale import ScaleRow
 from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
+SPEEDS = {
+    "encrypt, serialise": "encrypt",
+    "load, add": "add",
+    "load, decrypt": "decrypt",
+    f"all, {PATH_CLIENTS} clients": "path",
+}
 SWEEPS = {"parameters": "fedsens", "clients": "fedsens", "clients, plain": "FedAvg"}
 
 
@@ -21,37 +27,31 @@ def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> 
 
     Args:
         rows: what :func:`fedsens.bench.codec.bench_codec` measured.
-        reference: speeds are shown as multiples of this row's as well.
+        reference: speeds are shown as multiples of this row's as well, which comes first.
 
     Returns:
-        The table, a line for each codec.
+        The table, a column for each codec.
     """
 
-    def speed(row: CodecRow, step: str) -> str:
-        value: float = getattr(row, step)
-        times = "" if reference is None else f" ({value / getattr(reference, step):.1f}x)"
-        return f"{value:.3g}{times}"
+    def lines() -> Iterator[tuple[str, ...]]:
+        for label, step in SPEEDS.items():
+            yield label, *(f"{getattr(row, step):.3g}" for row in rows)
+            if reference is not None:
+                times = (getattr(row, step) / getattr(reference, step) for row in rows)
+                yield "  times the first", *(f"{each:.1f}x" for each in times)
+        yield "bytes up", *(f"{row.bytes_up:.2f}" for row in rows)
+        yield "bytes down", *(f"{row.bytes_down:.2f}" for row in rows)
+        yield "error, rms", *(f"{max(row.rms.values()):.0e}" for row in rows)
+        yield "error, largest", *(f"{max(row.largest.values()):.0e}" for row in rows)
+        yield "  bound of it", *("" if row.bound is None else f"{row.bound:.0e}" for row in rows)
+        yield "security, bits", *(str(row.security_bits) for row in rows)
 
-    lines = (
-        (
-            row.name.split(" ", 1)[0],
-            *(speed(row, step) for step in ("encrypt", "add", "decrypt", "path")),
-            f"{row.bytes_up:.3g} / {row.bytes_down:.3g}",
-            f"{max(row.rms.values()):.1e}",
-            f"{max(row.largest.values()):.1e}",
-            "" if row.bound is None else f"{row.bound:.1e}",
-            str(row.security_bits),
-        )
-        for row in rows
-    )
     return make_table(
-        ("", "encrypt", "add", "decrypt", "path", "bytes", "rms", "max", "bound", "bits"),
-        lines,
-        title="The codec in millions of values per CPU second",
-        caption=f"add: bytes of one client into the sum; path: a client encrypts, the server adds "
-        f"{PATH_CLIENTS}, a client decrypts. bytes: of a value, up and down. rms, max: errors of a "
-        "mean, the worst of weights, a constant, a spike and the full range; bound: of max, as "
-        "stated. bits: by the HE standard.",
+        ("", *(row.name.split(" ", 1)[0] for row in rows)),
+        lines(),
+        title="The codec: millions of values per CPU second",
+        caption="Errors of a mean of clients: the worst of weights, a constant, a spike and the "
+        "full range.",
     )
 
 

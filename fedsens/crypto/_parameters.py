@@ -154,7 +154,8 @@ class CkksParameters(BaseModel):
         21/2), the rounding to multiples of q / p (its square over 12: of a uniform number, so
         subtractive dither, unbiased and independent of the values), and the encoder's rounding to
         whole coefficients. Only the last may be the same for clients whose values are the same.
-        The transform spreads them evenly over the N values of a block.
+        The transform spreads them evenly over the N values of a block. Its own float64 rounding,
+        at most 4 epsilon R, counts only where nothing is rounded to p.
 
         Args:
             clients: how many ciphertexts were added.
@@ -162,14 +163,14 @@ class CkksParameters(BaseModel):
         Returns:
             The error, in the units of the values.
         """
-        return math.hypot(self._noise(clients), self._float64() / TRANSFORM_PEAK)
+        return math.hypot(self._noise(clients), self._float64)
 
     def error_bound(self, clients: int = 1) -> float:
         """Bound on |decrypt(sum of encrypt(x_i)) - sum of x_i| for every coordinate.
 
         It is :data:`TAIL` standard deviations of the errors that :meth:`error_rms` lists, which
         are Gaussian to a good approximation as sums over N coefficients, plus the float64 rounding
-        of the transform.
+        of the transform as if a block's were all in one coordinate.
 
         Args:
             clients: how many ciphertexts were added.
@@ -177,7 +178,7 @@ class CkksParameters(BaseModel):
         Returns:
             The bound, in the units of the values.
         """
-        return TAIL * self._noise(clients) + self._float64()
+        return TAIL * self._noise(clients) + self._float64 * math.sqrt(self.degree)
 
     def _noise(self, clients: int) -> float:
         """Standard deviation of the noise of each coordinate."""
@@ -186,9 +187,10 @@ class CkksParameters(BaseModel):
         variance = clients * (NOISE + wire) + clients**2 * ROUNDING + ROUNDING
         return math.sqrt(variance * self.degree / 2) / self.gain
 
+    @property
     def _float64(self) -> float:
-        """Bound of the transform's rounding in each coordinate."""
-        return 4 * float(np.finfo(np.float64).eps) * self.value_range * math.sqrt(self.degree)
+        """Bound of the root mean square of the transform's rounding in a block."""
+        return 4 * float(np.finfo(np.float64).eps) * self.value_range
 
     @property
     def digest(self) -> bytes:
@@ -208,10 +210,6 @@ class CkksParameters(BaseModel):
         words = np.frombuffer(stream.digest(4 * (self.degree // 2)), dtype="<u4")
         return np.exp(2j * np.pi * words / 2.0**32)
 
-
-# The transform's bound is that of a block whose values are all wrong in the worst way; its root
-# mean square was measured to be less than this share of it.
-TRANSFORM_PEAK = 64.0
 
 # Sensitivities span many orders of magnitude and are sent once, so maps are not rounded.
 MAP_PARAMETERS = CkksParameters.preset("exact", value_range=1024.0)

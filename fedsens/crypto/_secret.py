@@ -50,8 +50,10 @@ class OneTimeSecret:
         array = np.asarray(coefficients)
         most = LARGEST_ERROR * summands
         whole = array.shape == (DEGREE,) and array.dtype.kind in "iu"
-        # Compared from both sides, because the magnitude of the least int64 overflows.
-        if summands < 1 or not whole or int(array.max()) > most or int(array.min()) < -most:
+        # Compared from both sides, because the magnitude of the least int64 overflows. A secret of
+        # zeros hides nothing, and SEAL refuses to multiply by it.
+        low, high = (int(array.min()), int(array.max())) if whole else (0, 0)
+        if summands < 1 or not -most <= low <= high <= most or low == high == 0:
             raise KeyMismatchError(
                 f"expected {DEGREE} whole numbers of magnitude at most {LARGEST_ERROR} for each of "
                 f"{summands} secrets, got {array.dtype} of shape {array.shape} that cannot be "

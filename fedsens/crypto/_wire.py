@@ -119,7 +119,8 @@ def to_wire(words: Words, parameters: CkksParameters) -> bytes:
     """The wire form of residues below p, shape (blocks, N)."""
     planes = np.empty(len(words), BLOCKS[parameters.wire_bytes])
     for shift, _ in PLANES[parameters.wire_bytes]:
-        planes[str(shift)] = words >> np.uint64(shift)  # the assignment keeps the low bytes
+        # The assignment keeps the low bytes.
+        planes[str(shift)] = words >> np.uint64(shift) if shift else words
     return planes.tobytes()
 
 
@@ -138,8 +139,8 @@ def write_batch(
     return stream.getvalue()  # which copies nothing
 
 
-def checksum(body: memoryview) -> bytes:
-    """The checksum of a batch that is whole but for it; empty if the length cannot be right."""
+def checksum(body: bytes | memoryview) -> bytes:
+    """The checksum of a batch that is whole but for it; empty where the length cannot be right."""
     residues = body[HEADER.size :]
     if len(residues) % (8 * SEGMENT):
         return b""

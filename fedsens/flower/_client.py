@@ -107,10 +107,12 @@ class Client:
             What the server said about the model.
         """
         model, received = self.receive(content)
+        encrypted, header = model.aggregate is not None, received.header
         arrays = self._open_model(model, received)
-        if model.aggregate is not None:
+        del model  # a large one is held as few times as can be
+        if encrypted:
             content[received.key] = to_record(arrays)
-            header = received.header
+            _ = self.store.folder  # made here, if the key came from elsewhere
             self.store.record.record_model(
                 header.round, header.model_round, header.key_index, digest_of(arrays)
             )
@@ -419,7 +421,9 @@ class Client:
             )
         key = model_key(content)
         layout, mask = received.layout, received.mask
+        # A large model is held as few times as can be: the record goes as soon as it was read.
         arrays = to_arrays(content.array_records[key])
+        del content[key]
         _check_update(arrays, layout)
         if pairs := tied_but_masked_apart(arrays, layout, mask):
             raise MaskError(
@@ -429,23 +433,21 @@ class Client:
         weight = examples_of(content, header.weighted_by) / header.reference
         policy = header.remainder.policy()
         leaving = policy.protect(before, arrays, mask, layout, header.round, self.store.folder)
-        places = np.flatnonzero(mask.selected)
+        if not header.model_round:
+            self._warn_of_small(arrays, received)
+        del arrays
         told, ciphertext = self.encrypt(
             context,
             header,
             leaving.masked,
             weight,
-            lambda index: layout.name_of(int(places[index])),
+            lambda index: layout.name_of(int(np.flatnonzero(mask.selected)[index])),
         )
         content[CIPHERTEXT] = bytes_to_record(ciphertext)
-        if leaving.plain is None:
-            del content[key]
-        else:
+        if leaving.plain is not None:
             content[key] = to_record(leaving.plain)
         leaving.commit()
         put_header(content, told)
-        if not header.model_round:
-            self._warn_of_small(arrays, received)
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
             header.round,

@@ -125,8 +125,10 @@ class ServerState:
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
-        model = self.model
-        return self.terms.policy().stand_in(model.visible(), self.mask, model.layout)
+        policy, model = self.terms.policy(), self.model
+        if policy.sends_plain:
+            return None
+        return policy.stand_in(model.visible(), self.mask, model.layout)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where an earlier process was.

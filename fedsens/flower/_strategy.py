@@ -102,6 +102,7 @@ class SelectiveEncryption(Strategy):
         self._grid: Grid | None = None
         self._phase: Phase | None = None
         self._schema: RecordSchema | None = None
+        self._initial = ArrayRecord()
 
     @property
     def model(self) -> ProtectedModel:
@@ -177,9 +178,13 @@ class SelectiveEncryption(Strategy):
         else:
             if self._checkpoints is not None:
                 self._checkpoints.create_folder()
+            # Flower keeps the initial model for the whole run. What it keeps is this copy of the
+            # record, which is emptied once there is another model: a large one takes memory.
+            self._initial = ArrayRecord(dict(initial_arrays))
+            del initial_arrays
             result = super().start(
                 grid,
-                initial_arrays,
+                self._initial,
                 num_rounds,
                 timeout,  # type: ignore[arg-type] # Flower hands it on, and None is no deadline
                 rounds.train_config,
@@ -294,6 +299,7 @@ class SelectiveEncryption(Strategy):
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
+            self._initial.clear()
         self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
         return arrays, metrics
 

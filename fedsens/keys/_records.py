@@ -38,6 +38,8 @@ from fedsens.files import create_private, erase_private, read_private, replace_p
 # In the order in which they are removed: while a secret is there, so is the list that it is for.
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
 KIND = re.compile("[a-z]{1,20}")
+# What JSON and its values raise where a record is not what this version writes.
+UNREADABLE = (LookupError, TypeError, ValueError, OverflowError, RecursionError)
 FILE = re.compile(rf"\.?([a-z]+)-([0-9]+)\.({'|'.join(PARTS)})(\..*)?")  # dots: a draft
 
 
@@ -88,7 +90,7 @@ class RunRecord:
             return 0
         try:
             return int(json.loads(read_private(self._path))[name])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except UNREADABLE:
             raise KeyFileError(
                 f"expected the record of the last model in {self._path}, got other content; delete "
                 "it to accept any round again"
@@ -227,7 +229,10 @@ class UploadRecords:
             raise RoundError(
                 f"expected the {kind} of round {server_round} with its secret, got {reason}"
             )
-        return PendingUpload._of_content(content)
+        try:
+            return PendingUpload._of_content(content)
+        except UNREADABLE:
+            raise _damaged(path) from None
 
     def answer(
         self,
@@ -300,7 +305,10 @@ class UploadRecords:
 
     def _answered(self, kind: str, server_round: int) -> bytes | None:
         content = self._read(kind, server_round, ANSWER)
-        return None if content is None else base64.b64decode(content["answer"])
+        try:
+            return None if content is None else base64.b64decode(content["answer"])
+        except UNREADABLE:
+            raise _damaged(self._path(kind, server_round, ANSWER)) from None
 
     def _check_newest(self, kind: str, server_round: int) -> None:
         newest = max((each for each, *_ in self._files(kind)), default=server_round)
@@ -356,8 +364,15 @@ def _checked(path: Path) -> dict[str, Any] | None:
         return None
     digest, _, body = data.partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
-        raise KeyFileError(
-            f"expected an intact record in {path}, got a damaged one; its round cannot be "
-            "answered, later ones can"
-        )
-    return dict(json.loads(body))
+        raise _damaged(path)
+    try:
+        return dict(json.loads(body))
+    except UNREADABLE:
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> KeyFileError:
+    return KeyFileError(
+        f"expected an intact record in {path}, got a damaged one; its round cannot be answered, "
+        "later ones can"
+    )

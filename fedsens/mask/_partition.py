@@ -30,7 +30,9 @@ def separate(flat: NDArray[Any], selected: NDArray[np.bool_]) -> tuple[NDArray[A
 def merge(
     selected: NDArray[np.bool_], masked: NDArray[Any], rest: NDArray[Any], dtype: Any
 ) -> NDArray[Any]:
-    """Undo :func:`separate`."""
+    """Undo :func:`separate`; a view of the masked values where there are no others."""
+    if not len(rest):
+        return masked.astype(dtype, copy=False)
     flat = np.empty(selected.size, dtype)
     flat[selected] = masked
     flat[~selected] = rest
@@ -101,7 +103,7 @@ def with_nan(
     Returns:
         Name to array.
     """
-    return combine(plain, np.full(mask.k, np.nan), layout, mask)
+    return combine(plain, np.broadcast_to(layout.dtype(np.nan), mask.k), layout, mask)
 
 
 def check_plain(

@@ -11,7 +11,7 @@ from fedsens.crypto import CkksParameters
 from fedsens.errors import MaskError, ProtocolError
 from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, as_layout_types, check_plain, combine
+from fedsens.mask import EncryptionMask, as_layout_types, check_plain, combine, with_nan
 from fedsens.protocol._aggregate import Aggregate
 
 
@@ -74,4 +74,4 @@ class ProtectedModel:
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""
-        return combine(self.plain, np.full(self.mask.k, np.nan), self.layout, self.mask)
+        return with_nan(self.plain, self.layout, self.mask)

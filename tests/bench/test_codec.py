@@ -51,13 +51,22 @@ def test_rows_are_frozen(rows):
         rows["tiny"].values = 1
 
 
-@pytest.mark.parametrize("compared", [False, True])
-def test_the_table_fits_a_hundred_columns(rows, compared):
-    reference = replace(rows["tiny"], name="FedML CKKSVector", bound=None) if compared else None
-    shown = [*rows.values(), *([reference] if reference else [])]
-    console = Console(record=True, width=110)
-    console.print(codec_table(shown, reference))
-    text = console.export_text()
+def shown(rows, reference=None):
+    console = Console(record=True, width=80)
+    console.print(codec_table(rows, reference))
+    return console.export_text()
+
+
+def test_the_table_of_the_presets_has_their_figures(rows):
+    text = shown(list(rows.values()))
+    assert f"{rows['precise'].encrypt:.3g}" in text
+    assert f"{rows['precise'].bound:.0e}" in text
+    assert "times" not in text
+
+
+def test_the_table_beside_others_fits_eighty_columns(rows):
+    fedml = replace(rows["tiny"], name="FedML CKKSVector", bound=None)
+    others = [fedml, replace(fedml, name="NVFlare CKKSVector"), replace(fedml, name="Paper C")]
+    text = shown([*others, *rows.values()], fedml)
+    assert "1.0x" in text
     assert "…" not in text
-    assert ("(1.0x)" in text) == compared
-    assert f"{rows['precise'].bound:.1e}" in text

@@ -9,7 +9,7 @@ from tenseal import sealapi
 from fedsens.crypto._encoding import decode, encode
 from fedsens.crypto._seal import Ring, centre, seal_context, seal_file
 
-from .kit import NAMES, N, Q, evaluate, interpolate, parameters
+from .kit import KINDS, NAMES, N, Q, evaluate, interpolate, parameters, vector
 
 
 def naive_numbers(values, params):
@@ -65,6 +65,18 @@ def test_decoding_undoes_encoding_up_to_its_rounding(size, seed):
     padded = np.pad(values, (0, len(back) - size))
     rounding = 7 * np.sqrt(N / 24) / params.gain
     assert np.abs(back - padded).max(initial=0) <= rounding + 1e-14 * params.value_range
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["tiny", "exact"])
+def test_float64_rounds_the_transform_by_less_than_is_stated(name, kind):
+    params = parameters(name)
+    values = vector(kind, 16 * N, params.value_range, seed=1)
+    error = (decode(encode(values, params), params) - values.reshape(-1, N)) ** 2
+    coefficients = N / 24 / params.gain**2  # the variance that rounding coefficients causes
+    assert (error.mean(axis=1) <= 1.1 * (coefficients + params._float64**2)).all()
+    bound = 7 * np.sqrt(coefficients) + params._float64 * np.sqrt(N)
+    assert np.sqrt(error.max()) <= bound
 
 
 def test_seals_encoder_gives_the_same_polynomial_for_the_same_numbers():

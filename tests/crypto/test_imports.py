@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,15 @@ assert residues(data, params).shape == (1, 4096)
 def test_the_names_on_top_load_what_they_need_only():
     assert loaded("import fedsens; fedsens.Aggregator; fedsens.CkksParameters.preset()") == []
     assert "tenseal" in loaded("import fedsens; fedsens.Encryptor")
+
+
+def test_two_modules_alone_import_tenseal():
+    importers = {
+        path.name
+        for path in Path(fedsens.crypto.__file__).parent.glob("*.py")
+        if "tenseal" in path.read_text().partition('"""\n\n')[2]
+    }
+    assert importers - {"__init__.py"} == {"_seal.py", "_blocks.py"}
 
 
 def test_the_public_names_are_complete_and_importable():

@@ -1,5 +1,6 @@
 """What the codec promises, for any clients, lengths and values."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -139,6 +140,17 @@ def test_encrypting_twice_takes_a_new_secret_and_gives_unrelated_bytes():
     assert (one.to_array() != two.to_array()).any()
     # Uniform residues agree once in 16 million.
     assert sum(a == b for a, b in zip(first[40:-4], second[40:-4], strict=True)) < N * 3 / 100
+
+
+def test_threads_do_not_disturb_each_other():
+    """Every call has SEAL objects and a file of its own."""
+    vectors = [vector("random", 3 * N, 1.0, seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(
+            pool.map(lambda values: decrypt("precise", *encrypt("precise", values)), vectors)
+        )
+    bound = parameters("precise").error_bound()
+    assert np.abs(np.array(opened) - np.array(vectors)).max() <= bound
 
 
 def refused(name, data, secret, context=CONTEXT):

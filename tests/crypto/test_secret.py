@@ -69,6 +69,7 @@ def test_the_bound_is_21_for_each_summand(summands, excess, sign):
         np.zeros(N),
         np.zeros(N, bool),
         np.zeros(N, object),
+        np.zeros(N, np.int64),
         whole(22),
         whole(-22),
         whole(np.iinfo(np.int64).min),

@@ -176,12 +176,15 @@ def state_dir() -> Path:
     return Path(os.environ["FEDSENS_STATE_DIR"])
 
 
-def key_of(grid: LocalGrid, node: int, key_index: int = 0) -> FederationKey | None:
-    """A key of the run that a client holds, as it reads it itself."""
-    return Client(grid.nodes[node]).store.key_of(key_index)
+def key_of(grid: LocalGrid, node: int, key_index: int | None = None) -> FederationKey | None:
+    """A key that a client holds, as it reads it itself; the one in force if none is named."""
+    store = Client(grid.nodes[node]).store
+    return store.key if key_index is None else store.key_of(key_index)
 
 
-def shared_key(grid: LocalGrid, fingerprint: str = "", key_index: int = 0) -> FederationKey:
+def shared_key(
+    grid: LocalGrid, fingerprint: str = "", key_index: int | None = None
+) -> FederationKey:
     """The key with a fingerprint that some client of a grid holds; any key if none is given."""
     keys = [key_of(grid, node, key_index) for node in grid.nodes]
     return next(key for key in keys if key and fingerprint in {"", key.fingerprint})

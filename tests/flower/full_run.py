@@ -16,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedsens.flower.logs import JsonLines
+from fedsens.flower.records import HEADER
+from fedsens.protocol.export import save_protected
+from fedsens.protocol.report import ReportFile
 from flwr.app import Array, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -25,10 +29,6 @@ from fedsens import FedSensConfig, ParameterLayout, SecretKey
 from fedsens.cli import app as commands
 from fedsens.errors import FedSensError
 from fedsens.flower import LocalGrid, SelectiveEncryption
-from fedsens.flower.logs import JsonLines
-from fedsens.flower.records import HEADER
-from fedsens.protocol.export import save_protected
-from fedsens.protocol.report import ReportFile
 from fedsens.reporting.page import page
 from fedsens.reporting.run import run_section
 from fedsens.simulation.runner import COMPLETED, RunOutcome

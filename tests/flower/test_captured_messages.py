@@ -1,7 +1,7 @@
 """What leaves a client, what reaches the server: the bytes of every message of a run."""
 
-import base64
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +9,23 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fedsens import Decryptor, EncryptionMask, Encryptor, SecretKey
+from fedsens import Decryptor, EncryptionMask, Encryptor, FederationKey, OneTimeSecret
 from fedsens.flower import LocalGrid
-from fedsens.flower.records import CIPHERTEXT, MAP
-from fedsens.protocol.export import save_protected
+from fedsens.flower._records import ENCRYPTED
+from fedsens.keys import UploadRecords
+from fedsens.protocol import save_protected
+from tests.secret_scan import forms
 
-from .federation import Recorder, Run, arrays_of, is_reply, make_app, sensitivity, state_dir
+from .federation import (
+    Recorder,
+    Run,
+    arrays_of,
+    is_reply,
+    is_request,
+    make_app,
+    sensitivity,
+    state_dir,
+)
 
 CLIENTS = 3
 
@@ -52,7 +63,7 @@ def encodings(value):
 def found(value, message):
     long, short = encodings(value)
     # Four bytes appear by chance in a random ciphertext; eight do not.
-    visible = payload(message, without={CIPHERTEXT, MAP})
+    visible = payload(message, without=ENCRYPTED)
     return any(e in payload(message) for e in long) or any(e in visible for e in short)
 
 
@@ -60,7 +71,12 @@ def found(value, message):
 def capture(tmp_path_factory):
     """A run of every phase, with a refreshed mask, and every message in both directions."""
     folder = tmp_path_factory.mktemp("state")
-    recorder, maps, messages = Recorder(), [], []
+    recorder, maps, messages, one_time = Recorder(), [], [], []
+    keep = UploadRecords.keep
+
+    def kept(self, kind, server_round, pending):
+        one_time.append(pending.secret)
+        keep(self, kind, server_round, pending)
 
     def recorded(message, context):
         smap = sensitivity(message, context)
@@ -69,12 +85,19 @@ def capture(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSENS_STATE_DIR", str(folder))
+        patch.setattr(UploadRecords, "keep", kept)
         # The mod takes records out of a message's content, so the tap keeps a shallow copy.
         tap = lambda message: messages.append(copy_of(message))  # noqa: E731
         grid = LocalGrid(make_app(recorder, sensitivity=recorded), CLIENTS, tap=tap)
         run = Run(grid=grid, rounds=3, ratio=0.3, refresh_every=2)
     return SimpleNamespace(
-        run=run, grid=grid, recorder=recorder, maps=maps, messages=messages, folder=folder
+        run=run,
+        grid=grid,
+        recorder=recorder,
+        maps=maps,
+        messages=messages,
+        folder=folder,
+        one_time=one_time,
     )
 
 
@@ -102,18 +125,23 @@ def masks_by_round(capture):
 def trained_replies(capture):
     """(reply, flat trained model, mask) for every answer of the training phase."""
     layout, masks = capture.run.strategy.model.layout, masks_by_round(capture)
+    rounds = {
+        message.metadata.message_id: json.loads(message.content["fedsens.header"]["json"])["round"]
+        for message in filter(is_request, capture.messages)
+    }
     for message in filter(is_reply, capture.messages):
-        header = json.loads(message.content["fedsens.header"]["json"])
-        _, arrays = capture.recorder.trained[header["round"]][message.metadata.src_node_id]
-        yield message, layout.flatten(arrays), masks[header["round"]].selected
+        server_round = rounds[message.metadata.reply_to_message_id]
+        _, arrays = capture.recorder.trained[server_round][message.metadata.src_node_id]
+        yield message, layout.flatten(arrays), masks[server_round].selected
 
 
 def test_the_capture_is_whole(capture):
     kinds = {message.metadata.message_type for message in capture.messages}
-    queries = {f"query.fedsens_{name}" for name in ("keys", "sensitivity", "mask")}
+    queries = {f"query.fedsens_{name}" for name in ("keys", "sensitivity", "mask", "key_sum")}
     assert kinds == queries | {"train", "evaluate"}
     assert len(list(trained_replies(capture))) == 3 * CLIENTS
     assert len(capture.maps) == 2 * CLIENTS
+    assert len(capture.one_time) == (3 + 2) * CLIENTS  # an upload each for training and maps
     assert not any(message.has_error() for message in capture.messages)
 
 
@@ -154,27 +182,53 @@ def test_no_sensitivity_leaves_a_client_in_plaintext(capture):
             assert not any(found(value, reply) for reply in replies)
 
 
-def test_key_bytes_never_travel(capture):
+def test_no_secret_ever_travels(capture):
     secrets = secrets_of(capture)
-    assert len(secrets) >= 2 * CLIENTS + 4
     for message in capture.messages:
         content = payload(message)
         assert not any(secret in content for secret in secrets)
 
 
 def secrets_of(capture):
-    """Every secret that the clients hold, in the forms that could travel."""
+    """Every secret that the clients hold or held, in the forms that could travel."""
     secrets = []
-    for context in capture.grid.nodes:
-        raw = (capture.folder / "run-1" / f"node-{context}" / "identity").read_bytes()
-        X25519PrivateKey.from_private_bytes(raw)
-        secrets += [raw, raw.hex().encode(), base64.b64encode(raw)]
-    key = json.loads((capture.folder / "run-1" / "node-1000" / "key").read_text())
-    for item in key["keys"]:
-        raw = base64.b64decode(item["secret"])
-        body = raw[32:]  # without SEAL's header, which every object shares
-        secrets += [raw, body[:64], body[-64:], item["secret"].encode()]
+    for node in capture.grid.nodes:
+        for name in ("identity", "run-identity"):
+            raw = (capture.folder / "run-1" / f"node-{node}" / name).read_bytes()
+            X25519PrivateKey.from_private_bytes(raw)
+            secrets += forms(raw)
+    secrets += forms(FederationKey.load(capture.folder / "run-1" / "node-1000" / "key")._secret)
+    for secret in capture.one_time:
+        secrets.append(str(secret[:24].tolist())[1:-1].encode())
+        for kind in ("i1", "<i2", "<i8"):
+            secrets += forms(secret[:48].astype(kind).tobytes())
+            secrets += forms(secret[-48:].astype(kind).tobytes())
     return secrets
+
+
+def test_the_search_finds_a_one_time_secret_that_was_not_padded(capture):
+    secrets = secrets_of(capture)
+    for secret in capture.one_time:
+        told = str(secret.tolist()).encode(), secret.astype("<u2").tobytes()
+        assert all(any(form in each for form in secrets) for each in told)
+
+
+def test_a_one_time_secret_is_erased_once_it_was_given(capture):
+    secrets = [secret.astype("<i2").tobytes() for secret in capture.one_time]
+    needles = [form for secret in secrets for form in forms(secret[:48])]
+    for path in filter(Path.is_file, capture.folder.rglob("*")):
+        content = path.read_bytes()
+        assert not [form for form in needles if form in content], path
+
+
+def test_no_two_uploads_or_key_answers_are_alike(capture):
+    for name in ENCRYPTED - {"fedsens.key-sum", "fedsens.map-key-sum"}:
+        sent = [
+            b"".join(array.data for array in message.content[name].values())
+            for message in capture.messages
+            if name in message.content and message.metadata.reply_to_message_id
+        ]
+        assert len(set(sent)) == len(sent) > 0, name
 
 
 def reachable(root):
@@ -197,7 +251,7 @@ def test_the_server_holds_no_secret(capture):
     capture.run.strategy._on_report = None  # leads to this test, which opens models
     objects = reachable(capture.run.strategy)
     assert len(objects) > 100
-    holders = (SecretKey, Encryptor, Decryptor, X25519PrivateKey)
+    holders = (FederationKey, OneTimeSecret, Encryptor, Decryptor, X25519PrivateKey)
     assert not [item for item in objects if isinstance(item, holders)]
     secrets = secrets_of(capture)
     data = [
@@ -206,7 +260,7 @@ def test_the_server_holds_no_secret(capture):
         if isinstance(o, str | bytes | bytearray)
     ]
     data += [item.tobytes() for item in objects if isinstance(item, np.ndarray)]
-    assert any(capture.run.strategy.model.ciphertext == each for each in data)
+    assert any(capture.run.strategy.model.aggregate.ciphertext == each for each in data)
     assert not [s for s in secrets if any(s in each for each in data)]
 
 
@@ -218,8 +272,11 @@ def test_the_exported_file_holds_no_secret(capture, tmp_path):
     flat = model.layout.flatten({
         n: a.astype(capture.run.models[3][n].dtype) for n, a in recorder.mean(3).items()
     })
+    random = model.aggregate.ciphertext, model.aggregate.key_sum
+    rest = content.replace(random[0], b"").replace(random[1], b"")
+    assert len(rest) == len(content) - sum(map(len, random))
     for value in flat[model.mask.selected]:
-        assert np.float32(value).tobytes() not in content.replace(model.ciphertext, b"")
+        assert np.float32(value).tobytes() not in rest
 
 
 def test_a_clients_flower_state_holds_nothing(capture):
@@ -241,5 +298,10 @@ def test_what_the_run_returns_has_nan_for_masked_coordinates(capture):
 def test_state_is_where_it_should_be(capture):
     assert not state_dir().exists()
     names = {path.name for path in (capture.folder / "run-1" / "node-1000").iterdir()}
-    newest_mask = "mask-3"
-    assert names == {"identity", "key", "key.parties.json", "model.json", newest_mask}
+    records = {
+        f"{kind}-3.{part}"
+        for kind in ("update", "map")
+        for part in ("begun", "secret", "list", "answer")
+    }
+    keys = {"identity", "run-identity", "key", "key.parties"}
+    assert names == keys | {"model.json"} | records

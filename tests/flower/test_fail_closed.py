@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedsens import EncryptionMask, Encryptor, ParameterLayout, generate_key
+from fedsens import (
+    Aggregator,
+    CkksParameters,
+    EncryptionMask,
+    Encryptor,
+    FederationKey,
+    ParameterLayout,
+)
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError
-from fedsens.flower import LocalGrid, remainders
+from fedsens.flower import LocalGrid, _client
 from fedsens.flower._records import (
     CIPHERTEXT,
     HEADER,
+    KEY_SUM,
+    MAP,
     MASK,
     MODEL_MASK,
     bytes_to_record,
@@ -48,9 +57,12 @@ def ask(stage, tmp_path):
 
     def put(change=lambda content: None, kind="train", app=None, **settings):
         message = copy.deepcopy(stage.requests[kind])
-        record = tmp_path / "copy" / "run-1" / f"node-{NODE}" / "model.json"
+        folder = tmp_path / "copy" / "run-1" / f"node-{NODE}"
+        record = folder / "model.json"
+        for path in [*folder.glob("update-*"), *folder.glob("map-*")]:  # it comes as if new
+            path.unlink()
         if kind.startswith("query."):  # these are of round 1, before any model was opened
-            record.unlink()
+            record.unlink(missing_ok=True)
         elif kind == "train":  # this one comes before the evaluation of its round's result
             record.write_text(record.read_text().replace('"model_round": 2', '"model_round": 1'))
         change(message.content)
@@ -157,10 +169,11 @@ def not_an_array(content):
     content["arrays"]["0.bias"] = Array("float32", (8,), "numpy.ndarray", b"\x93NUMPY\x01\x00\x00")
 
 
-def foreign_ciphertext(values=34):
+def foreign_ciphertext(parameters=None, name=CIPHERTEXT):
     def change(content):
-        key = generate_key(MAP_PARAMETERS.preset("compact"))
-        content[CIPHERTEXT] = bytes_to_record(Encryptor(key).encrypt(np.zeros(values)))
+        chosen = parameters or CkksParameters.preset("precise")
+        data, _ = Encryptor(chosen, bytes(32)).encrypt(np.zeros(34))
+        content[name] = bytes_to_record(data)
 
     return change
 
@@ -177,19 +190,19 @@ CHANGES = {
     "no mask": (drop(MASK), "ProtocolError"),
     "no ciphertext": (drop(CIPHERTEXT), "ProtocolError"),
     "no model": (drop("arrays"), "ProtocolError"),
-    "another protocol version": (edit(version=3), "ProtocolError"),
+    "another protocol version": (edit(version=2), "ProtocolError"),
     "an unknown field in the header": (edit(extra=1), "ProtocolError"),
     "another mask than the header's": (edit(mask="ab" * 32), "ProtocolError"),
     "another mask of the model than the header's": (edit(model_mask="ab" * 32), "ProtocolError"),
-    "a weight of zero": (edit(weight=0), "ProtocolError"),
-    "a negative weight": (edit(weight=-0.5), "ProtocolError"),
+    "a reference of zero": (edit(reference=0), "ProtocolError"),
+    "a negative reference": (edit(reference=-0.5), "ProtocolError"),
     "an empty layout": (edit(layout="[]"), "ProtocolError|MaskError"),
     "a broken layout": (edit(layout="{"), "LayoutError"),
     "another key": (edit(fingerprint="ab" * 16), "ProtocolError"),
     "no key": (edit(fingerprint=""), "ProtocolError"),
     "other parameters": (
-        edit(parameters={"name": "precise", "value_range": 64.0}),
-        "KeyMismatchError",
+        edit(parameters={"name": "exact", "value_range": 64.0}),
+        "ProtocolError",
     ),
     "an old round": (edit(round=1), "RoundError"),
     "a bit of the mask": (replace(MASK, flip(60)), "MaskError"),
@@ -212,9 +225,20 @@ CHANGES = {
     ),
     "an empty ciphertext": (replace(CIPHERTEXT, lambda data: b""), "CiphertextError"),
     "another version of ciphertexts": (replace(CIPHERTEXT, flip(5)), "CiphertextError"),
-    "another key in the ciphertext": (replace(CIPHERTEXT, flip(30)), "CiphertextError"),
+    "another number of values in the ciphertext": (
+        replace(CIPHERTEXT, flip(30)),
+        "CiphertextError",
+    ),
     "a bit of the ciphertext": (replace(CIPHERTEXT, flip(10_000)), "CiphertextError"),
-    "a ciphertext under a foreign key": (foreign_ciphertext(), "KeyMismatchError"),
+    "a ciphertext under other parameters": (
+        foreign_ciphertext(CkksParameters.preset("exact")),
+        "KeyMismatchError",
+    ),
+    "one client's ciphertext": (foreign_ciphertext(), "ProtocolError"),
+    "no sum of keys": (drop(KEY_SUM), "ProtocolError"),
+    "a sum of keys cut short": (replace(KEY_SUM, lambda data: data[:-1]), "ProtocolError"),
+    "a bit of the sum of keys": (replace(KEY_SUM, flip(4000)), "ModelError"),
+    "no list of contributors": (edit(aggregate=None), "ProtocolError"),
 }
 
 
@@ -229,11 +253,12 @@ def test_a_changed_message_is_refused_before_user_code_runs(ask, change, error, 
     assert reply.error.reason.split(":")[0] in error.split("|"), reply.error.reason
 
 
-def test_a_ciphertext_of_another_length_under_the_right_key_is_refused(ask, stage):
-    key = stage.key.using(stage.run.strategy.config.parameters)
-    shorter = Encryptor(key).encrypt(np.zeros(33))
+def test_a_ciphertext_of_another_length_is_refused(ask):
+    parameters = CkksParameters.preset("precise")
+    batches = [Encryptor(parameters, bytes(32)).encrypt(np.zeros(33))[0] for _ in range(2)]
+    shorter = Aggregator(parameters).sum(batches)
     reply = ask(lambda content: content.update({CIPHERTEXT: bytes_to_record(shorter)}))
-    assert_refused(reply, "ProtocolError", "34 values", "got 33")
+    assert_refused(reply, "ProtocolError", "34 values", "one of 2 of 33")
 
 
 def test_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
@@ -250,8 +275,7 @@ def test_the_data_owner_cannot_lower_the_apps_minimum(ask):
     assert_refused(ask(app=make_app(min_ratio=0.6), min_ratio=0.1), "DowngradeError")
 
 
-def test_a_smaller_mask_for_the_answer_is_refused(ask, tmp_path):
-    (tmp_path / "copy" / "run-1" / f"node-{NODE}" / "mask-2").unlink()
+def test_a_smaller_mask_for_the_answer_is_refused(ask):
     change = with_mask(lambda mask: mask.selected & (np.cumsum(mask.selected) <= 20))
     assert ask(change).has_content()  # nobody demanded more
     assert_refused(ask(change, min_ratio=RATIO), "DowngradeError", "got 20")
@@ -267,10 +291,9 @@ def unencrypted(content):
     empty = other_mask(bytes_of(content, MASK), lambda mask: np.zeros(mask.size, bool))
     content["arrays"] = initial_arrays()
     content[MASK] = bytes_to_record(empty.to_bytes())
-    content.pop(CIPHERTEXT)
-    edit(mask=empty.digest, model_mask=empty.digest, weight=0, fingerprint="", contributors=None)(
-        content
-    )
+    drop(CIPHERTEXT, KEY_SUM)(content)
+    told = {"fingerprint": "", "aggregate": None, "cohort": []}
+    edit(mask=empty.digest, model_mask=empty.digest, **told)(content)
 
 
 def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
@@ -281,7 +304,7 @@ def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
 
 
 def test_another_key_file_is_refused_by_name(ask, tmp_path):
-    key = generate_key(MAP_PARAMETERS.preset("compact"), MAP_PARAMETERS)
+    key = FederationKey.generate()
     key.save(tmp_path / "other")
     assert_refused(ask(key_file=str(tmp_path / "other")), "ProtocolError", key.fingerprint)
 
@@ -393,15 +416,14 @@ def test_an_array_that_cannot_be_read_is_refused(ask):
     assert_refused(ask(app=answer(archive)), "ProtocolError", "arrays of numbers")
 
 
-def test_a_model_in_an_evaluation_answer_is_protected_too(ask):
+def test_a_model_in_an_evaluation_answer_does_not_leave(ask):
     def leak(message, context):
         reply = evaluate(message, context)
         reply.content["model"] = ArrayRecord(message.content["arrays"].to_torch_state_dict())
         return reply
 
     reply = ask(kind="evaluate", app=make_app(evaluate=leak))
-    assert CIPHERTEXT in reply.content
-    assert sum(a.numpy().size for a in reply.content["model"].values()) == 116 - 34
+    assert_refused(reply, "ProtocolError", "answers to training only")
 
 
 SECRET = "0.123456789"
@@ -439,16 +461,17 @@ def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
     def fail(*args):
         raise RuntimeError(f"weight {SECRET} is odd")
 
-    monkeypatch.setattr(remainders, "split", fail)
+    monkeypatch.setattr(_client, "tied_but_masked_apart", fail)
     reply = ask()
     assert not reply.has_content()
     assert SECRET not in reply.error.reason
     assert "RuntimeError" in reply.error.reason
 
 
-def tied_state():
+def state_to_tie():
+    """Two tensors that training makes one, so that the server cannot know of it."""
     state = arrays_of(initial_arrays())
-    state["tied.weight"] = state["0.weight"].copy()
+    state["tied.weight"] = state["0.weight"] + np.float32(0.5)
     return state
 
 
@@ -464,7 +487,7 @@ def test_tied_parameters_must_be_masked_alike(force, caplog):
         })
         return Message(content, reply_to=message)
 
-    initial = ArrayRecord({name: Array(np.asarray(a)) for name, a in tied_state().items()})
+    initial = ArrayRecord({name: Array(np.asarray(a)) for name, a in state_to_tie().items()})
     metrics = lambda m, c: Message(  # noqa: E731
         RecordDict({"metrics": MetricRecord({"num-examples": 20})}), reply_to=m
     )
@@ -477,7 +500,7 @@ def test_tied_parameters_must_be_masked_alike(force, caplog):
         assert "expected tied parameters to be masked alike" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["keys", "sensitivity", "mask"])
+@pytest.mark.parametrize("name", ["keys", "sensitivity", "mask", "key_sum"])
 def test_queries_without_their_header_are_refused(ask, name):
     def strip(content):
         for key in list(content.config_records):
@@ -492,7 +515,7 @@ def test_a_map_is_refused_for_a_model_without_protection(ask):
         every_own_record(content)
         content["fedsens.request"] = request
 
-    assert_refused(ask(strip, "query.fedsens_sensitivity"), "DowngradeError", "a plain one")
+    assert_refused(ask(strip, "query.fedsens_sensitivity"), "ProtocolError", "a ModelHeader")
 
 
 def test_an_app_without_a_sensitivity_function_says_so(ask):
@@ -508,22 +531,21 @@ DAMAGED_MAPS = {
     "cut short": replace("fedsens.map", lambda data: data[:-1]),
     "a flipped bit": replace("fedsens.map", flip(5000)),
     "no map": drop("fedsens.map"),
-    "a map under a foreign key": foreign_ciphertext(),
+    "one client's map": foreign_ciphertext(MAP_PARAMETERS, MAP),
+    "a map under other parameters": foreign_ciphertext(name=MAP),
+    "no sum of keys": drop("fedsens.map-key-sum"),
+    "another sum of keys": replace("fedsens.map-key-sum", flip(100)),
     "an empty map": lambda content: content.update({"fedsens.map": bytes_to_record(b"")}),
 }
 
 
 @pytest.mark.parametrize("change", DAMAGED_MAPS.values(), ids=DAMAGED_MAPS)
 def test_a_damaged_map_makes_no_mask(ask, change):
-    def put(content):
-        change(content)
-        if CIPHERTEXT in content:
-            content["fedsens.map"] = content.pop(CIPHERTEXT)
-
-    reply = ask(put, "query.fedsens_mask")
+    reply = ask(change, "query.fedsens_mask")
     assert not reply.has_content()
     assert reply.error.reason.split(":")[0] in {
         "CiphertextError",
         "ProtocolError",
         "KeyMismatchError",
+        "ModelError",
     }

@@ -1,4 +1,4 @@
-"""Answers are taken one by one as they arrive."""
+"""Answers are taken one by one as they arrive, and nodes are waited for."""
 
 import gc
 import time
@@ -7,9 +7,10 @@ import weakref
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
-from fedsens.flower.arrivals import StreamingGrid, arriving
-from fedsens.flower.records import CIPHERTEXT, MAP
+from fedsens.flower._grid import StreamingGrid, arriving, wait_for_nodes
+from fedsens.flower._records import CIPHERTEXT, MAP
 
 from .federation import Run, is_reply, make_app
 
@@ -64,6 +65,28 @@ def test_what_is_there_at_the_deadline_is_taken():
     assert len(list(arriving(grid, questions(grid), 0.0))) == 3
 
 
+def test_nodes_are_waited_for():
+    grid = LocalGrid(make_app(), 1)
+    looks = []
+
+    def connect():
+        looks.append(len(grid.nodes))
+        if len(looks) == 3:
+            grid.connect(999, {"partition-id": 1, "num-partitions": 2})
+        return list(grid.nodes)
+
+    grid.get_node_ids = connect
+    assert wait_for_nodes(grid, 2, 3.0) == [999, 1000]
+    assert looks == [1, 1, 1]
+
+
+def test_too_few_nodes_are_a_named_error():
+    grid = LocalGrid(make_app(), 1)
+    with pytest.raises(PhaseError, match="at least 2 connected nodes within 0.1 s, got 1; start"):
+        wait_for_nodes(grid, 2, 0.1)
+    assert wait_for_nodes(grid, 0, 0.1) == wait_for_nodes(grid, 1, 0.1) == [1000]
+
+
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_the_server_holds_one_ciphertext_at_a_time(ratio):
     held, most = [], []
@@ -72,7 +95,8 @@ def test_the_server_holds_one_ciphertext_at_a_time(ratio):
         records = message.content if message.has_content() and is_reply_with_bytes(message) else {}
         for name in (CIPHERTEXT, MAP):
             if name in records:
-                gc.collect()
+                if any(each() is not None for each in held):
+                    gc.collect()  # which takes long, so only where something is left
                 most.append(sum(each() is not None for each in held))
                 held.append(weakref.ref(records[name]))
 

@@ -22,13 +22,17 @@ def test_nobody_counts_more_than_announced_and_most_count_fully(announced):
 @given(COUNTS)
 def test_the_order_and_names_of_clients_do_not_matter(announced):
     renamed = {-node: announced[node] for node in sorted(announced, reverse=True)}
-    assert capped_examples(renamed) == {-node: count for node, count in capped_examples(announced).items()}
+    assert capped_examples(renamed) == {
+        -node: count for node, count in capped_examples(announced).items()
+    }
 
 
 @given(COUNTS.filter(lambda announced: any(announced.values())))
 def test_a_median_client_keeps_its_share(announced):
     median = statistics.median_low([count for count in announced.values() if count])
-    assert sum(capped_examples(announced).values()) <= median * (CAP_FACTOR * len(announced) + CAP_BUDGET)
+    assert sum(capped_examples(announced).values()) <= median * (
+        CAP_FACTOR * len(announced) + CAP_BUDGET
+    )
 
 
 @given(COUNTS.filter(lambda announced: any(announced.values())))
@@ -59,4 +63,3 @@ def test_several_share_the_room():
     for many in (2, 16, 40):
         counts = capped_examples(usual | dict.fromkeys(range(100, 100 + many), 2**50))
         assert counts[100] == 10 * max(CAP_FACTOR, CAP_BUDGET // many)
-

@@ -113,8 +113,8 @@ def test_the_server_sees_fedavgs_own_numbers_outside_the_mask():
         {"policy": "sensitivity", "ratio": 0.4, "force": "last"},
         {"policy": "random", "ratio": 0.6, "force": "first, 3.bias"},
         {"policy": "sensitivity", "ratio": 0.3, "map_fraction": 0.7},
-        {"policy": "sensitivity", "ratio": 0.3, "preset": "precise"},
-        {"policy": "sensitivity", "ratio": 0.3, "preset": "balanced", "value_range": 8.0},
+        {"policy": "sensitivity", "ratio": 0.3, "preset": "compact"},
+        {"policy": "sensitivity", "ratio": 0.3, "preset": "exact", "value_range": 8.0},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )
@@ -176,7 +176,7 @@ def test_plain_maps_give_the_mask_of_encrypted_maps():
 def test_a_client_gives_its_plain_map_only_if_its_owner_allows(caplog):
     with pytest.raises(PhaseError, match="expected maps from at least 2 clients, got 0"):
         Run(ratio=0.3, maps="plain")
-    assert caplog.text.count("DowngradeError: expected to send an encrypted map") >= CLIENTS
+    assert caplog.text.count("DowngradeError: expected a request for an encrypted map") >= CLIENTS
 
 
 def test_training_improves_the_encrypted_model():

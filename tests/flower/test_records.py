@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsens.flower.npy import read_npy
+from fedsens.flower._records import read_npy
 
 KINDS = st.one_of(
     hnp.boolean_dtypes(),

@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedsens import FedSensConfig
 from fedsens.flower import LocalGrid, SelectiveEncryption
+from fedsens.keys import open_model
 
 from .federation import initial_arrays, is_request, largest_difference, make_app, shared_key
 from .test_resume import Killed
@@ -38,7 +39,8 @@ def start(folder, run_id, tap=None, **options):
     strategy = SelectiveEncryption(FedAvg(), config)
     random.seed(0)
     strategy.start(grid, initial_arrays(), ROUNDS)
-    return strategy, strategy.model.open(shared_key(grid, strategy._run.keys.fingerprint))
+    key = shared_key(grid, strategy._run.keys.fingerprint)
+    return strategy, open_model(strategy.model, key)
 
 
 @pytest.mark.parametrize("at", [3, 4, 5])

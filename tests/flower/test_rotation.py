@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from fedsens.flower.client import Client
+from fedsens.protocol.keyfile import PublicParameters, save_key
 from flwr.app import RecordDict
 
 from fedsens import CkksParameters, generate_key
 from fedsens.errors import CheckpointError, ConfigurationError, KeyMismatchError, PhaseError
 from fedsens.flower import LocalGrid
-from fedsens.flower.client import Client
-from fedsens.protocol.keyfile import PublicParameters, save_key
 
 from .federation import (
     Recorder,

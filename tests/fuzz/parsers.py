@@ -2,69 +2,107 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import struct
-from functools import cache
+import tempfile
+from functools import cache, partial
 from pathlib import Path
 
 from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    Message,
-    Metadata,
+    Context,
     MetricRecord,
     RecordDict,
 )
 
-from fedsens.crypto import Aggregator, CkksParameters, Decryptor, SecretKey
-from fedsens.crypto.wire import parse_batch
-from fedsens.flower import records
-from fedsens.flower.maps import PlainMapSum
-from fedsens.flower.updates import Updates
+from fedsens.cli.inspect import describe, load_model
+from fedsens.config import FedSensConfig
+from fedsens.crypto import (
+    PRESETS,
+    Aggregator,
+    CkksParameters,
+    Decryptor,
+    OneTimeSecret,
+    parse_batch,
+)
+from fedsens.crypto._wire import to_wire
+from fedsens.flower import _records as records
+from fedsens.flower._client import Client
+from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._maps import MapCollection
+from fedsens.flower._updates import Updates, schema_of
+from fedsens.flower._uploads import _key_answer
+from fedsens.keys import (
+    FederationKey,
+    PendingUpload,
+    RunRecord,
+    UploadRecords,
+    locked_key_in,
+    open_model,
+    read_roster,
+    unseal,
+)
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
-from fedsens.protocol import headers
-from fedsens.protocol.checkpoint import load_checkpoint
-from fedsens.protocol.describe import describe, load_model
-from fedsens.protocol.envelope import unseal
-from fedsens.protocol.keyfile import PublicParameters, load_key, locked_key_in
-from fedsens.protocol.roster import read_roster
-from fedsens.protocol.tags import tagged
+from fedsens.protocol import (
+    KeyReply,
+    KeyRequest,
+    KeySumRequest,
+    MapRequest,
+    MaskRequest,
+    ModelHeader,
+    PlainMapHeader,
+    RekeyReply,
+    RekeyRequest,
+    UploadHeader,
+    load_checkpoint,
+    sum_answers,
+)
 from fedsens.sensitivity.mapfile import load_map
 
 from . import fixed
 from .frames import split
 
-COMPACT = CkksParameters.preset("compact")
 KINDS = (
-    *(headers.ModelHeader, headers.UpdateHeader, headers.KeyRequest, headers.KeyReply),
-    *(headers.MapRequest, headers.MapReply, headers.MaskRequest, headers.RotateRequest),
+    *(ModelHeader, UploadHeader, PlainMapHeader, KeySumRequest, KeyRequest),
+    *(KeyReply, MapRequest, MaskRequest, RekeyRequest, RekeyReply),
 )
-ANSWER = Metadata(1, "2", 3, 4, "5", "6", 7.0, 8.0, "train")  # of no account to the parser
+SETS = {each.digest: each for each in map(CkksParameters.preset, PRESETS)}
 CHEAP = 2**20  # bytes of scrypt up to which a mutated lock is tried
+MODEL_PARTS = (records.MASK, records.MODEL_MASK, records.CIPHERTEXT, records.KEY_SUM)
+RECORDS = ("update-3.begun", "update-3.secret", "update-3.list", "update-3.answer", "model.json")
+
+
+def parameters_of(data: bytes) -> CkksParameters:
+    """The preset whose digest a batch names, else that of the model."""
+    return SETS.get(data[8:24], fixed.PARAMETERS)
 
 
 def batch(data: bytes) -> None:
-    """A ciphertext batch, up to SEAL."""
-    parse_batch(data, COMPACT).to_bytes()
+    """A ciphertext batch, up to its residues."""
+    found = parse_batch(data, parameters_of(data))
+    for _, words in found.chunks():
+        to_wire(words, found.parameters)
 
 
 def aggregate(data: bytes) -> None:
-    """A ciphertext batch, through SEAL: as the first summand and as the second."""
-    aggregator = Aggregator(COMPACT, None, fixed.key().fingerprint)
+    """A ciphertext batch, added: as the first summand and as the second."""
+    aggregator = Aggregator(parameters_of(data))
     aggregator.add(data)
     aggregator.add(data)
-
-
-@cache
-def _decryptor() -> Decryptor:
-    return Decryptor(fixed.key())
+    aggregator.result()
 
 
 def decrypt(data: bytes) -> None:
     """A ciphertext batch, through SEAL to its values."""
-    _decryptor().decrypt(data)
+    parameters = parameters_of(data)
+    summands = parse_batch(data, parameters).summands
+    secret = OneTimeSecret.from_array(min(summands, 2) * fixed.secret().to_array(), summands)
+    Decryptor(parameters, fixed.DECRYPTED_IN).decrypt(data, secret)
 
 
 def mask(data: bytes) -> None:
@@ -73,29 +111,22 @@ def mask(data: bytes) -> None:
 
 
 def envelope(data: bytes) -> None:
-    """An envelope from the fixed sender to the fixed recipient."""
-    sender, recipient = fixed.identities()
+    """An envelope from the fixed sender to the fixed recipient, for one key of the run."""
+    (sender, _), (recipient, _) = fixed.identities()
     public = sender.public_key().public_bytes_raw()
-    SecretKey.from_bytes(unseal(data, recipient, public, fixed.RUN))
+    FederationKey.from_bytes(unseal(data, recipient, public, str(fixed.RUN), fixed.KEY_INDEX))
 
 
 def key(data: bytes) -> None:
-    """A secret key, from an envelope or a file, until SEAL holds it."""
-    found = SecretKey.from_bytes(data)
-    for parameters in found.parameter_sets:
-        found.using(parameters).seal_key()
+    """The federation's key, from an envelope or a file."""
+    FederationKey.from_bytes(data).derive(b"fuzz")
 
 
 def locked(data: bytes) -> None:
     """A key file, locked or not. Costly locks are read, but not tried."""
     found = locked_key_in(data)
     if found is None or 128 * found.scrypt.n * found.scrypt.r <= CHEAP:
-        load_key(_file(data), lambda: fixed.PASSPHRASE)
-
-
-def public(data: bytes) -> None:
-    """A file of public parameters."""
-    PublicParameters.load(_file(data))
+        FederationKey.load(_file(data), lambda: fixed.PASSPHRASE)
 
 
 def roster(data: bytes) -> None:
@@ -106,7 +137,7 @@ def roster(data: bytes) -> None:
 def header(data: bytes) -> None:
     """A header: the first byte chooses its kind."""
     kind = KINDS[data[0] % len(KINDS)] if data else KINDS[0]
-    records.take_header(_with_header(data[1:]), kind).to_json()
+    records.take_header(_headed(data[1:]), kind).to_json()
 
 
 def layout(data: bytes) -> None:
@@ -121,29 +152,80 @@ def arrays(data: bytes) -> None:
 
 
 def model_message(data: bytes) -> None:
-    """A model as a client gets it."""
-    content = _content(split(data))
+    """A model as a client gets it: header, mask, the model's mask, sum, sum of keys, arrays."""
+    first, *frames = _frames(data, 5)
+    content = _headed(first)
+    _put(content, MODEL_PARTS, frames[:4])
+    content["arrays"] = _arrays(frames[4:])
     model, _ = records.take_model(content)
-    model.open(fixed.key())
+    open_model(model, fixed.key())
 
 
 def update_message(data: bytes) -> None:
-    """A trained model as the server gets it."""
-    frames = split(data)
-    frames += [b""] * (4 - len(frames))
-    value = struct.unpack("<d", frames[2].ljust(8, b"\0")[:8])[0]
-    content = _content([frames[0], b"", b"", *frames[3:]])
+    """A trained model as the server gets it: header, examples, ciphertext, arrays."""
+    first, examples, ciphertext, *frames = _frames(data, 3)
+    content = _headed(first)
+    _put(content, (records.CIPHERTEXT,), [ciphertext])
+    content["arrays"] = _arrays(frames)
+    (value,) = struct.unpack("<d", examples.ljust(8, b"\0")[:8])
     content["metrics"] = MetricRecord({"num-examples": value})
-    updates = Updates(fixed.sent(), fixed.layout(), fixed.mask(), fixed.key().fingerprint)
-    _, ciphertext = updates._check(Message(content, metadata=ANSWER))
-    count = tagged(fixed.mask().k, COMPACT)
-    Aggregator(COMPACT, count, fixed.key().fingerprint).add(ciphertext, fresh=True)
+    parties = {fixed.NODE: fixed.cohort()[0]}
+    updates = Updates(fixed.phase(), fixed.layout(), fixed.mask(), parties)
+    told, got = updates._read(content)  # as Updates.take, which would log what is refused
+    uploads = updates._new_group(schema_of(content)).uploads
+    uploads.check(fixed.NODE, told)
+    updates._check_weight(content, told)
+    uploads.add(fixed.NODE, told, got)
+
+
+def map_sum(data: bytes) -> None:
+    """A sum of maps as the mask holder gets it: the request, the sum, the sum of keys."""
+    first, *frames = _frames(data, 3)
+    content = _headed(first)
+    _put(content, (records.MAP, records.MAP_KEY_SUM), frames[:2])
+    request = records.take_header(content, MaskRequest)
+    if request.aggregate is not None:
+        total = records.take_aggregate(content, request.aggregate, records.MAP, records.MAP_KEY_SUM)
+        _client().open_map(total, _received())
 
 
 def plain_map(data: bytes) -> None:
-    """A map in plaintext as the server gets it."""
-    content = RecordDict({records.PLAIN_MAP: records.bytes_to_record(data)})
-    PlainMapSum(8)._add(content)
+    """A map in plaintext as the server gets it: header, scores."""
+    first, scores = _frames(data, 2)[:2]
+    content = _headed(first)
+    _put(content, (records.PLAIN_MAP,), [scores])
+    MapCollection(FedSensConfig.create(maps="plain"), KeyAgreement(1.0), 8)._add_plain(content)
+
+
+def key_sum_request(data: bytes) -> None:
+    """The list of contributors as a client gets it before it gives its padded secret."""
+    request = records.take_header(_headed(data), KeySumRequest)
+    _reset_records()
+    _client().answer_key_sum(request)
+
+
+def key_answer(data: bytes) -> None:
+    """A padded secret as the server gets it."""
+    found = _key_answer(fixed.NODE, RecordDict({records.KEY_ANSWER: _record(data)}))
+    if found is not None:
+        sum_answers([found, found])
+
+
+def upload_record(data: bytes) -> None:
+    """A client's own record of an upload: the first byte chooses which."""
+    name = RECORDS[data[0] % len(RECORDS)] if data else RECORDS[0]
+    _reset_records(name, data[1:])
+    uploads = UploadRecords(_client_folder())
+    if name == "update-3.begun":
+        (_client_folder() / "update-3.secret").unlink()
+        uploads.keep("update", 3, fixed.pending())
+    elif name == "update-3.secret":
+        uploads.pending("update", 3)
+    elif name == "model.json":
+        model = RunRecord(_client_folder())
+        _ = (model.last_round(), model.last_model_round(), model.last_key_index())
+    else:
+        uploads.answer("update", 3, _list_digest(), _padded)
 
 
 def checkpoint(data: bytes) -> None:
@@ -152,8 +234,8 @@ def checkpoint(data: bytes) -> None:
 
 
 def model_file(data: bytes) -> None:
-    """An exported model as ``fedsens open`` reads it."""
-    load_model(_file(data)).open(fixed.key())
+    """An exported model or a checkpoint as ``fedsens open`` reads it."""
+    open_model(load_model(_file(data)), fixed.key())
 
 
 def map_file(data: bytes) -> None:
@@ -180,21 +262,92 @@ def _file(data: bytes) -> Path:
     return Path(f"/proc/self/fd/{_descriptor()}")
 
 
-def _with_header(text: bytes) -> RecordDict:
+@cache
+def _client() -> Client:
+    """The first of the fixed clients, with its files in a folder in memory where there is one."""
+    memory = Path("/dev/shm")
+    top = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None))
+    atexit.register(partial(shutil.rmtree, top, ignore_errors=True))
+    lasting, of_run = fixed.identities()[0]
+    names = {"state-dir": "state", "identity-file": "identity", "key-file": "key"}
+    config = {f"fedsens-{option}": str(top / name) for option, name in names.items()}
+    client = Client(Context(fixed.RUN, fixed.NODE, config, RecordDict(), {}))
+    contents = {top / "identity": lasting, client.store.folder / "run-identity": of_run}
+    for path, identity in contents.items():
+        _write_private(path, identity.private_bytes_raw())
+    fixed.key().save(top / "key")
+    return client
+
+
+def _client_folder() -> Path:
+    return _client().store.folder
+
+
+def _received() -> records.Received:
+    header = fixed.sent()
+    return records.Received(fixed.layout(), fixed.mask(), header, fixed.mask(), "arrays", "")
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _list_digest() -> bytes:
+    return fixed.contributors().digest(fixed.update_context().digest)
+
+
+def _padded(pending: PendingUpload) -> bytes:
+    return pending.secret.astype("<u2").tobytes()
+
+
+@cache
+def good_records() -> dict[str, bytes]:
+    """A client's records as it writes them itself, of each name in :data:`RECORDS`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, uploads = Path(folder), UploadRecords(Path(folder))
+        uploads.begin("update", 3, fixed.update_context().digest)
+        uploads.keep("update", 3, fixed.pending())
+        held = (path / "update-3.secret").read_bytes()
+        uploads.answer("update", 3, _list_digest(), _padded)
+        RunRecord(path).record_model(3, 2, 0, "ab" * 32)
+        return {n: (path / n).read_bytes() for n in RECORDS} | {"update-3.secret": held}
+
+
+def _reset_records(name: str = "", data: bytes = b"") -> None:
+    """The records of a client that has sent its update, one of them replaced."""
+    folder = _client_folder()
+    for record in RECORDS:
+        (folder / record).unlink(missing_ok=True)
+    wanted = {"update-3.begun", "update-3.secret", "model.json"}
+    for record in wanted - {name}:
+        _write_private(folder / record, good_records()[record])
+    if name == "update-3.answer":
+        _write_private(folder / "update-3.list", good_records()["update-3.list"])
+    if name:
+        _write_private(folder / name, data)
+
+
+def _frames(data: bytes, least: int) -> list[bytes]:
+    frames = split(data)
+    return frames + [b""] * (least - len(frames))
+
+
+def _headed(text: bytes) -> RecordDict:
     record = ConfigRecord({"json": text.decode(errors="replace")})
     return RecordDict({records.HEADER: record})
 
 
-def _content(frames: list[bytes]) -> RecordDict:
-    """A message: header, mask, the model's mask or the examples, ciphertext, then arrays."""
-    frames += [b""] * (4 - len(frames))
-    content = _with_header(frames[0])
-    names = (records.MASK, records.MODEL_MASK, records.CIPHERTEXT)
-    for name, data in zip(names, frames[1:4], strict=True):
+def _record(data: bytes) -> ArrayRecord:
+    return records.bytes_to_record(data)
+
+
+def _put(content: RecordDict, names: tuple[str, ...], frames: list[bytes]) -> None:
+    """Records of bytes; an empty frame is none."""
+    for name, data in zip(names, frames, strict=True):
         if data:
-            content[name] = records.bytes_to_record(data)
-    content["arrays"] = _arrays(frames[4:])
-    return content
+            content[name] = _record(data)
 
 
 def _arrays(frames: list[bytes]) -> ArrayRecord:

@@ -1,6 +1,6 @@
 """Writes the corpus's valid inputs: ``python -m tests.fuzz.seeds``.
 
-The key is made once and stays; the other inputs are made from it and from fixed values.
+All are made from fixed values, by the same code as in a federation; encryption is random.
 """
 
 from __future__ import annotations
@@ -15,31 +15,49 @@ from pathlib import Path
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from fedsens.protocol.checkpoint import Checkpoint, Progress, save_checkpoint
-from fedsens.protocol.envelope import seal
-from fedsens.protocol.export import save_model, save_protected
-from fedsens.protocol.keyfile import LockedKey, PublicParameters, ScryptCost
-from fedsens.protocol.model import ProtectedModel
-from fedsens.protocol.report import PhaseReport
-from fedsens.protocol.tagged import encrypt_tagged
-from fedsens.protocol.tags import Scope
 
-from fedsens.crypto import Aggregator, CkksParameters, Encryptor, generate_key
+from fedsens.crypto import MAP_PARAMETERS, PRESETS, Aggregator, CkksParameters, Encryptor
+from fedsens.crypto._blocks import encrypt_blocks
+from fedsens.crypto._wire import FRESH, write_batch
 from fedsens.files import Arrays
+from fedsens.keys import key_answer, make_tags, seal
+from fedsens.keys._file import LockedKey, ScryptCost
 from fedsens.mask import EncryptionMask, partition
-from fedsens.protocol import headers
+from fedsens.protocol import (
+    Aggregate,
+    AggregateHeader,
+    Checkpoint,
+    Contributor,
+    Header,
+    KeyReply,
+    KeyRequest,
+    KeySumRequest,
+    MapRequest,
+    MaskRequest,
+    PhaseReport,
+    PlainMapHeader,
+    Progress,
+    ProtectedModel,
+    RekeyReply,
+    RekeyRequest,
+    RoundContext,
+    UploadHeader,
+    save_checkpoint,
+    save_model,
+    save_protected,
+    sum_answers,
+    tag_count,
+)
 from fedsens.sensitivity import SensitivityMap
 from fedsens.sensitivity.mapfile import save_map
 
 from . import fixed
 from .frames import join
-from .parsers import KINDS
+from .parsers import KINDS, RECORDS, good_records
 
 
 def main() -> None:
     """Write all seeds."""
-    if not (fixed.CORPUS / "key" / "seed-key").exists():
-        _write("key", "key", generate_key(CkksParameters.preset("compact")).to_bytes())
     for name, make in SEEDS.items():
         for label, data in make().items():
             _write(name, label, data)
@@ -52,11 +70,18 @@ def _write(target: str, label: str, data: bytes) -> None:
 
 
 def batches() -> dict[str, bytes]:
-    """Fresh, a sum, and one without values."""
-    encrypt = Encryptor(fixed.key()).encrypt
-    fresh = encrypt(np.linspace(-1, 1, 4))
-    both = Aggregator(fixed.key().parameters).sum([fresh, fresh])
-    return {"fresh": fresh, "sum": both, "empty": encrypt(np.empty(0))}
+    """One of each preset, a sum, and one without values."""
+    sets = {name: CkksParameters.preset(name) for name in PRESETS}
+    values = np.linspace(-1, 1, 4)
+    fresh = {name: encrypted(each, values) for name, each in sets.items()}
+    both = Aggregator(fixed.PARAMETERS).sum([fresh["compact"], fresh["compact"]])
+    return {**fresh, "sum": both, "empty": encrypted(fixed.PARAMETERS, np.empty(0))}
+
+
+def encrypted(parameters: CkksParameters, values: np.ndarray) -> bytes:
+    """A batch under the fixed secret, whose reuse does no harm here."""
+    pieces = encrypt_blocks(parameters, fixed.DECRYPTED_IN, fixed.secret(), values)
+    return write_batch(parameters, FRESH, len(values), 1, pieces)
 
 
 def masks() -> dict[str, bytes]:
@@ -66,25 +91,29 @@ def masks() -> dict[str, bytes]:
 
 
 def envelopes() -> dict[str, bytes]:
-    """A short secret, since the key has a target of its own."""
-    sender, recipient = fixed.identities()
+    """The key, and what is none."""
+    (sender, _), (recipient, _) = fixed.identities()
     public = recipient.public_key().public_bytes_raw()
-    return {"short": seal(b"{}", sender, public, fixed.RUN)}
+    secrets = {"key": fixed.key().to_bytes(), "short": b"{}"}
+    return {
+        name: seal(secret, sender, public, str(fixed.RUN), fixed.KEY_INDEX)
+        for name, secret in secrets.items()
+    }
+
+
+def keys() -> dict[str, bytes]:
+    """The fixed one."""
+    return {"key": fixed.key().to_bytes()}
 
 
 def locks() -> dict[str, bytes]:
-    """A lock that is cheap to try; what it holds is no key, to be short."""
+    """A lock that is cheap to try."""
     cost = ScryptCost(n=2, r=1, salt="00" * 16)
-    public = PublicParameters.of(fixed.key())
-    lock = LockedKey(public=public, scrypt=cost, sealed="")
+    lock = LockedKey(fingerprint=fixed.key().fingerprint, scrypt=cost, sealed="")
     cipher = ChaCha20Poly1305(cost.derive(fixed.PASSPHRASE))
-    sealed = base64.b64encode(cipher.encrypt(bytes(12), b"{}", lock._context())).decode()
-    return {"cheap": lock.model_copy(update={"sealed": sealed}).model_dump_json().encode()}
-
-
-def publics() -> dict[str, bytes]:
-    """Of the fixed key."""
-    return {"key": PublicParameters.of(fixed.key()).model_dump_json(indent=2).encode()}
+    sealed = cipher.encrypt(bytes(12), fixed.key().to_bytes(), lock._context())
+    whole = lock.model_copy(update={"sealed": base64.b64encode(sealed).decode()})
+    return {"cheap": whole.model_dump_json().encode(), **keys()}
 
 
 def rosters() -> dict[str, bytes]:
@@ -94,16 +123,18 @@ def rosters() -> dict[str, bytes]:
 
 def kinds() -> dict[str, bytes]:
     """One header of each kind, behind the byte that chooses the kind."""
-    sent, public = fixed.sent(), "ab" * 32
-    each: list[headers.Header] = [
-        sent,
-        _update_header(),
-        headers.KeyRequest(step="share", parameters=sent.parameters, roster={5: public}),
-        headers.KeyReply(public_key=public, fingerprint="ab" * 16, examples=10),
-        headers.MapRequest(rule="vector", maps="encrypted", reference=20.0),
-        headers.MapReply(samples=10, seconds=0.5, weight=0.5, contributor="5"),
-        headers.MaskRequest(policy="sensitivity", ratio=0.1, force=("a.*",), scores=True),
-        headers.RotateRequest(generation=1, fingerprint="ab" * 16),
+    public, tags = "ab" * 32, (1,) * tag_count(fixed.PARAMETERS)
+    each: list[Header] = [
+        fixed.sent(),
+        _update()[0],
+        PlainMapHeader(weight=0.5, samples=10, work_seconds=0.5),
+        _key_sum_request(),
+        KeyRequest(step="share", roster={5: public}, key_index=1),
+        KeyReply(name=public, run_key="cd" * 32, fingerprint="ab" * 16, examples=10),
+        MapRequest(rule="vector", maps="encrypted"),
+        MaskRequest(policy="sensitivity", ratio=0.1, force=("a.*",), tied=(("a", "b"),)),
+        RekeyRequest(key_index=1, fingerprint="ab" * 16),
+        RekeyReply(tags=tags),
     ]
     chosen = zip(KINDS, each, strict=True)
     return {
@@ -117,28 +148,58 @@ def layouts() -> dict[str, bytes]:
     return {"model": fixed.layout().to_json().encode()}
 
 
-def _update_header() -> headers.UpdateHeader:
-    return headers.UpdateHeader(
-        round=3,
-        mask=fixed.mask().digest,
-        layout=fixed.layout().digest,
-        fingerprint=fixed.key().fingerprint,
-        weight=0.5,
-        contributor="5",
+def _update() -> tuple[UploadHeader, bytes]:
+    """The header and the ciphertext of one client's answer."""
+    _, masked = partition(fixed.arrays(), fixed.mask(), fixed.layout())
+    context, name = fixed.update_context(), fixed.cohort()[0].name
+    member = Contributor(name=name, weight=0.5, nonce="ab" * 16)
+    encryptor = Encryptor(context.parameters, context.digest)
+    ciphertext, _ = encryptor.encrypt(masked, scale=member.weight)
+    told = context.parameters, fixed.key(), context.digest, member
+    header = UploadHeader(
+        context=context.digest.hex(),
+        name=name,
+        weight=member.weight,
+        nonce=member.nonce,
+        tags=make_tags(ciphertext, *told),
     )
+    return header, ciphertext
+
+
+def summed(values: np.ndarray, context: RoundContext) -> Aggregate:
+    """The sum of the fixed clients' uploads, who all have the same values."""
+    key, who, parameters = fixed.key(), fixed.contributors(), context.parameters
+    uploads, answers, tags = [], [], []
+    for identities, party, member in zip(
+        fixed.identities(), fixed.cohort(), who.members, strict=True
+    ):
+        encryptor = Encryptor(parameters, context.digest)
+        ciphertext, secret = encryptor.encrypt(values, scale=member.weight)
+        others = [each for each in fixed.cohort() if each != party]
+        listed = who.digest(context.digest)
+        uploads.append(ciphertext)
+        answers.append(key_answer(secret.to_array(), identities, others, key, listed))
+        tags.append(make_tags(ciphertext, parameters, key, context.digest, member))
+    total = tuple(sum(each) % parameters.wire_modulus for each in zip(*tags, strict=True))
+    header = AggregateHeader(
+        context=context, contributors=who, tags=total, fingerprint=key.fingerprint
+    )
+    return Aggregate(header, Aggregator(parameters).sum(uploads), sum_answers(answers))
 
 
 def _protected() -> ProtectedModel:
     plain, masked = partition(fixed.arrays(), fixed.mask(), fixed.layout())
-    layout, mask, who = fixed.layout(), fixed.mask(), fixed.contributors()
-    scope = Scope("update", who.run, 2, mask.digest, layout.digest, who.reference)
-    batches = [
-        encrypt_tagged(masked, weight, fixed.key(), scope, name)
-        for name, weight in who.summands.items()
-    ]
-    parameters = fixed.key().parameters
-    total = Aggregator(parameters).sum(batches)
-    return ProtectedModel(layout, mask, plain, total, who.weight, parameters, 2, who)
+    total = summed(masked, fixed.model_context())
+    return ProtectedModel(fixed.layout(), fixed.mask(), plain, total, fixed.PARAMETERS, 2)
+
+
+def _key_sum_request() -> KeySumRequest:
+    return KeySumRequest(
+        kind="update",
+        round=3,
+        context=fixed.update_context().digest.hex(),
+        contributors=fixed.contributors(),
+    )
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -159,13 +220,14 @@ def records() -> dict[str, bytes]:
 
 def models() -> dict[str, bytes]:
     """A message with an encrypted model and one with a plain one."""
-    model, header = _protected(), fixed.sent()
+    model, sent = _protected(), fixed.sent()
+    assert model.aggregate is not None
+    header = sent.model_copy(update={"aggregate": model.aggregate.header})
     none = EncryptionMask(np.zeros(fixed.layout().size, bool), fixed.layout().digest)
-    bare = header.model_copy(
-        update={"weight": 0.0, "model_mask": none.digest, "contributors": None}
-    )
-    first = [header.to_json().encode(), fixed.mask().to_bytes(), b"", model.ciphertext or b""]
-    second = [bare.to_json().encode(), fixed.mask().to_bytes(), none.to_bytes(), b""]
+    bare = sent.model_copy(update={"model_mask": none.digest, "aggregate": None})
+    mask, opening = fixed.mask().to_bytes(), [model.aggregate.ciphertext, model.aggregate.key_sum]
+    first = [header.to_json().encode(), mask, b"", *opening]
+    second = [bare.to_json().encode(), mask, none.to_bytes(), b"", b""]
     return {
         "encrypted": join(first + _pairs(model.plain)),
         "plain": join(second + _pairs(fixed.arrays())),
@@ -173,20 +235,45 @@ def models() -> dict[str, bytes]:
 
 
 def updates() -> dict[str, bytes]:
-    """An answer; the number of examples is in the place of the model's mask."""
-    model = _protected()
-    _, masked = partition(fixed.arrays(), fixed.mask(), fixed.layout())
-    who, digests = fixed.contributors(), (fixed.mask().digest, fixed.layout().digest)
-    scope = Scope("update", who.run, 3, *digests, who.reference)
-    ciphertext = encrypt_tagged(masked, 0.5, fixed.key(), scope, "5")
-    examples = struct.pack("<d", 10.0)
-    frames = [_update_header().to_json().encode(), b"", examples, ciphertext]
-    return {"answer": join(frames + _pairs(model.plain))}
+    """An answer."""
+    plain, _ = partition(fixed.arrays(), fixed.mask(), fixed.layout())
+    header, ciphertext = _update()
+    frames = [header.to_json().encode(), struct.pack("<d", 10.0), ciphertext]
+    return {"answer": join(frames + _pairs(plain))}
+
+
+def map_sums() -> dict[str, bytes]:
+    """A sum of maps, and a request without one."""
+    assert fixed.map_context().parameters == MAP_PARAMETERS
+    total = summed(np.arange(fixed.layout().size, dtype=float), fixed.map_context())
+    header = MaskRequest(policy="sensitivity", ratio=0.1, aggregate=total.header)
+    bare = MaskRequest(policy="random", ratio=0.1)
+    return {
+        "sum": join([header.to_json().encode(), total.ciphertext, total.key_sum]),
+        "none": join([bare.to_json().encode()]),
+    }
 
 
 def plain_maps() -> dict[str, bytes]:
     """Eight scores."""
-    return {"eight": np.arange(8.0).tobytes()}
+    header = PlainMapHeader(weight=0.5, samples=10)
+    return {"eight": join([header.to_json().encode(), np.arange(8.0).tobytes()])}
+
+
+def key_sum_requests() -> dict[str, bytes]:
+    """The list of both clients."""
+    return {"both": _key_sum_request().to_json().encode()}
+
+
+def key_answers() -> dict[str, bytes]:
+    """A padded secret, which nothing distinguishes from any other bytes."""
+    padded = np.random.default_rng(0).integers(0, 2**16, 4096).astype("<u2")
+    return {"padded": padded.tobytes()}
+
+
+def upload_records() -> dict[str, bytes]:
+    """Each of them, behind the byte that chooses it."""
+    return {name: bytes([i]) + good_records()[name] for i, name in enumerate(RECORDS)}
 
 
 def checkpoints() -> dict[str, bytes]:
@@ -213,7 +300,7 @@ def files() -> dict[str, bytes]:
     report = PhaseReport(phase="train", round=1, clients=2, lost=0, seconds=1.0)
     summary = b'{"status":"ok","rounds":1,"ratio":0.1,"parameters":1,"encrypted_parameters":1}'
     line = report.model_dump_json().encode() + b"\n"
-    others = {**rosters(), **publics(), **locks(), **model_files(), **checkpoints()}
+    others = {**rosters(), **locks(), **model_files(), **checkpoints()}
     opened = _saved(lambda path: save_model(fixed.arrays(), path))
     return {"reports": line, "summary": summary, "opened": opened, **others}
 
@@ -229,15 +316,19 @@ SEEDS: dict[str, Callable[[], dict[str, bytes]]] = {
     "batch": batches,
     "mask": masks,
     "envelope": envelopes,
+    "key": keys,
     "locked": locks,
-    "public": publics,
     "roster": rosters,
     "header": kinds,
     "layout": layouts,
     "arrays": records,
     "model-message": models,
     "update-message": updates,
+    "map-sum": map_sums,
     "plain-map": plain_maps,
+    "key-sum-request": key_sum_requests,
+    "key-answer": key_answers,
+    "upload-record": upload_records,
     "checkpoint": checkpoints,
     "model-file": model_files,
     "map-file": map_files,

@@ -9,14 +9,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedsens.crypto import Encryptor
-from fedsens.crypto.wire import FRESH, Batch
+from fedsens.crypto._wire import FRESH, HEADER, MAGIC, VERSION
 from fedsens.mask import EncryptionMask
+from fedsens.protocol import Contributor, Contributors
 
 from . import fixed, mend
 from .frames import join
 from .guard import FIXED, Guard
-from .seeds import npy
+from .seeds import encrypted, npy
 from .targets import BY_NAME
 
 SIZE = 200_000  # bytes, about
@@ -72,35 +72,53 @@ def large_array() -> bytes:
     return join([b"a", npy(np.zeros(SIZE // 8))])
 
 
-def public_sets() -> bytes:
-    """Public parameters of many sets."""
-    public = json.loads((fixed.CORPUS / "public" / "seed-key").read_bytes())
-    return _json(public | {"parameters": public["parameters"] * (SIZE // 120)})
-
-
 def many_keys() -> bytes:
     """A roster."""
     return _json([f"{i:064x}" for i in range(SIZE // 67)])
 
 
-def key_list() -> bytes:
-    """A key of many parts that are none."""
+def long_key() -> bytes:
+    """A key of too many bytes."""
     content = json.loads((fixed.CORPUS / "key" / "seed-key").read_bytes())
-    return _json(content | {"keys": [[]] * (SIZE // 3)})
+    return _json(content | {"key": "AAAA" * (SIZE // 4)})
 
 
 def many_blocks() -> bytes:
     """A batch of twelve ciphertexts."""
-    return Encryptor(fixed.key()).encrypt(np.linspace(-1, 1, 12 * 4096))
+    return encrypted(fixed.PARAMETERS, np.linspace(-1, 1, 12 * 4096))
 
 
 def claimed_blocks() -> bytes:
     """A batch that claims 2^32 - 1 ciphertexts."""
-    parameters = fixed.key().parameters
-    batch = Batch(FRESH, parameters.digest, fixed.key().fingerprint, (2**32 - 1) * 4096, 1, ())
-    data = bytearray(batch.to_bytes())
-    data[48:52] = b"\xff" * 4
-    return mend.batch(bytes(data) + bytes(SIZE))
+    digest, blocks = fixed.PARAMETERS.digest, 2**32 - 1
+    head = HEADER.pack(MAGIC, VERSION, FRESH, digest, blocks * 4096, blocks, 1)
+    return mend.batch(head + bytes(SIZE))
+
+
+def many_contributors() -> bytes:
+    """A list of others than the client."""
+    who = Contributors.of(
+        Contributor(name=f"{i:064x}", weight=0.001, nonce="ab" * 16) for i in range(SIZE // 150)
+    )
+    seed = json.loads((fixed.CORPUS / "key-sum-request" / "seed-both").read_bytes())
+    return _json(seed | {"contributors": who.model_dump()})
+
+
+def wrong_contributors() -> bytes:
+    """A list, each entry of which is wrong."""
+    seed = json.loads((fixed.CORPUS / "key-sum-request" / "seed-both").read_bytes())
+    return _json(seed | {"contributors": {"members": [{}] * (SIZE // 3)}})
+
+
+def long_answer() -> bytes:
+    """A padded secret of too many numbers."""
+    return bytes(SIZE)
+
+
+def long_record() -> bytes:
+    """A record of an upload with a long secret."""
+    content = {"secret": "AAAA" * (SIZE // 4), "weight": 1.0, "nonce": "", "context": ""}
+    return mend.upload_record(b"\1\n" + _json(content | {"cohort": [], "key_index": 0}))
 
 
 def many_reports() -> bytes:
@@ -111,17 +129,20 @@ def many_reports() -> bytes:
 LARGE: dict[Callable[[], bytes], tuple[str, ...]] = {
     unknown_fields: ("header",),
     wrong_fields: ("header",),
-    nested: ("layout", "roster", "public", "locked", "key", "header", "inspect"),
+    nested: ("layout", "roster", "locked", "key", "header", "inspect", "key-sum-request"),
     many_tensors: ("layout", "inspect", "roster"),
     many_files: ("checkpoint", "model-file", "map-file", "inspect"),
     large_mask: ("mask",),
     empty_arrays: ("arrays", "model-message", "update-message"),
     large_array: ("arrays",),
-    public_sets: ("public", "inspect"),
     many_keys: ("roster", "inspect"),
-    key_list: ("key", "locked", "inspect"),
+    long_key: ("key", "locked", "inspect"),
     many_blocks: ("batch", "aggregate", "decrypt"),
     claimed_blocks: ("batch", "aggregate", "decrypt"),
+    many_contributors: ("key-sum-request",),
+    wrong_contributors: ("key-sum-request",),
+    long_answer: ("key-answer",),
+    long_record: ("upload-record",),
     many_reports: ("inspect",),
 }
 CASES = [(make, name) for make, names in LARGE.items() for name in names]

@@ -1,18 +1,15 @@
-"""SEAL sees a ciphertext or a key only after fedsens's own checks of it have passed."""
+"""SEAL loads something only for a ciphertext that fedsens's own checks have accepted."""
 
 from __future__ import annotations
 
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from fedsens.crypto.residues import block_size
-from fedsens.crypto.wire import parse_batch
 from fedsens.errors import FedSensError
 
 from . import fixed, parsers
@@ -27,7 +24,7 @@ def loads_in(parse: Callable[[bytes], None], data: bytes) -> tuple[int, bool]:
         nonlocal calls
         if event == "c_call" and function.__name__ == "load":
             calls += "sealapi" in str(type(getattr(function, "__self__", None)).__module__) or (
-                frame.f_code.co_filename.endswith("crypto/seal.py")
+                frame.f_code.co_filename.endswith("crypto/_seal.py")
             )
 
     sys.setprofile(profile)
@@ -48,42 +45,53 @@ def inputs(name: str, count: int) -> list[bytes]:
     return seeds + changed + [target.mend(each) for each in changed]
 
 
-@pytest.mark.parametrize("parse", [parsers.aggregate, parsers.decrypt])
-def test_seal_sees_no_ciphertext_that_our_own_checks_refuse(parse):
+def test_seal_sees_no_ciphertext_that_our_own_checks_refuse():
     reached = {True: 0, False: 0}
     for data in inputs("batch", 150):
-        (_, own), (loads, _) = loads_in(parsers.batch, data), loads_in(parse, data)
+        (_, own), (loads, _) = loads_in(parsers.batch, data), loads_in(parsers.decrypt, data)
         reached[own] += loads
     assert reached[False] == 0
     assert reached[True] > 20  # else nothing was counted
 
 
-def test_seal_sees_no_key_that_our_own_checks_refuse():
-    accepted = 0
-    for data in inputs("key", 60):
-        loads, own = loads_in(parsers.key, data)
-        assert own == (loads > 0)
-        accepted += own
-    assert accepted >= 1
+def test_the_server_never_reaches_seal():
+    for data in inputs("batch", 30):
+        loads, _ = loads_in(parsers.aggregate, data)
+        assert loads == 0
+
+
+def test_seal_sees_no_sum_that_a_client_refuses_by_its_header_or_its_key():
+    """A sum under another key, of another list or number of values is refused before SEAL."""
+    whole = (fixed.CORPUS / "model-message" / "seed-encrypted").read_bytes()
+    loads, accepted = loads_in(parsers.model_message, whole)
+    assert accepted
+    assert loads > 0
+    for old, new in (
+        (fixed.key().fingerprint.encode(), b"0" * 32),
+        (fixed.cohort()[0].name.encode(), fixed.cohort()[1].name.encode()),
+        (b'"model_round":2', b'"model_round":1'),
+    ):
+        assert old in whole
+        assert loads_in(parsers.model_message, whole.replace(old, new)) == (0, False)
 
 
 def test_every_check_comes_before_seal():
-    """Each field is wrong in turn, in a batch whose ciphertext SEAL would refuse, too."""
-    batch = parse_batch((fixed.CORPUS / "batch" / "seed-fresh").read_bytes(), parsers.COMPACT)
-    block = bytes(block_size(5, True) - 1) + b"\xff"  # a residue that is not below q
-    seed = bytearray(replace(batch, blocks=(block,)).to_bytes())
+    """Each field is wrong in turn."""
+    seed = (fixed.CORPUS / "batch" / "seed-compact").read_bytes()
     mend = BY_NAME["batch"].mend
-    with pytest.raises(FedSensError, match="expected SEAL to accept"):
-        parsers.decrypt(mend(bytes(seed)))
-    fields = {0: "batch", 4: "version", 5: "version", 6: "version", 8: "parameters", 24: "key"}
-    fields |= {40: "values", 48: "blocks", 52: "summand", 56: "residue"}
+    fields = {0: "batch", 4: "version", 5: "fresh batch or a sum", 6: "fresh batch or a sum"}
+    fields |= {8: "parameters", 24: "values", 32: "blocks", 36: "summand"}
+
+    def refused(data: bytes, word: str) -> None:
+        with pytest.raises(FedSensError, match=word):
+            parsers.decrypt(data)
+        assert loads_in(parsers.decrypt, data)[0] == 0
+
     for place, word in fields.items():
         changed = bytearray(seed)
         changed[place] ^= 0x40
-        changed[40:48] = (2**40).to_bytes(8, "little") if place == 40 else changed[40:48]
-        with pytest.raises(FedSensError, match=word):
-            parsers.decrypt(mend(bytes(changed)))
-    with pytest.raises(FedSensError, match="checksum"):
-        parsers.decrypt(bytes([*seed[:-1], seed[-1] ^ 1]))
-    with pytest.raises(FedSensError, match="expected ciphertexts of"):
-        parsers.decrypt(mend(bytes(seed[:-100])))
+        changed[24:32] = (2**40).to_bytes(8, "little") if place == 24 else changed[24:32]
+        refused(mend(bytes(changed)), word)
+    refused(mend(seed[:40] + b"\xff" * 3 * 4096 + bytes(4)), "residues below")
+    refused(bytes([*seed[:-1], seed[-1] ^ 1]), "checksum")
+    refused(mend(seed[:-100]), "expected a batch of")

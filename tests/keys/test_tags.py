@@ -162,7 +162,7 @@ def test_tags_are_of_one_parameter_set():
 
 
 def test_blocks_in_another_order_have_other_tags(honest):
-    words, data, tags = honest
+    words, _, tags = honest
     swapped = batch(words[::-1].copy(), PARAMETERS)
     assert make_tags(swapped, PARAMETERS, KEY, D, member(1)) != tags
 

@@ -21,7 +21,6 @@ from fedsens.protocol import (
     load_checkpoint,
     save_checkpoint,
 )
-
 from tests.secret_scan import forms
 
 from .samples import KEY, mask_of, model, protect
