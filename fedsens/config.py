@@ -33,6 +33,7 @@ EXCLUDED_FROM_RESUME_CHECK = frozenset({
     "map_timeout",
     "map_min_clients",
     "train_min_clients",
+    "max_empty_rounds",
     "mask_timeout",
     "checkpoint_dir",
     "resume",
@@ -82,6 +83,9 @@ class FedSensConfig(BaseModel):
         map_min_clients: maps needed for a mask.
         train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
             refuse an aggregate of fewer than their fedsens-min-contributors.
+        max_empty_rounds: rounds in a row in which no client's update counts, after which the run
+            ends with the clients' reasons. None ends it after the first round of the run, if all
+            answers were errors or wrong, and else after three.
         mask_timeout: seconds that a key holder has to turn the aggregated map into a mask.
         checkpoint_dir: folder for the state after every round, of this run alone; None keeps none.
         resume: continue from the last complete round in that folder.
@@ -119,6 +123,7 @@ class FedSensConfig(BaseModel):
     map_timeout: float = Field(default=600.0, gt=0)
     map_min_clients: int = Field(default=2, ge=1)
     train_min_clients: int = Field(default=2, ge=1)
+    max_empty_rounds: int | None = Field(default=None, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
     checkpoint_dir: Path | None = None
     resume: bool = False
@@ -157,7 +162,7 @@ class FedSensConfig(BaseModel):
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    @field_validator("value_range", "max_mb", mode="before")
+    @field_validator("value_range", "max_mb", "max_empty_rounds", mode="before")
     @classmethod
     def _zero_is_default(cls, value: Any) -> Any:
         return None if value == 0 else value  # a run config has no null

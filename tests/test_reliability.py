@@ -1,26 +1,34 @@
 """The page on reliability says what the tests and the results say."""
 
 import re
+from pathlib import Path
 
-from .reliability import PAGE, page, tables
+import pytest
+
+from .reliability import AREAS, PAGE, _cases_of, cases, page, tables
 
 
 def test_the_page_is_in_step_with_tests_and_results():
     assert PAGE.read_text() == page(), "run make docs-reliability"
 
 
-def test_every_table_has_rows_and_every_link_leads_somewhere():
-    for name, table in tables().items():
-        assert table.count("\n") > 8, name
+def test_every_area_has_tests_and_every_link_leads_somewhere():
+    for area in AREAS:
+        assert all(list(cases(file)) for file in area.files), area.what
+    assert tables()["tests"].count("\n") == len(AREAS) + 2
     for link in re.findall(r"\]\(([^)#]+)", page()):
         assert (PAGE.parent / link).exists(), link
 
 
-def test_a_test_is_counted_with_its_parameters_and_its_cases_have_rows():
-    rows = [line.strip("| ").split(" | ") for line in tables()["clients"].splitlines()]
-    start = next(i for i, row in enumerate(rows) if "a wrong update is left out" in row[0])
-    count = int(rows[start][1])
-    assert count > 50
-    cases = rows[start + 1 : start + 1 + count]
-    assert all(name.startswith("&nbsp;") for name, *_ in cases)
-    assert ["&nbsp;&nbsp;NaN", "1", "`NaN or infinity`"] in cases
+def test_every_test_file_of_clients_servers_and_keys_is_counted_once():
+    counted = [file for area in AREAS for file in area.files]
+    assert len(counted) == len(set(counted))
+    wanted = [*Path(__file__).parent.glob("flower/test_hostile*.py")]
+    assert {f"flower/{path.name}" for path in wanted} <= set(counted)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize(("second", "third"), [(1, 1), (2, 2), (3, 3)])
+def test_a_test_is_counted_with_its_parameters(first, second, third):
+    assert _cases_of(test_a_test_is_counted_with_its_parameters) == 6
+    assert _cases_of(test_every_area_has_tests_and_every_link_leads_somewhere) == 1

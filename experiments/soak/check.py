@@ -83,8 +83,8 @@ def largest_gap(
     gap = np.nan_to_num(np.abs(flat(model) - reference), nan=np.inf)
     rounding = FLOAT32 * float(np.abs(reference).max())
     return Gap(
-        float(gap[mask.selected].max()),
+        float(gap[mask.selected].max(initial=0.0)),
         bound + rounding,
-        float(gap[~mask.selected].max()),
+        float(gap[~mask.selected].max(initial=0.0)),
         rounding,
     )

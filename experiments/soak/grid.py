@@ -10,9 +10,10 @@ from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from experiments.soak.hostile import change_of, cut_map
-from experiments.soak.schedule import AWAY, HOSTILE, TWICE, Schedule
+from experiments.soak.schedule import AWAY, HOSTILE, NO_KEY, TWICE, Schedule
 from fedsens import CkksParameters
 from fedsens.flower import LocalGrid
+from fedsens.flower._records import KEY_SUM_ACTION, SENSITIVITY_ACTION
 
 UNAVAILABLE = 5  # Flower's ErrorCode.NODE_UNAVAILABLE
 FIRST_NODE = 1000
@@ -81,12 +82,14 @@ class SoakGrid(LocalGrid):
         fault = self.fault_of(node)
         if kind == "train":
             self.asked.add(node)
-        if fault == AWAY:
+        # The keys of maps are asked for before training; without them a first mask is not made.
+        no_key = fault == NO_KEY and node in self.asked and kind == f"query.{KEY_SUM_ACTION}"
+        if fault == AWAY or no_key:
             return Message(Error(UNAVAILABLE, "Node Unavailable"), reply_to=message)
         reply = super().answer(message)
         if (
             fault == "cut ciphertext"
-            and kind == "query.fedsens_sensitivity"
+            and kind == f"query.{SENSITIVITY_ACTION}"
             and reply.has_content()
         ):
             cut_map(reply.content)
@@ -99,8 +102,8 @@ class SoakGrid(LocalGrid):
             last = deepcopy(self._last[node])
             content.clear()
             content.update(last)
-        elif fault in HOSTILE:  # who has not answered yet replays nothing, but claims another round
-            kind = "another round" if fault == "replayed answer" else fault
+        elif fault in HOSTILE:  # who has not answered yet has nothing to replay
+            kind = "another context" if fault == "replayed answer" else fault
             change_of(kind, self._parameters)(content)
         else:
             self._last[node] = deepcopy(content)

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-from fedsens.crypto.wire import parse_batch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedsens import Aggregator, CkksParameters, Encryptor, generate_key
-from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
-from fedsens.protocol import UpdateHeader
+from fedsens import Aggregator, CkksParameters, Encryptor
+from fedsens.crypto import MAP_PARAMETERS, parse_batch
+from fedsens.flower._records import CIPHERTEXT, HEADER, MAP, bytes_to_record
 
 Change = Callable[[RecordDict], None]
 
@@ -28,8 +27,12 @@ def change_of(kind: str, parameters: CkksParameters) -> Change:
         It changes an answer in place.
     """
     changes: dict[str, Change] = {
-        "another round": _another_round,
-        "another key": lambda content: _replace(content, _under_another_key(content, parameters)),
+        "another context": lambda content: _edit_header(content, context="00" * 32),
+        "another client's name": lambda content: _edit_header(content, name="ab" * 32),
+        "tags beyond the modulus": lambda content: _edit_header(content, tags=[-1]),
+        "other parameters": lambda content: _replace(
+            content, _encrypted_otherwise(content, parameters)
+        ),
         "cut ciphertext": lambda content: _replace(content, _bytes(content)[:-7]),
         "flipped bit": lambda content: _replace(content, _flipped(_bytes(content))),
         "a sum as ciphertext": lambda content: _replace(
@@ -47,8 +50,8 @@ def change_of(kind: str, parameters: CkksParameters) -> Change:
 
 def cut_map(content: RecordDict) -> None:
     """Cut an encrypted sensitivity map short."""
-    data = b"".join(array.data for array in content.array_records["fedsens.map"].values())
-    content["fedsens.map"] = bytes_to_record(data[:-7])
+    data = b"".join(array.data for array in content.array_records[MAP].values())
+    content[MAP] = bytes_to_record(data[:-7])
 
 
 def _bytes(content: RecordDict) -> bytes:
@@ -69,16 +72,15 @@ def _flipped(data: bytes) -> bytes:
     return bytes(changed)
 
 
-def _under_another_key(content: RecordDict, parameters: CkksParameters) -> bytes:
+def _encrypted_otherwise(content: RecordDict, parameters: CkksParameters) -> bytes:
     values = parse_batch(_bytes(content), parameters).values
-    return Encryptor(generate_key(parameters)).encrypt(np.zeros(values))
+    ciphertext, _ = Encryptor(MAP_PARAMETERS, b"another context").encrypt(np.zeros(values))
+    return ciphertext
 
 
-def _another_round(content: RecordDict) -> None:
-    text = cast(str, content.config_records[HEADER]["json"])
-    header = UpdateHeader.model_validate_json(text).model_dump()
-    fields = json.dumps({**header, "round": header["round"] - 1})
-    content[HEADER] = ConfigRecord({"json": fields})
+def _edit_header(content: RecordDict, **fields: object) -> None:
+    header = json.loads(cast(str, content.config_records[HEADER]["json"]))
+    content[HEADER] = ConfigRecord({"json": json.dumps(header | fields)})
 
 
 def _edit_model(content: RecordDict, make: Callable[[np.ndarray], np.ndarray]) -> None:

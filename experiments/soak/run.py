@@ -15,26 +15,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from fedsens.crypto.wire import parse_batch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 
 from experiments.cases import Row
-from experiments.soak.check import largest_gap, mean_of
+from experiments.soak.check import Gap, largest_gap, mean_of
 from experiments.soak.clients import Clients, build_model
 from experiments.soak.grid import SoakGrid
-from experiments.soak.schedule import TWICE, Schedule
-from fedsens import FedSensConfig, SecretKey
+from experiments.soak.schedule import NO_KEY, TWICE, Schedule
+from fedsens import FederationKey, FedSensConfig
 from fedsens.errors import BenchmarkError
+from fedsens.files import Arrays
 from fedsens.flower import SelectiveEncryption
 from fedsens.flower._client import Client
+from fedsens.flower._records import KEY_SUM_ACTION
+from fedsens.keys import open_model
 from fedsens.protocol import PhaseReport
 
 EVERY = 25  # rounds between two masks
 COLLECTED = 10  # rounds between two collections of garbage, which cost as much as a round
 EVALUATED = 0.25  # of the clients that train
 # how the server's warnings name a client whose update is not in the mean
-NAMES = re.compile(r"node (\d+) is lost for train|left out the (?:update|answer) of node (\d+)")
+NAMES = re.compile(
+    rf"node (\d+) is lost for (?:train|{KEY_SUM_ACTION})|"
+    r"left out the (?:update|answer) of node (\d+)"
+)
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -103,6 +108,7 @@ class Soak:
         )
         self._started, self._named = time.process_time(), Named()
         self._row: Row = {}
+        self._model: Arrays = {n: t.numpy() for n, t in build_model().state_dict().items()}
 
     def run(self) -> list[Row]:
         """Run all rounds.
@@ -128,18 +134,15 @@ class Soak:
         faults = {node: self._grid.fault_of(node) for node in self._grid.asked}
         honest = [node for node, fault in faults.items() if fault in {None, TWICE}]
         wrong = {node: fault for node, fault in faults.items() if node not in honest and fault}
-        if (sampled, report.clients) != (len(faults), len(honest)):
+        void = NO_KEY in wrong.values()
+        counted = 0 if void else len(honest)
+        if (sampled, report.clients) != (len(faults), counted):
             raise BenchmarkError(
-                f"expected {len(honest)} of {len(faults)} clients in the mean of round "
+                f"expected {counted} of {len(faults)} clients in the mean of round "
                 f"{report.round}, got {report.clients} of {sampled}: {wrong}"
             )
         if unnamed := set(wrong) - self._named.nodes:
             raise BenchmarkError(f"expected a warning that names {sorted(unnamed)}, got none")
-        model = self._strategy.model
-        opened = model.open(self._key())
-        expected = mean_of([self._clients.trained[node] for node in honest])
-        bound = self._config.parameters.error_bound(len(honest)) / model.weight
-        gap = largest_gap(opened, expected, model.layout, model.mask, bound)
         return {
             "round": report.round,
             "connected": len(self._grid.nodes),
@@ -147,8 +150,20 @@ class Soak:
             "in the mean": report.clients,
             "left out": "; ".join(sorted(wrong.values())),
             "twice": sum(fault == TWICE for fault in faults.values()),
-            **gap.figures(),
+            **self._gap([] if void else honest).figures(),
         }
+
+    def _gap(self, honest: list[int]) -> Gap:
+        """How far the model is from the mean, or from itself where the round is void."""
+        model, bound = self._strategy.model, 0.0
+        opened = open_model(model, self._key())
+        expected = self._model
+        if honest and model.aggregate is not None:
+            expected = mean_of([self._clients.trained[node] for node in honest])
+            error = self._config.parameters.error_bound(len(honest))
+            bound = error / model.aggregate.header.weight
+        self._model = opened
+        return largest_gap(opened, expected, model.layout, model.mask, bound)
 
     def _end(self, report: PhaseReport) -> None:
         now = time.process_time()
@@ -168,10 +183,12 @@ class Soak:
         self._grid.join(self._plan.joining)
         self._started = time.process_time()
 
-    def _key(self) -> SecretKey:
+    def _key(self) -> FederationKey | None:
         """The key of this round, read as one of its holders reads it."""
-        data = self._strategy.model.ciphertext or b""
-        fingerprint = parse_batch(data, self._config.parameters).fingerprint
+        aggregate = self._strategy.model.aggregate
+        if aggregate is None:
+            return None
+        fingerprint = aggregate.header.fingerprint
         for context in self._grid.nodes.values():
             key = Client(context).store.key
             if key is not None and key.fingerprint == fingerprint:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 AWAY, RAISES = "away", "its function raises"
 NOT_FINITE, OTHER_SHAPE = "trained to NaN", "trained another shape"  # its own client refuses
 TWICE = "answers twice"  # is counted once
+NO_KEY = "gives no key"  # after its update was added, which voids the round
 HOSTILE = (
-    "another round",
+    "another context",
     "replayed answer",
-    "another key",
+    "another client's name",
+    "tags beyond the modulus",
+    "other parameters",
     "cut ciphertext",
     "flipped bit",
     "a sum as ciphertext",
@@ -23,7 +26,7 @@ HOSTILE = (
     "further metrics",
 )
 FAILURES = (AWAY, RAISES, NOT_FINITE, OTHER_SHAPE)
-KINDS = (*FAILURES, *HOSTILE, TWICE)
+KINDS = (*FAILURES, *HOSTILE, TWICE, NO_KEY)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.cases import Row
+from experiments.soak.schedule import NO_KEY
 
 SETTLED = 100  # rounds until allocators and caches have what they need
 
@@ -59,6 +60,10 @@ def lines(name: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("soak", name),
         ("rounds", f"{len(rows)}"),
         ("answers asked for / in the means / left out", f"{count} / {kept} / {count - kept}"),
+        (
+            "rounds void for a key that did not come",
+            f"{sum(NO_KEY in r['left out'] for r in rows)}",
+        ),
         ("rounds within the bound", f"{sum(row['of bound'] <= 1 for row in rows)}"),
         ("largest error, as a share of its bound", f"{worst(rows):.2f}"),
         (f"MiB after round {' / '.join(map(str, marks))}", memory),

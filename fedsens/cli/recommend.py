@@ -20,7 +20,7 @@ def recommend(
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="SSIM above a guess that is still noise.")
     ] = 0.02,
-    preset: Annotated[str, typer.Option(help="compact, balanced or precise.")] = "compact",
+    preset: Annotated[str, typer.Option(help="tiny, compact, precise or exact.")] = "precise",
     clients: Annotated[int, typer.Option(min=2, help="Clients in a round.")] = 10,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine for CPU seconds, too.")

@@ -134,6 +134,10 @@ class Phase:
         wanted = codes or (REFUSED, MODEL_REFUSED)
         return {node for node, reply in self.errors.items() if reply.error.code in wanted}
 
+    def reasons(self) -> dict[int, str]:
+        """Node to why it has no answer, in words."""
+        return {node: reason_of(reply.error) for node, reply in self.errors.items()}
+
     def stop_if_model_is_refused(self, answered: int, folder: Path | None) -> None:
         """End a run whose global model every client that answered refuses.
 

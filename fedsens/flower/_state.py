@@ -17,7 +17,7 @@ from fedsens.flower._grid import wait_for_nodes
 from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._masks import MaskMaker, Tied
 from fedsens.flower._phase import Phase
-from fedsens.flower._records import put_model, to_arrays, to_record
+from fedsens.flower._records import model_key, put_model, to_arrays, to_record
 from fedsens.flower._rotation import rekey_model
 from fedsens.layout import ParameterLayout
 from fedsens.mask import (
@@ -304,6 +304,8 @@ class ServerState:
         asked = [m.metadata.dst_node_id for m in messages] if name == "train" else []
         header = self._header(asked if self.mask.k else [], server_round)
         for content in {id(m.content): m.content for m in messages}.values():
+            if self.config.effective_ratio > 0:  # the inner strategy may have been shown NaN
+                content[model_key(content)] = to_record(self.model.plain)
             put_model(content, self.model, header, self.mask)
         what = f"{name} of round {server_round}"
         return messages, Phase.of(name, server_round, what, messages, header)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import FedAvg, FedProx, Result, Strategy
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
 from fedsens.errors import PhaseError, ProtocolError, StrategyError
@@ -26,15 +26,19 @@ from fedsens.flower._checkpoints import (
 from fedsens.flower._grid import StreamingGrid
 from fedsens.flower._logs import FIGURES
 from fedsens.flower._phase import Phase
-from fedsens.flower._records import HEADER, examples_of, to_record
+from fedsens.flower._records import HEADER, examples_of, to_arrays, to_record
 from fedsens.flower._state import ServerState
 from fedsens.flower._updates import RecordSchema, RoundResult, Updates, usable_metrics
+from fedsens.mask import partition, with_nan
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
 
 logger = logging.getLogger(__name__)
 
 NAMELESS = "0" * 32  # an experiment, where only the terms matter
+FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
+FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
+LISTED = 8  # clients whose reasons an error tells
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
 
 
@@ -103,6 +107,12 @@ class SelectiveEncryption(Strategy):
         self._phase: Phase | None = None
         self._schema: RecordSchema | None = None
         self._initial = ArrayRecord()
+        self._empty_rounds = 0
+        # FedAvg's own averaging and sampling do not look at shapes, so that they can be spared the
+        # work of making whole tensors.
+        own = type(strategy)
+        self._averages_itself = own.aggregate_train is not FedAvg.aggregate_train
+        self._asks_itself = own.configure_train not in FLOWERS_OWN
 
     @property
     def model(self) -> ProtectedModel:
@@ -154,7 +164,7 @@ class SelectiveEncryption(Strategy):
                 "one; evaluate on the clients, or open an exported model with the key"
             )
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
-        self._schema = None
+        self._schema, self._empty_rounds = None, 0
         self.reports.clear()
         if self._output is not None:
             self._report_file = ReportFile(self._output / "reports.jsonl")
@@ -179,7 +189,7 @@ class SelectiveEncryption(Strategy):
             if self._checkpoints is not None:
                 self._checkpoints.create_folder()
             # Flower keeps the initial model for the whole run. What it keeps is this copy of the
-            # record, which is emptied once there is another model: a large one takes memory.
+            # record, which is emptied once messages hold a model of this strategy's own.
             self._initial = ArrayRecord(dict(initial_arrays))
             del initial_arrays
             result = super().start(
@@ -270,14 +280,23 @@ class SelectiveEncryption(Strategy):
         if self._state is None:
             self._state = self._new_state(arrays)
         self._run.prepare(server_round, grid)
-        messages = self.inner.configure_train(server_round, arrays, config, grid)
+        shown = self._shown(arrays)
+        messages = self.inner.configure_train(server_round, shown, config, grid)
         return self._prepare("train", messages, server_round, grid)
+
+    def _shown(self, arrays: ArrayRecord) -> ArrayRecord:
+        """The global model as the inner strategy gets it: whole tensors, NaN where it is hidden."""
+        if self._asks_itself and self._run.model.mask.k:
+            return to_record(self._run.model.visible())
+        return arrays
 
     def _prepare(
         self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
     ) -> list[Message]:
         ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
         self._grid = grid
+        if self._run.mask.k:
+            self._initial.clear()
         for message in ready:  # else a slow node would work through a backlog
             message.metadata.ttl = min(message.metadata.ttl, self._deadline)
         return ready
@@ -294,14 +313,48 @@ class SelectiveEncryption(Strategy):
         updates = self._add_updates(phase, replies, record)
         result = self._round_result(updates, server_round)
         good = phase.sort_by_request(result.replies)
-        arrays, metrics = self.inner.aggregate_train(server_round, good)
+        arrays, metrics = self._averaged(server_round, good)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
-            self._initial.clear()
         self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
+        self._count_empty(server_round, len(good), {**phase.reasons(), **updates.reasons})
         return arrays, metrics
+
+    def _averaged(
+        self, server_round: int, replies: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The inner strategy's mean of the plaintext remainders, in the form that travels."""
+        if not self._averages_itself:
+            return self.inner.aggregate_train(server_round, replies)
+        layout, mask, key = self._run.model.layout, self._run.mask, self._record
+        for reply in replies:
+            visible = with_nan(to_arrays(reply.content.array_records[key]), layout, mask)
+            reply.content[key] = to_record(visible)
+        arrays, metrics = self.inner.aggregate_train(server_round, replies)
+        if arrays is not None and replies:
+            arrays = to_record(partition(to_arrays(arrays), mask, layout)[0])
+        return arrays, metrics
+
+    def _count_empty(self, server_round: int, clients: int, reasons: Mapping[int, str]) -> None:
+        """End a run in which too many rounds in a row changed nothing, with the reasons.
+
+        Raises:
+            PhaseError: the first round had no usable answer, or the limit is reached.
+        """
+        self._empty_rounds = 0 if clients else self._empty_rounds + 1
+        most = self.config.max_empty_rounds
+        limit = most or (LATER_EMPTY if self._run.model.round or not reasons else FIRST_EMPTY)
+        if self._empty_rounds < limit:
+            return
+        listed = "; ".join(f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED])
+        raise PhaseError(
+            f"expected at least one client's update within {limit} rounds, got none up to round "
+            f"{server_round}: {listed or 'no client answered in time'}; mend the clients, or raise "
+            "fedsens.max-empty-rounds if rounds may be empty",
+            nodes=reasons,
+        )
 
     def _aggregate_plain(
         self, server_round: int, answers: dict[int, Message]
@@ -313,6 +366,7 @@ class SelectiveEncryption(Strategy):
             self._run.replace_plain(arrays, server_round)
         clients = sum(reply.has_content() for reply in good)
         self._finish_training(server_round, clients, metrics)
+        self._count_empty(server_round, clients, self._asked.reasons())
         return arrays, metrics
 
     def _add_updates(
@@ -402,7 +456,8 @@ class SelectiveEncryption(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample clients and give them what they need to open the model."""
-        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        shown = self._shown(arrays)
+        messages = self.inner.configure_evaluate(server_round, shown, config, grid)
         return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(
@@ -455,12 +510,31 @@ def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> N
     Raises:
         StrategyError: the strategy cannot be used.
     """
-    aggregate = getattr(type(strategy), "aggregate_train", None)
+    name = type(strategy).__name__
+    if not isinstance(strategy, Strategy):
+        raise StrategyError(
+            f"expected a strategy of flwr.serverapp.strategy, got {name} of "
+            f"{type(strategy).__module__}; classes of flwr.server.strategy are of Flower's old API"
+        )
+    if type(strategy).start is not Strategy.start:
+        raise StrategyError(
+            f"expected a strategy that leaves start() to Flower, got {name} with its own, which "
+            "would never be called, because fedsens runs the rounds; move what it does into "
+            "aggregate_train, aggregate_evaluate or on_report, or behind the call of start"
+        )
+    aggregate = type(strategy).aggregate_train
     if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
         return
+    flowers = type(strategy).__module__.startswith("flwr.")
+    why = (
+        "it needs values that are encrypted (medians, trimming, Krum, trees, clipping and adaptive "
+        "server optimisers do)"
+        if flowers
+        else "fedsens cannot know what its aggregate_train does with models of which the server "
+        "sees a part"
+    )
     raise StrategyError(
-        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got "
-        f"{type(strategy).__name__}: medians, trimming, Krum, clipping and adaptive server "
-        "optimisers need the values that are encrypted. Use FedAvg or FedProx, set fedsens.ratio "
-        "to 0, or pass weighted_mean=True if yours does average so"
+        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
+        f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
+        "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
     )

@@ -69,6 +69,7 @@ class Updates:
 
     Attributes:
         refused: answers that were left out as wrong.
+        reasons: node to why its answer was left out.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Updates:
         self._stand_in, self._expected = stand_in, majority
         self._groups: dict[RecordSchema, Group] = {}
         self.refused = 0
+        self.reasons: dict[int, str] = {}
 
     def take(self, node: int, reply: Message) -> bool:
         """Check one answer and add it if it is right.
@@ -118,6 +120,7 @@ class Updates:
             group.uploads.add(node, header, ciphertext)
         except FedSensError as error:
             logger.warning("left out the update of node %s: %s", node, error)
+            self.reasons[node] = str(error)
             self.refused += 1
             return False
         group.replies[node] = reply

@@ -219,8 +219,7 @@ class UploadRecords:
 
         Raises:
             RoundError: there is none, or its list was answered.
-
-        A damaged record is a KeyFileError.
+            KeyFileError: its record is damaged.
         """
         path = self._path(kind, server_round, SECRET)
         content = self._read(kind, server_round, SECRET)
@@ -232,7 +231,7 @@ class UploadRecords:
         try:
             return PendingUpload._of_content(content)
         except UNREADABLE:
-            raise _damaged(path) from None
+            raise KeyFileError(_damaged(path)) from None
 
     def answer(
         self,
@@ -308,7 +307,7 @@ class UploadRecords:
         try:
             return None if content is None else base64.b64decode(content["answer"])
         except UNREADABLE:
-            raise _damaged(self._path(kind, server_round, ANSWER)) from None
+            raise KeyFileError(_damaged(self._path(kind, server_round, ANSWER))) from None
 
     def _check_newest(self, kind: str, server_round: int) -> None:
         newest = max((each for each, *_ in self._files(kind)), default=server_round)
@@ -364,15 +363,15 @@ def _checked(path: Path) -> dict[str, Any] | None:
         return None
     digest, _, body = data.partition(b"\n")
     if digest != hashlib.sha256(body).hexdigest().encode():
-        raise _damaged(path)
+        raise KeyFileError(_damaged(path))
     try:
         return dict(json.loads(body))
     except UNREADABLE:
-        raise _damaged(path) from None
+        raise KeyFileError(_damaged(path)) from None
 
 
-def _damaged(path: Path) -> KeyFileError:
-    return KeyFileError(
+def _damaged(path: Path) -> str:
+    return (
         f"expected an intact record in {path}, got a damaged one; its round cannot be answered, "
         "later ones can"
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedsens.flower import LocalGrid
 from fedsens.crypto import CkksParameters
+from fedsens.flower import LocalGrid
 from fedsens.flower._records import CIPHERTEXT, KEY_ANSWER, KEY_SUM, MAP, MAP_KEY_SUM, size_of
 from fedsens.protocol import KEY_BYTES
 

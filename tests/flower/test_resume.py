@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import (
     FedProx,
 )
 
-from fedsens import FedSensConfig, FederationKey
+from fedsens import FederationKey, FedSensConfig
 from fedsens.errors import CheckpointError, ConfigurationError, PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.keys import open_model
