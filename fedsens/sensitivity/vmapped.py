@@ -62,6 +62,7 @@ class _Sample:
         groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
 
         def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
+            task.tick()
             keep = not last or len(groups) > 1
             (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=keep)
             return {name: g.to(wide(g.dtype)) for name, g in grads.items()}

@@ -33,7 +33,8 @@ def chunk_rows(
     count = plan.row_count(tuple(z.shape[1:]), y[0]) if weights is None else weights.shape[2]
     step = max(1, ENTRIES // z.numel())
     for start in range(0, count, step):
-        chosen = torch.eye(count, dtype=z.dtype, device=z.device)[start : start + step]
+        chosen = z.new_zeros(min(step, count - start), count)
+        chosen.diagonal(start).fill_(1)
         yield from _some_rows(plan, z, y, weights, group, chosen).unbind(1)
 
 
