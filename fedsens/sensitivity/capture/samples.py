@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsens.sensitivity.tolerance import differing
 
 
-class Unplaced(ValueError):
+class Unplaced(ValueError):  # noqa: N818 - never reaches a user
     """A tensor has no room for the samples on the axis on which they should be."""
 
 
