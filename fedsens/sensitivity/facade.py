@@ -110,7 +110,7 @@ def sensitivity_map(
             (torch.func, falls back to loop) or ``"loop"`` (right for any module). Norms other
             than L2 are not captured.
         check: how often what is captured is compared with plain autograd, for all parameters:
-            ``"sampled"`` (a random sample of every kind and shape of batch, and again after 64
+            ``"sampled"`` (a random sample of every kind and shape of batch, and again after 128
             samples) or ``"every"`` (every chunk, and every sample's logits).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.

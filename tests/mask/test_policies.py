@@ -196,3 +196,22 @@ class TestRegistry:
 def test_unknown_policy_lists_those_that_exist():
     with pytest.raises(ConfigurationError, match=r"all, closure, front, .* got 'fisher'"):
         get_policy("fisher")
+
+
+def test_whole_layers_are_selected_the_most_sensitive_first():
+    shapes = {"a.weight": (2, 2), "a.bias": (2,), "b.weight": (3,), "c": (2,)}
+    layout = ParameterLayout.from_state_dict({
+        name: np.ones(shape, np.float32) for name, shape in shapes.items()
+    })
+    scores = np.array([1, 1, 1, 1, 1, 1, 5, 5, 5, 3, 4], float)
+    for k, names in ((3, "b"), (5, "bc"), (11, "abc")):
+        selected = select_mask(scores, layout, "layer_sensitivity", k / 11).selected
+        expected = [
+            chosen
+            for entry in layout.entries
+            for chosen in [entry.name[0] in names] * int(np.prod(entry.shape))
+        ]
+        assert selected.tolist() == expected
+    cut = select_mask(scores, layout, "layer_sensitivity", 4 / 11).selected
+    assert cut[[6, 7, 8, 10]].all()
+    assert cut.sum() == 4

@@ -40,7 +40,7 @@ LOGGER = logging.getLogger(__name__)
 
 CHECKS = ("sampled", "every")
 # samples after which a chunk is checked though one of its kind and shapes has been
-CHECKED_EVERY = 64
+CHECKED_EVERY = 128
 # share of a chunk's samples that are run alone where the model looks at masks
 LOOKED_AT = 16
 # how often the samples are looked for again because a first gradient reaches an operation

@@ -68,7 +68,7 @@ def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Reading:
     Returns:
         The reading.
     """
-    alone = {k: task.logits(part(x, k, k + 1)) for k in sorted(set(chosen))}
+    alone = {k: task.logits(part(x, k, k + 1)) for k in dict.fromkeys(chosen)}
     some = map_tensors(x, lambda tensor: tensor[list(chosen)])
     placing = place(task, some, [alone[k] for k in chosen])
     if placing is None:
@@ -78,10 +78,10 @@ def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Reading:
     for at, problem in placing.problems.items():
         failed |= dict.fromkeys(uses[at].names, problem)
     by_use = {id(use): d for use, d in zip(uses, placing.pulled, strict=True)}
-    for at, k in enumerate(dict.fromkeys(chosen)):
-        read = Reading(recorder.kind, axes, failed).of(uses)
-        pulled = [by_use[id(use.use)] for use in read]
-        failed |= differences(task, read, pulled, placing.row, at, alone[k], failed)
+    read = Reading(recorder.kind, axes, failed).of(uses)
+    pulled = [by_use[id(use.use)] for use in read]
+    at = len(alone) - 1  # the sample that is there once
+    failed |= differences(task, read, pulled, placing.row, at, alone[chosen[at]], failed)
     return Reading(recorder.kind, axes, failed, recorder.repeated)
 
 
