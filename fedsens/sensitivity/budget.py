@@ -29,6 +29,19 @@ def map_bytes(task: Task) -> int:
     return 3 * sum(wide(p.dtype).itemsize * p.numel() for p in task.parameters.values())
 
 
+def budget_of(task: Task, memory_budget: int | None) -> int:
+    """Bytes that all rows of one sample may take.
+
+    Args:
+        task: the task.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        The budget.
+    """
+    return _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget
+
+
 def capture_chunk(
     task: Task, seen: Footprint, rows: int, memory_budget: int | None, label_bytes: int = 0
 ) -> int:
@@ -48,9 +61,8 @@ def capture_chunk(
         A number of samples; 0 if not even one fits.
     """
     item = wide(seen.dtype).itemsize
-    room = (
-        _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget - map_bytes(task)
-    )
+    room = budget_of(task, memory_budget)
+    room -= 0 if memory_budget is None else map_bytes(task)
     one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
     many_rows = item * 2 * (rows - 1) * seen.each_row + label_bytes
     # a default budget is meant for rows: a model that is larger by itself still runs

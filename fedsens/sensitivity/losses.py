@@ -168,18 +168,18 @@ def check_label(loss: LabelLoss, rule: str, shape: tuple[int, ...], y: Tensor) -
     mattered, used = False, False
     for _ in range(TRIED_LOGITS):
         z = torch.randn(shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
+        if rule != "vector":  # the label need not be differentiable
+            other = (y.flip(0) if y.ndim else y) + 1
+            mattered |= bool((_tried(loss, z, y) != _tried(loss, z, other)).any())
+            continue
         label = y.detach().clone().requires_grad_()
         value = _tried(loss, z, label)
-        (by_label,) = _gradients(value, [label])
-        (by_logits,) = _gradients(value, [z])
+        by_label, by_logits = _gradients(value, [label, z])
         used |= by_label is not None and bool(by_label.any())
-        if rule == "vector" and by_logits is not None and by_logits.requires_grad:
+        if by_logits is not None and by_logits.requires_grad:
             direction = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
             (mixed,) = _gradients((by_logits * direction).sum(), [label])
             mattered |= mixed is not None and bool(mixed.any())
-        elif rule != "vector":
-            other = _tried(loss, z, (label.flip(0) if label.ndim else label) + 1)
-            mattered |= used or bool(other != value)
     if mattered:
         return
     if used:

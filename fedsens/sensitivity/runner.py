@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs, part
-from fedsens.sensitivity.budget import capture_chunk, func_chunk
+from fedsens.sensitivity.budget import budget_of, capture_chunk, func_chunk
 from fedsens.sensitivity.capture import Capture
 from fedsens.sensitivity.footprint import Footprint
 from fedsens.sensitivity.meter import Meter
@@ -130,8 +130,20 @@ class Runner:
             labels = 16 * probes * rows * plan.group_count(seen.shape)
         elif not plan.loss.closed:
             labels = 2 * item * rows * prod(seen.shape)
+            self._check_labels(labels)
         each = passes // plan.group_count(seen.shape)  # rows of one group are held at a time
         return capture_chunk(self.task, seen, each, self.memory_budget, labels)
+
+    def _check_labels(self, label_bytes: int) -> None:
+        """Check that one sample's rows of a loss without closed form fit the budget."""
+        room = budget_of(self.task, self.memory_budget)
+        if label_bytes > room:
+            name = self.task.plan.loss.name
+            raise SensitivityError(
+                f"expected rows of the loss {name} that fit in {room / 1e6:.0f} MB, got "
+                f"{label_bytes / 1e6:.0f} MB per sample: its d2L/dy dz has no closed form; raise "
+                "memory_budget, use rule='true_label', or register the loss with its rows"
+            )
 
     def _rest(
         self,
