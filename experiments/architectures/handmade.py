@@ -22,10 +22,11 @@ class Sign(Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor) -> Tensor:
         """The sign of each weight."""
-        return w.sign()
+        signs: Tensor = w.sign()
+        return signs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient as it comes."""
         return grad
 
@@ -51,6 +52,11 @@ class Block(nn.Module):
         return logits
 
 
+def _signs(weight: Tensor) -> Tensor:
+    signs: Tensor = Sign.apply(weight)  # type: ignore[no-untyped-call]
+    return signs
+
+
 def _experts(m: Block, x: Tensor, most: int | None = None) -> Tensor:
     flat = x.flatten(0, 1)
     best, out = m.gate(flat).argmax(-1), torch.zeros_like(flat)
@@ -63,7 +69,7 @@ def _experts(m: Block, x: Tensor, most: int | None = None) -> Tensor:
 
 
 def _token(m: Block, x: Tensor) -> Tensor:
-    hidden = m.a(x).clone()
+    hidden: Tensor = m.a(x).clone()
     hidden[x[..., 0] > 0] = m.token
     return hidden
 
@@ -87,7 +93,7 @@ STEPS: Mapping[str, Step] = {
     "LSTM": lambda m, x: m.lstm(x)[0],
     "encoder layer, time first": lambda m, x: m.encoder(x.transpose(0, 1)).transpose(0, 1),
     "time first, last valid step": _last_valid,
-    "binary weights": lambda m, x: functional.linear(x, Sign.apply(m.a.weight)),
+    "binary weights": lambda m, x: functional.linear(x, _signs(m.a.weight)),
     "weight norm": lambda m, x: m.weighted(x),
     "mask token": _token,
     "mixture of experts": _experts,

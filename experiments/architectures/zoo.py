@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.architectures import handmade
 
 C, VOCABULARY, SIDE = 3, 37, 32
+LARGEST = 3_000_000  # parameters of a model that is small where its configuration knows our names
 Batch = Any
 Made = tuple[nn.Module, list[Batch]]
 # what configurations of transformers call the same things
@@ -112,7 +113,7 @@ def make(family: str, name: str) -> Made:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return model, [_double(batch) for batch in batches]
 
 
@@ -126,8 +127,12 @@ def _transformers(family: str, name: str) -> Made:
     library = import_module("transformers")
     kind = getattr(library, name)
     task = family.partition(", ")[2]
-    model = kind(_configured(kind.config_class))
-    return model, _BATCHES[task]()
+    config = _configured(kind.config_class)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in kind(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size:,} parameters at the sizes that are common to all")
+    return kind(config), _BATCHES[task]()
 
 
 def _peft(_: str, name: str) -> Made:

@@ -111,7 +111,8 @@ def sensitivity_map(
             than L2 are not captured.
         check: how often what is captured is compared with plain autograd, for all parameters:
             ``"sampled"`` (a random sample of every kind and shape of batch, and again after 128
-            samples) or ``"every"`` (every chunk, and every sample's logits).
+            samples) or ``"every"`` (8 samples of every chunk, where all of its samples are, and the
+            logits of every sample alone).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
         seed: of the probes and of the halves. Clients should use different ones.

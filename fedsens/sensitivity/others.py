@@ -16,13 +16,11 @@ from fedsens.sensitivity.norms import NORMS
 from fedsens.sensitivity.per_sample import ENGINES, loop_engine
 from fedsens.sensitivity.task import Sums, Task
 from fedsens.sensitivity.tolerance import differing
-from fedsens.sensitivity.unsupported import UNSUPPORTED, first_line
+from fedsens.sensitivity.unsupported import SLOW, UNSUPPORTED, first_line
 from fedsens.sensitivity.vmapped import func_engine
 
 LOGGER = logging.getLogger(__name__)
 
-# an operator that vmap runs sample by sample; the others still gain (a transformer: 3 times)
-SLOW = ".*performance drop.*"
 # vmap pays if this many samples fit in the default budget: fewer, and their gradients leave the
 # cache (measured: func is 3 times faster at 60 k parameters, loop 1.2 times at 600 k)
 ROOMY = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from operator import is_not
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,11 +69,33 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    with _kept([vars(module) for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what ``torch.func.functional_call`` leaves where several modules share a submodule.
+
+    It swaps such a submodule's parameters once for each of its names, and swaps one of them back.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    with _kept([module._parameters for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def _kept(tables: list[dict[str, Any]]) -> Iterator[None]:
+    before = [dict(table) for table in tables]
     try:
         yield
     finally:
-        for now, then in before:
+        for now, then in zip(tables, before, strict=True):
             if len(now) != len(then) or any(map(is_not, now.values(), then.values())):
                 now.clear()
                 now.update(then)

@@ -139,7 +139,7 @@ def add_rows(
     for row, last in _marked(rows):
         keep = keep_graph or not last or check is not None
         pulled = pull_back(outputs, [use.use for use in uses], row, scale, keep)
-        found = dict.fromkeys(_woken(uses, pulled), WOKEN)
+        found = dict.fromkeys(woken(uses, pulled), WOKEN)
         if check is not None:
             found |= check(row, pulled, uses)
             check = None
@@ -180,7 +180,7 @@ def fold_sample(
     _finish(folds, sums)
 
 
-def _woken(uses: Sequence[ReadUse], cotangents: Sequence[Tensor | None]) -> set[str]:
+def woken(uses: Sequence[ReadUse], cotangents: Sequence[Tensor | None]) -> set[str]:
     """Names of parameters whose operation gets its first gradient."""
     awake = (use for use, d in zip(uses, cotangents, strict=True) if use.wakes(d))
     return {target.name for use in awake for target in use.targets.values()}

@@ -20,7 +20,14 @@ from torch import Tensor
 
 import fedsens.sensitivity.capture.ops  # noqa: F401  registers the rules
 from fedsens.sensitivity.batching import Inputs, part
-from fedsens.sensitivity.capture.backward import WOKEN, ReadUse, add_rows, left_of, pull_back
+from fedsens.sensitivity.capture.backward import (
+    WOKEN,
+    ReadUse,
+    add_rows,
+    left_of,
+    pull_back,
+    woken,
+)
 from fedsens.sensitivity.capture.head import Head, find_head
 from fedsens.sensitivity.capture.placing import (
     NONE,
@@ -41,6 +48,8 @@ LOGGER = logging.getLogger(__name__)
 CHECKS = ("sampled", "every")
 # samples after which a chunk is checked though one of its kind and shapes has been
 CHECKED_EVERY = 128
+# samples of each chunk that check="every" compares
+SAMPLES_OF_EVERY = 8
 # share of a chunk's samples that are run alone where the model looks at masks
 LOOKED_AT = 16
 # how often the samples are looked for again because a first gradient reaches an operation
@@ -110,7 +119,8 @@ class Capture:
         check = None
         if self._due(key, recorder):
             every = self._every or recorder.shapes
-            check = _ChunkCheck(self.task, x, z, reading, self._generator, every)
+            count = SAMPLES_OF_EVERY if self._every else 1
+            check = _ChunkCheck(self.task, x, z, reading, self._generator, every, count)
         chunk = _Chunk(self.task, z, y, weights, reading.of(recorder.uses))
         failed = chunk.add_to(sums, check)
         if check is not None:
@@ -246,7 +256,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _ChunkCheck:
-    """Compares one random sample of a chunk with autograd's gradient of that sample alone.
+    """Compares random samples of a chunk with autograd's gradients of each of them alone.
 
     With ``every`` it also looks where *all* samples of the chunk are: one more backward pass.
     """
@@ -257,35 +267,31 @@ class _ChunkCheck:
     reading: Reading
     generator: torch.Generator
     every: bool
+    count: int
 
     def __call__(
         self, row: Tensor, cotangents: Sequence[Tensor | None], uses: Sequence[ReadUse]
     ) -> dict[str, str]:
         task = self.task
+        failed: dict[str, str] = {}
         try:
-            chosen = self._sample(row)
-            with torch.enable_grad():
-                alone = task.logits(part(self.x, chosen, chosen + 1))
-            if differ(self.z[chosen : chosen + 1], [alone]):
-                return dict.fromkeys(task.parameters, MIXED)
-            woken = {
-                target.name
-                for use, d in zip(uses, cotangents, strict=True)
-                if use.wakes(d)
-                for target in use.targets.values()
-            }
-            left = self.reading.failed.keys() | woken
-            failed = differences(task, uses, cotangents, row, chosen, alone, left)
+            left = self.reading.failed.keys() | woken(uses, cotangents)
+            for chosen in self._samples(row):
+                with torch.enable_grad():
+                    alone = task.logits(part(self.x, chosen, chosen + 1))
+                if differ(self.z[chosen : chosen + 1], [alone]):
+                    return dict.fromkeys(task.parameters, MIXED)
+                known = left | failed.keys()
+                failed |= differences(task, uses, cotangents, row, chosen, alone, known)
             return failed | (self._misplaced(row, cotangents, uses) if self.every else {})
         except UNSUPPORTED as error:
             why = f"{type(error).__name__} in the check: {error}"
             return dict.fromkeys(task.parameters, why)
 
-    def _sample(self, row: Tensor) -> int:
-        """A random sample, one with a cotangent if there is any."""
+    def _samples(self, row: Tensor) -> list[int]:
+        """Random samples, those with a cotangent if there are any."""
         live = row.flatten(1).any(1).nonzero()[:, 0].tolist() or list(range(len(row)))
-        at = int(torch.randint(len(live), (), generator=self.generator))
-        return int(live[at])
+        return [live[at] for at in _some(len(live), self.count, self.generator)]
 
     def _misplaced(
         self, row: Tensor, cotangents: Sequence[Tensor | None], uses: Sequence[ReadUse]

@@ -370,6 +370,30 @@ def test_a_norm_over_the_batch_says_what_to_do():
         sensitivity_map(Batch().double(), [data(FLAT)])
 
 
+def test_a_submodule_with_two_names_keeps_its_parameters():
+    """As VB-LoRA's bank of vectors, which every adapted layer holds."""
+
+    class Banked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            bank = nn.ParameterDict({"v": nn.Parameter(torch.randn(6, 4))})
+            self.one, self.two = nn.ModuleDict({"bank": bank}), nn.ModuleDict({"bank": bank})
+            self.h = nn.Linear(4, C)
+
+        def forward(self, x):
+            first, second = self.one["bank"]["v"], self.two["bank"]["v"]
+            return self.h(torch.tanh(x * first[[0, 1]].sum(0) + second[[2, 1]].sum(0)))
+
+    torch.manual_seed(0)
+    net = Banked().double()
+    bank = net.one["bank"]["v"]
+    for engine_name in ("func", "auto"):
+        for _ in range(2):
+            fast = sensitivity_map(net, [data(FLAT)], engine=engine_name)
+            assert net.two["bank"]["v"] is bank
+    assert_same(fast, sensitivity_map(net, [data(FLAT)], engine="loop"))
+
+
 def test_sparse_buffers():
     class Graph(nn.Module):
         def __init__(self):
