@@ -35,7 +35,10 @@ parameter value, a key or a sensitivity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class FedSensError(Exception):

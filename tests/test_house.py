@@ -200,7 +200,7 @@ def test_the_error_tree_is_drawn_as_it_is():
         ("fedsens.crypto", {"torch", "flwr", "tenseal"}),
         ("fedsens.mask", {"torch", "flwr", "tenseal"}),
         ("fedsens.remainder", {"torch", "flwr", "tenseal"}),
-        ("fedsens.protocol.headers", {"torch", "flwr"}),
+        ("fedsens.protocol", {"torch", "flwr", "tenseal"}),
         ("fedsens.config", {"torch", "flwr"}),
         ("fedsens.keys", {"torch", "flwr", "tenseal"}),
         ("fedsens.flower", {"torch"}),

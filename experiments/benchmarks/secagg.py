@@ -28,8 +28,7 @@ from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from fedsens.bench.measure import silence_logs
 from fedsens.bench.round_rows import RoundRow
 from fedsens.errors import BenchmarkError
-from fedsens.flower import LocalGrid
-from fedsens.flower._records import size_of
+from fedsens.flower import LocalGrid, size_of
 
 NAME = "Flower SecAgg+"
 EXAMPLES = 500  # of every client

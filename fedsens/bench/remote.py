@@ -23,8 +23,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fedsens.bench.measure import peak_of_process, silence_logs
 from fedsens.bench.round import moving_app
 from fedsens.flower import LocalGrid
-from fedsens.flower._testing import rebuild
-from fedsens.protocol._contributors import LEAST
+from fedsens.protocol import LEAST_CONTRIBUTORS
 
 
 @dataclass
@@ -130,7 +129,10 @@ def serve(connection: Connection, clients: int, protected: bool, state_dir: str)
     """
     seconds = []
     with silence_logs():
-        node = {"fedsens-state-dir": state_dir, "fedsens-min-contributors": min(clients, LEAST)}
+        node = {
+            "fedsens-state-dir": state_dir,
+            "fedsens-min-contributors": min(clients, LEAST_CONTRIBUTORS),
+        }
         grid = LocalGrid(moving_app(protected), clients, node_config=node)
         started = time.process_time()
         while (message := _receive(connection)) is not None:
@@ -157,4 +159,4 @@ def _receive(connection: Connection) -> Message | None:
         return None
     object_id, message_id, names = json.loads(head)
     contents = {name: connection.recv_bytes() for name in names}
-    return rebuild(object_id, message_id, contents)
+    return LocalGrid.rebuild(object_id, message_id, contents)

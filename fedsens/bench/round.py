@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from statistics import median
@@ -28,10 +28,16 @@ from fedsens.bench.models import lenet, resnet18
 from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
-from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
-from fedsens.flower._records import size_of
+from fedsens.flower import (
+    LocalGrid,
+    SelectiveEncryption,
+    SelectiveEncryptionMod,
+    install,
+    size_of,
+)
 
 PLAIN = "Flower FedAvg"
+KEYS = "query.fedsens_key_sum"  # the second question of a round
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
 # name: (classes to model, shape of an image)
 MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
@@ -147,12 +153,15 @@ def measure_round(
     Raises:
         BenchmarkError: a client was lost, so that a round is not what it should be.
     """
-    up: list[tuple[int, int]] = []  # plaintext and ciphertext bytes of each message
-    down: list[tuple[int, int]] = []
+    # Plaintext and encrypted bytes of each message, by its type.
+    up: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
+    down: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
 
     def tap(message: Message) -> None:
-        if message.metadata.message_type == "train" and message.has_content():
-            (up if message.metadata.reply_to_message_id else down).append(size_of(message.content))
+        kind = message.metadata.message_type
+        if kind in up and message.has_content():
+            way = up if message.metadata.reply_to_message_id else down
+            way[kind].append(size_of(message.content))
 
     inner = Stopwatch(clients)
     strategy: Strategy = inner
@@ -165,18 +174,20 @@ def measure_round(
         strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
         inner.begun.append(time.process_time())
     expected = clients * (WARM_UP + repeats)
-    if len(up) != expected:
+    if len(up["train"]) != expected:
         raise BenchmarkError(
-            f"expected {expected} answers of clients at {name}, got {len(up)}; see the warnings"
+            f"expected {expected} answers of clients at {name}, got {len(up['train'])}; see the "
+            "warnings"
         )
     rounds = [later - begun for begun, later in zip(inner.begun, inner.begun[1:], strict=False)]
     seconds = median(rounds[WARM_UP:])
     return RoundRow(name, ratio, *_each(up, clients), *_each(down, clients), seconds)
 
 
-def _each(sizes: Sequence[tuple[int, int]], clients: int) -> tuple[int, int]:
-    """Mean plaintext and ciphertext bytes of the last round's messages."""
-    plain, encrypted = (sum(part) // clients for part in zip(*sizes[-clients:], strict=True))
+def _each(sizes: Mapping[str, Sequence[tuple[int, int]]], clients: int) -> tuple[int, int]:
+    """Plaintext and encrypted bytes of a client's messages in the last round, the mean."""
+    last = [size for each in sizes.values() for size in each[-clients:]]
+    plain, encrypted = (sum(part) // clients for part in zip(*last, strict=True))
     return plain, encrypted
 
 

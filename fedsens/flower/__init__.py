@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsens.flower._logs import log_through_flower
     from fedsens.flower._mod import SelectiveEncryptionMod, install
+    from fedsens.flower._records import size_of
     from fedsens.flower._strategy import SelectiveEncryption
     from fedsens.flower._testing import LocalGrid
 
@@ -22,6 +23,7 @@ _HOME = {
     "SelectiveEncryptionMod": "fedsens.flower._mod",
     "install": "fedsens.flower._mod",
     "log_through_flower": "fedsens.flower._logs",
+    "size_of": "fedsens.flower._records",
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "SelectiveEncryptionMod",
     "install",
     "log_through_flower",
+    "size_of",
 ]
 
 

@@ -24,8 +24,7 @@ from fedsens.config import FedSensConfig
 from fedsens.errors import CheckpointError, FedSensError, StrategyError
 from fedsens.files import Arrays
 from fedsens.flower._state import ServerState
-from fedsens.protocol import Checkpoint, CheckpointFolder, PhaseReport, Progress
-from fedsens.protocol._checkpoint import Figures
+from fedsens.protocol import Checkpoint, CheckpointFolder, Figures, PhaseReport, Progress
 
 logger = logging.getLogger(__name__)
 

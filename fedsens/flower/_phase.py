@@ -16,9 +16,8 @@ from fedsens.errors import PhaseError, StrategyError
 from fedsens.flower._grid import arriving
 from fedsens.flower._logs import reason_of
 from fedsens.flower._records import MODEL_REFUSED, REFUSED, base_digest, size_of
-from fedsens.protocol import ModelHeader, PhaseReport, RoundContext
+from fedsens.protocol import Kind, ModelHeader, PhaseReport, RoundContext
 from fedsens.protocol import Phase as PhaseName
-from fedsens.protocol._context import Kind
 
 logger = logging.getLogger(__name__)
 

@@ -147,25 +147,25 @@ class LocalGrid(Grid):
 
     def _transfer(self, message: Message) -> Message:
         contents = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
-        copy = rebuild(message.object_id, message.metadata.message_id, contents)
+        copy = self.rebuild(message.object_id, message.metadata.message_id, contents)
         if self._tap is not None:
             self._tap(copy)
         return copy
 
+    @staticmethod
+    def rebuild(object_id: str, message_id: str, contents: dict[str, bytes]) -> Message:
+        """Put a message together from what travels.
 
-def rebuild(object_id: str, message_id: str, contents: dict[str, bytes]) -> Message:
-    """Put a message together from what travels.
+        Args:
+            object_id: of the message itself.
+            message_id: by which it is answered.
+            contents: object identifier to bytes; emptied on the way.
 
-    Args:
-        object_id: of the message itself.
-        message_id: by which it is answered.
-        contents: object identifier to bytes; emptied on the way.
-
-    Returns:
-        The message.
-    """
-    message = inflate_object_from_contents(object_id, contents)
-    assert isinstance(message, Message)
-    message.metadata.__dict__["_message_id"] = message_id
-    message.metadata.__dict__["_created_at"] = time.time()
-    return message
+        Returns:
+            The message.
+        """
+        message = inflate_object_from_contents(object_id, contents)
+        assert isinstance(message, Message)
+        message.metadata.__dict__["_message_id"] = message_id
+        message.metadata.__dict__["_created_at"] = time.time()
+        return message

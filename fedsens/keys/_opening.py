@@ -14,14 +14,18 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto import Decryptor, OneTimeSecret, parse_batch
+from fedsens.crypto import OneTimeSecret, parse_batch
 from fedsens.errors import CryptoError, ModelError, ProtocolError
 from fedsens.files import Arrays
 from fedsens.keys._key import FederationKey
 from fedsens.keys._pads import COEFFICIENTS, put_pads_on, take_off_pads
 from fedsens.keys._tags import expected_tags
-from fedsens.protocol import Aggregate, AggregateHeader, ProtectedModel
-from fedsens.protocol._contributors import LEAST
+from fedsens.protocol import (
+    LEAST_CONTRIBUTORS,
+    Aggregate,
+    AggregateHeader,
+    ProtectedModel,
+)
 
 Floats = NDArray[np.floating]
 REFUSED = (
@@ -57,6 +61,8 @@ def open_aggregate(
     What the server knows as well is refused by a text of its own: another key or number of values
     (ProtocolError), an impossible list (ContributorsError), damaged bytes (CiphertextError).
     """
+    from fedsens.crypto import Decryptor  # which loads SEAL; a key answer does without
+
     header = aggregate.header
     _check_public(aggregate, key, count, least, roster)
     genuine = _verify(aggregate, key)
@@ -80,7 +86,7 @@ def open_aggregate(
 def open_model(
     model: ProtectedModel,
     key: FederationKey | None,
-    least: int = LEAST,
+    least: int = LEAST_CONTRIBUTORS,
     roster: frozenset[str] | None = None,
 ) -> Arrays:
     """The whole model, with its masked coordinates decrypted.

@@ -14,12 +14,14 @@ from fedsens.protocol._checkpoint import FILE_TYPE as CHECKPOINT_TYPE
 from fedsens.protocol._checkpoint import (
     Checkpoint,
     CheckpointFolder,
+    Figures,
     Progress,
     load_checkpoint,
     save_checkpoint,
 )
-from fedsens.protocol._context import RoundContext
+from fedsens.protocol._context import Kind, RoundContext
 from fedsens.protocol._contributors import (
+    LEAST_CONTRIBUTORS,
     Contributor,
     Contributors,
     Party,
@@ -48,6 +50,7 @@ from fedsens.protocol._traffic import largest_count, mean_width, ratio_within, t
 __all__ = [
     "CHECKPOINT_TYPE",
     "KEY_BYTES",
+    "LEAST_CONTRIBUTORS",
     "MODEL_TYPE",
     "Aggregate",
     "AggregateHeader",
@@ -55,10 +58,12 @@ __all__ = [
     "CheckpointFolder",
     "Contributor",
     "Contributors",
+    "Figures",
     "Header",
     "KeyReply",
     "KeyRequest",
     "KeySumRequest",
+    "Kind",
     "MapRequest",
     "MaskRequest",
     "ModelHeader",

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedsens.errors import ContributorsError, ProtocolError
 
-LEAST = 2  # contributors that a client accepts by default
+LEAST_CONTRIBUTORS = 2  # contributors that a client accepts by default
 MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
 
 # An X25519 public key, hexadecimal: the client's identity, or the one it made for this run.
@@ -111,7 +111,7 @@ class Contributors(BaseModel):
         body = b"".join(each.to_bytes() for each in self.members)
         return hashlib.sha256(b"fedsens list 3" + context + body).digest()
 
-    def check(self, least: int = LEAST, roster: frozenset[str] | None = None) -> None:
+    def check(self, least: int = LEAST_CONTRIBUTORS, roster: frozenset[str] | None = None) -> None:
         """Refuse a list that cannot be right, or with too few contributors.
 
         Args:
