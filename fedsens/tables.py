@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-
 MANY = 9  # columns; a page sets more of them small, so that they fit
 
 
