@@ -26,7 +26,7 @@ from fedsens.flower._records import (
     record_to_bytes,
     take_header,
 )
-from fedsens.protocol import Aggregate, ProtectedModel, RekeyReply, RekeyRequest
+from fedsens.protocol import KEY_BYTES, Aggregate, ProtectedModel, RekeyReply, RekeyRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from fedsens.flower._client import Client
 
 logger = logging.getLogger(__name__)
+
+Rekeyed = tuple[tuple[int, ...], bytes]  # tags and key sum under the later key
 
 
 def rekey_model(
@@ -63,7 +65,7 @@ def rekey_model(
     old, new = keys
     request = RekeyRequest(key_index=new.key_index, fingerprint=new.fingerprint)
     both = sorted(set(old.examples) & set(new.examples))
-    found: list[tuple[tuple[int, ...], bytes]] = []
+    found: dict[int, Rekeyed] = {}
     whole = Phase.of("rotate", phase, REKEY_ACTION, [])
     for node in both[:ATTEMPTS]:
         content = show()
@@ -75,17 +77,31 @@ def rekey_model(
         except FedSensError as error:
             logger.warning("node %s did not put the model under the new key: %s", node, error)
             continue
-        if answer in found or len(both) == 1:
+        if answer in found.values() or len(both) == 1:
+            _warn_of_others(found, answer)
             return _rekeyed(model, new.fingerprint, *answer), whole
-        found.append(answer)
+        found[node] = answer
     raise PhaseError(
         f"expected two of {len(both)} clients with both keys to put the model under the new key "
         f"alike, got {len(found)} answers that differ; see the warnings above, then resume the run"
     )
 
 
-def _read(content: RecordDict) -> tuple[tuple[int, ...], bytes]:
-    return take_header(content, RekeyReply).tags, record_to_bytes(content, KEY_SUM)
+def _read(content: RecordDict) -> Rekeyed:
+    tags, key_sum = take_header(content, RekeyReply).tags, record_to_bytes(content, KEY_SUM)
+    if len(key_sum) != KEY_BYTES:
+        raise ProtocolError(f"expected a key sum of {KEY_BYTES} bytes, got {len(key_sum)}")
+    return tags, key_sum
+
+
+def _warn_of_others(found: dict[int, Rekeyed], answer: Rekeyed) -> None:
+    for node, other in found.items():
+        if other != answer:
+            logger.warning(
+                "node %s put the model under the new key otherwise than two others; it is not "
+                "used: see that client's log and version",
+                node,
+            )
 
 
 def _rekeyed(

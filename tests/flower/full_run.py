@@ -2,8 +2,8 @@
 
 Five clients agree on a key; the mask is made from their maps and renewed, the key is rotated. In
 round 2 a client's function raises with its parameters in the text, another's training ends in NaN,
-which its own client refuses, and a third answers another round, which the server refuses. In round
-3 a client is away. In round 4 the server dies; a new one resumes, and the model is exported.
+which its own client refuses, and a third answers another question, which the server refuses. In
+round 3 a client is away. In round 4 the server dies; a new one resumes, and the model is exported.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedsens.flower.logs import JsonLines
-from fedsens.flower.records import HEADER
-from fedsens.protocol.export import save_protected
-from fedsens.protocol.report import ReportFile
 from flwr.app import Array, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from typer.testing import CliRunner
 
-from fedsens import FedSensConfig, ParameterLayout, SecretKey
+from fedsens import FederationKey, FedSensConfig, ParameterLayout
 from fedsens.cli import app as commands
 from fedsens.errors import FedSensError
 from fedsens.flower import LocalGrid, SelectiveEncryption
+from fedsens.flower._logs import JsonLines
+from fedsens.flower._records import HEADER
+from fedsens.keys import PendingUpload, UploadRecords, open_model
+from fedsens.protocol import ReportFile, save_protected
 from fedsens.reporting.page import page
 from fedsens.reporting.run import run_section
 from fedsens.simulation.runner import COMPLETED, RunOutcome
@@ -38,6 +38,7 @@ from .federation import (
     arrays_of,
     initial_arrays,
     is_reply,
+    is_request,
     make_app,
     sensitivity,
     shared_key,
@@ -63,6 +64,7 @@ class Story:
         quoted: the clients' log lines that quote an exception of the app's own function.
         values: vectors of masked values: trained, weighted by examples, aggregated; and all maps.
         outcomes: of every training phase, clients and lost.
+        one_time: the secrets that the clients kept for their uploads.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Story:
     quoted: list[bytes] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
     outcomes: list[tuple[int, int]] = field(default_factory=list)
+    one_time: list[np.ndarray] = field(default_factory=list)
 
     def note(self, name: str, data: bytes) -> None:
         self.documents[f"{len(self.documents)} {name}"] = data
@@ -134,11 +137,11 @@ class Federation(LocalGrid):
         header = message.content.get(HEADER)
         if is_reply(message) and message.metadata.src_node_id == HOSTILE:
             content = json.loads(header["json"])
-            if content["round"] == TROUBLE:
+            if self._round == TROUBLE:
                 message.content[HEADER] = ConfigRecord({
-                    "json": json.dumps({**content, "round": 1})
+                    "json": json.dumps({**content, "context": "ab" * 32})
                 })
-        if self._dies and kind == "train" and json.loads(header["json"])["round"] == DIES:
+        if self._dies and is_request(message) and json.loads(header["json"])["round"] == DIES:
             raise KilledError
 
     def run(self, story: Story, resume: bool) -> SelectiveEncryption:
@@ -175,8 +178,16 @@ def tell(folder: Path) -> Story:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
+    keep = UploadRecords.keep
+
+    def kept(records: UploadRecords, kind: str, number: int, pending: PendingUpload) -> None:
+        story.one_time.append(pending.secret)
+        keep(records, kind, number, pending)
+
     try:
-        _run(story)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(UploadRecords, "keep", kept)
+            _run(story)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -197,12 +208,12 @@ def _run(story: Story) -> None:
     _export(story, strategy, shared_key(grid, strategy._run.keys.fingerprint))
 
 
-def _export(story: Story, strategy: SelectiveEncryption, key: SecretKey) -> None:
+def _export(story: Story, strategy: SelectiveEncryption, key: FederationKey) -> None:
     output, model = story.folder / "output-3", strategy.model
     save_protected(model, output / "protected.safetensors")
     flat = model.layout.flatten({
         name: np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
-        for name, array in model.open(key).items()
+        for name, array in open_model(model, key).items()
     })
     story.values.append(unknown(flat, model.layout)[model.mask.selected])
     outcome = RunOutcome("3", COMPLETED, 1.0, strategy.reports)

@@ -82,7 +82,7 @@ def test_nodes_are_waited_for():
 
 def test_too_few_nodes_are_a_named_error():
     grid = LocalGrid(make_app(), 1)
-    with pytest.raises(PhaseError, match="at least 2 connected nodes within 0.1 s, got 1; start"):
+    with pytest.raises(PhaseError, match=r"at least 2 connected nodes within 0\.1 s, got 1; start"):
         wait_for_nodes(grid, 2, 0.1)
     assert wait_for_nodes(grid, 0, 0.1) == wait_for_nodes(grid, 1, 0.1) == [1000]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedsens import SecretKey
+from fedsens import FederationKey
 from tests.secret_scan import Needles
 
-from . import story as stories
+from . import full_run
 
 LARGEST = 2**20  # bytes of one document that a secret is planted in
 
@@ -21,21 +21,22 @@ def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("story")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSENS_STATE_DIR", str(folder / "state"))
-        return stories.tell(folder)
+        return full_run.tell(folder)
 
 
 @pytest.fixture(scope="module")
 def secrets(story):
-    """Key material as the clients' files hold it."""
+    """Key material: what the clients' files hold, and the one-time secrets that they held."""
     found = {}
     for path in sorted((story.folder / "state").glob("run-*/node-*/*")):
-        if path.name == "identity":
+        if path.name in {"identity", "run-identity"}:
             found[str(path)] = path.read_bytes()
             X25519PrivateKey.from_private_bytes(path.read_bytes())
         elif not path.suffix and path.name.startswith("key"):
-            for number, secret in enumerate(SecretKey.load(path)._secrets.values()):
-                # without SEAL's header, which every object shares
-                found[f"{SecretKey.load(path).fingerprint} {number}"] = secret[64:]
+            key = FederationKey.load(path)
+            found[key.fingerprint] = key._secret
+    for number, secret in enumerate(story.one_time):
+        found[f"one-time {number}"] = secret.astype("<i2").tobytes()
     return found
 
 
@@ -55,14 +56,17 @@ def test_the_story_has_everything(story, secrets):
     assert story.outcomes[-1] == (5, 0)
     kinds = {name.split(" ", 1)[1] for name in story.documents}
     queries = {
-        f"message query.fedsens_{each}" for each in ("keys", "sensitivity", "mask", "rotate")
+        f"message query.fedsens_{each}"
+        for each in ("keys", "sensitivity", "mask", "rekey", "key_sum")
     }
     assert kinds >= queries | {"message train", "message evaluate", "exception"}
     assert kinds >= {f"output of fedsens {each}" for each in ("inspect", "open")}
     files = ("protected.safetensors", "reports.jsonl", "summary.json", "report.html")
     assert kinds >= {f"file output-3/{each}" for each in files} | {"file round-000001.safetensors"}
-    assert kinds >= {"log fedsens.flower.client", "log fedsens.flower.strategy"}
-    assert len(secrets) == 10 + 4  # an identity per client and run; two keys of two sets each
+    assert kinds >= {"log fedsens.flower._client", "log fedsens.flower._strategy"}
+    # Two identities per client and run, two keys, and what each upload was encrypted under.
+    assert len(secrets) == 20 + 2 + len(story.one_time)
+    assert len(story.one_time) > 30
     assert len(story.quoted) == 1
 
 
@@ -79,7 +83,9 @@ def test_the_search_finds_what_key_holders_write(story, needles):
     paths = [path for path in sorted(state.rglob("*")) if path.is_file()]
     found = needles.search({path.name: path.read_bytes() for path in paths})
     holders = {each.split(":")[0] for each in found}
-    assert holders == {"identity", "key", "key-1", "federation.key", "opened.safetensors"}
+    # The one-time secrets have been given, padded, and are erased.
+    identities = {"identity", "run-identity"}
+    assert holders == identities | {"key", "key-1", "federation.key", "opened.safetensors"}
 
 
 def test_files_and_folders_of_clients_are_their_owners_only(story):

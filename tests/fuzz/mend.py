@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 
+from fedsens.crypto._wire import CHECKSUM, HEADER, SEGMENT, checksum
 from fedsens.errors import FedSensError
 from fedsens.keys._key import DOMAIN
 from fedsens.keys._opening import _bound, _secret_of, _summands
@@ -31,8 +31,12 @@ DTYPES = {"BOOL": "bool", "BF16": "bfloat16"}  # else F32 is float32, I64 is int
 
 
 def batch(data: bytes) -> bytes:
-    """A ciphertext batch with its CRC."""
-    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little") if len(data) > 4 else data
+    """A ciphertext batch of whole KiB of residues, with its checksum."""
+    body = data[:-CHECKSUM]
+    if len(body) < HEADER.size:
+        return data
+    body = body[: len(body) - (len(body) - HEADER.size) % (8 * SEGMENT)]
+    return body + checksum(body)
 
 
 def mask(data: bytes) -> bytes:

@@ -94,4 +94,4 @@ def test_every_check_comes_before_seal():
         refused(mend(bytes(changed)), word)
     refused(mend(seed[:40] + b"\xff" * 3 * 4096 + bytes(4)), "residues below")
     refused(bytes([*seed[:-1], seed[-1] ^ 1]), "checksum")
-    refused(mend(seed[:-100]), "expected a batch of")
+    refused(mend(seed[:-1024]), "expected a batch of")
