@@ -6,10 +6,10 @@ export OMP_NUM_THREADS ?= 1
 RUNS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help run deploy-demo test test-slow check docs-faults docs-reliability fuzz bench lock lock-image audit sbom clean
+.PHONY: help run test bench deploy-demo test-slow check fuzz docs lock vulnerabilities
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (once, some minutes)"
@@ -21,11 +21,14 @@ help: ## List the targets
 run: .venv/installed ## Train the digits model under selective encryption: runs/latest
 	$(BIN)/fedsens simulate
 
-deploy-demo: ## Run a federation of containers with TLS, from nothing to its result
-	$(PYTHON) docker/demo.py
-
 test: .venv/installed ## Run the default test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+bench: .venv/installed ## Compare with other libraries: docs/benchmarks and the README's tables
+	$(BIN)/python -m experiments.benchmarks
+
+deploy-demo: ## Run a federation of containers with TLS, from nothing to its result
+	$(PYTHON) docker/demo.py
 
 test-slow: .venv/installed ## Run the end-to-end tests with real Flower processes
 	$(BIN)/python -m pytest -m slow
@@ -35,9 +38,6 @@ check: .venv/installed ## Lint and type-check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs-faults: .venv/installed ## Write the table of faults from the tests
-	$(BIN)/python -m tests.e2e.fault_table
-
 .venv/fuzz: .venv/installed
 	$(PIP) --editable '.[fuzz]'
 	@touch $@
@@ -45,40 +45,30 @@ docs-faults: .venv/installed ## Write the table of faults from the tests
 fuzz: .venv/fuzz ## Try RUNS inputs (100,000) on every parser of another party's bytes
 	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
 
-docs-reliability: .venv/installed ## Write the tables of docs/reliability.md from tests and results
-	$(BIN)/python -m tests.reliability
-
-bench: .venv/installed ## Measure everything as ratios: docs/benchmarks and the README's tables
-	$(BIN)/python -m experiments.benchmarks
-
-lock: .venv/installed ## Write constraints.txt from what is installed
-	@(echo "# Versions that every make target installs; regenerate with: make lock"; \
-	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | sort -f) > constraints.new
-	@mv constraints.new constraints.txt
+docs: .venv/installed ## Write the tables of the docs from tests and results
+	$(BIN)/python -m tests.doc_tables
 
 # Wheels for Python 3.11 on Linux, with the hashes of all their builds. Torch's are kept by hand.
-LOCK := $(BIN)/uv pip compile --quiet --constraint constraints.txt --config-file docker/lock.toml \
+COMPILE := $(BIN)/uv pip compile --quiet --constraint constraints.txt --config-file docker/lock.toml \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
 	--generate-hashes --no-header --no-annotate
 
-lock-image: .venv/installed ## Write the image's packages and their hashes
-	@(echo "# What the image installs, each file by its hash; written by make lock-image"; \
-	  $(LOCK) pyproject.toml --extra data --no-emit-package torch) > docker/requirements.new
+lock: .venv/installed ## Write constraints.txt from what is installed, and the image's packages
+	@(echo "# Versions that every make target installs; regenerate with: make lock"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | sort -f) > constraints.new
+	@mv constraints.new constraints.txt
+	@(echo "# What the image installs, each file by its hash; written by make lock"; \
+	  $(COMPILE) pyproject.toml --extra data --no-emit-package torch) > docker/requirements.new
 	@mv docker/requirements.new docker/requirements.txt
-	@(echo "# What builds fedsens's own wheel for the image; written by make lock-image"; \
-	  echo hatchling==1.33.0 | $(LOCK) -) > docker/requirements.new
+	@(echo "# What builds fedsens's own wheel for the image; written by make lock"; \
+	  echo hatchling==1.33.0 | $(COMPILE) -) > docker/requirements.new
 	@mv docker/requirements.new docker/requirements-build.txt
 
-audit: .venv/installed ## Look the image's packages up in the database of known vulnerabilities
+vulnerabilities: .venv/installed ## Look packages up in advisories; bills of materials (CycloneDX) to dist/
 	$(BIN)/python .ci/audit
-
-sbom: .venv/installed ## Write the image's and the environment's bills of materials (CycloneDX) to dist/
 	@mkdir -p dist
 	cat docker/requirements.txt docker/requirements-torch.txt | \
 	  $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	  -o dist/fedsens-image.cdx.json -
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  -o dist/fedsens-environment.cdx.json $(BIN)/python
-
-clean: ## Remove the environment and all caches; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

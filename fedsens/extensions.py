@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from fedsens.errors import ConfigurationError, FedSensError
 
 T = TypeVar("T")
+GROUPS = tuple(f"fedsens.{kind}" for kind in ("policies", "losses", "attacks", "readers"))
 
 
 class Registry(Generic[T]):
@@ -102,18 +103,14 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         """Import what installed packages announce; modules that are loaded already cost nothing."""
         group, self._group = self._group, None  # once, and not again while they are loading
-        for point in entry_points(group=group) if group is not None else ():
-            try:
-                point.load()
-            except (ImportError, AttributeError) as error:
-                raise self._error(
-                    f"expected the entry point {point.name} = {point.value} of {group} to load, "
-                    f"got {type(error).__name__}: {error}; mend or uninstall its package"
-                ) from error
+        if group is not None:
+            _load_entry_points(group, self._error)
 
 
 def load_extensions(modules: Iterable[str]) -> None:
     """Import modules that register policies, losses, attacks or readers.
+
+    What installed packages announce as entry points comes first.
 
     Args:
         modules: their dotted names; empty ones are passed over.
@@ -121,6 +118,8 @@ def load_extensions(modules: Iterable[str]) -> None:
     Raises:
         ConfigurationError: names every module that cannot be imported, and why.
     """
+    for group in GROUPS:
+        _load_entry_points(group, ConfigurationError)
     problems = []
     for name in filter(None, map(str.strip, modules)):
         try:
@@ -132,3 +131,14 @@ def load_extensions(modules: Iterable[str]) -> None:
             f"expected modules that can be imported, got {'; '.join(problems)}; correct their "
             "names, or make them importable here"
         )
+
+
+def _load_entry_points(group: str, kind: type[FedSensError]) -> None:
+    for point in entry_points(group=group):
+        try:
+            point.load()
+        except (ImportError, AttributeError) as error:
+            raise kind(
+                f"expected the entry point {point.name} = {point.value} of {group} to load, "
+                f"got {type(error).__name__}: {error}; mend or uninstall its package"
+            ) from error

@@ -1,4 +1,4 @@
-"""Writes the sums of docs/reliability.md from tests and results: ``make docs-reliability``.
+"""Writes the sums of docs/reliability.md from tests and results, see ``make docs``.
 
 The cases of a test are its parameters, so what was tried is what the tests try. Inputs fuzzed have
 a table of their own: see tests.fuzz.
@@ -72,7 +72,7 @@ def page() -> str:
     """The page with the sums of now."""
     text = PAGE.read_text()
     for name, table in tables().items():
-        begin, end = f"<!-- {name}: make docs-reliability -->\n", f"<!-- end of {name} -->\n"
+        begin, end = f"<!-- {name}: make docs -->\n", f"<!-- end of {name} -->\n"
         start, stop = text.index(begin) + len(begin), text.index(end)
         text = text[:start] + table + text[stop:]
     return text
@@ -132,7 +132,3 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     columns = list(columns)
     all_rows = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in all_rows)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

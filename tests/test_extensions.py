@@ -111,6 +111,19 @@ def test_a_module_with_a_mistake_is_one_sentence(tmp_path, monkeypatch):
         load_extensions(["mistaken"])
 
 
+@pytest.mark.parametrize("group", extensions.GROUPS)
+def test_what_is_announced_of_every_kind_is_loaded_before_modules(group, monkeypatch):
+    def points(group, wanted=group):
+        return [EntryPoint("extra", "no_such_module", group)] if group == wanted else []
+
+    monkeypatch.setattr(extensions, "entry_points", points)
+    with pytest.raises(ConfigurationError, match=f"no_such_module of {group} to load"):
+        load_extensions([])
+    result = CliRunner().invoke(app, ["audit", "--policy", "random"])
+    assert result.exit_code == 1
+    assert f"of {group} to load" in result.output.replace("\n", " ")
+
+
 @pytest.mark.parametrize("command", ["map", "audit"])
 def test_the_command_line_imports_a_module_of_the_current_folder(command, tmp_path, monkeypatch):
     """The reader makes the command read further than the name of its data."""

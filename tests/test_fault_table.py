@@ -4,7 +4,7 @@ from .e2e.fault_table import PAGE, faults, page
 
 
 def test_the_page_is_in_step_with_the_tests():
-    assert PAGE.read_text() == page(), "run make docs-faults"
+    assert PAGE.read_text() == page(), "run make docs"
 
 
 def test_every_fault_has_an_event_an_outcome_and_a_test_of_its_own():

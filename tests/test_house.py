@@ -34,7 +34,6 @@ LEVELS = {
     "simulation": 8,
     "audit": 8,
     "mapping": 8,
-    "deployment": 9,
     "planning": 9,
     "reporting": 9,
     "cli": 10,

@@ -9,7 +9,7 @@ from .reliability import AREAS, PAGE, _cases_of, cases, page, tables
 
 
 def test_the_page_is_in_step_with_tests_and_results():
-    assert PAGE.read_text() == page(), "run make docs-reliability"
+    assert PAGE.read_text() == page(), "run make docs"
 
 
 def test_every_area_has_tests_and_every_link_leads_somewhere():

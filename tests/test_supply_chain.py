@@ -52,7 +52,7 @@ def test_the_image_has_all_that_fedsens_asks_for():
     pins = pins_of(LISTS[0]) | pins_of(LISTS[1])
     for requirement in map(Requirement, wanted):
         version = pins[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), f"run make lock-image: {requirement}"
+        assert requirement.specifier.contains(version), f"run make lock: {requirement}"
     built_by = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert set(built_by) <= pins_of(LISTS[2]).keys()
 

@@ -75,9 +75,9 @@ def _import_option() -> TyperOption:
 
 
 def _import(context: click.Context, option: click.Parameter, modules: Sequence[str]) -> None:
-    if modules:
-        if (here := os.getcwd()) not in sys.path:
-            sys.path.insert(0, here)
+    if modules and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    if not context.resilient_parsing:
         with named_errors():
             load_extensions(modules)
 

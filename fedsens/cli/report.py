@@ -17,13 +17,13 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER...",
-            help="Runs (runs/latest), studies of fedsens audit, folders with results.",
+            help="Runs (runs/latest), studies of fedsens audit, results (experiments).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its title.")] = "fedsens report",
 ) -> None:
-    """Write one self-contained HTML page with figures and tables of runs and studies."""
+    """Write one self-contained HTML page of runs, studies and experiments."""
     from fedsens.reporting.page import page
     from fedsens.reporting.results import result_sections
     from fedsens.reporting.run import run_section

@@ -114,11 +114,11 @@ def submit(
     Unlike *flwr run*, exits with 1 if the run fails. Where the server's output folder is visible
     from here, shows each phase and sums the run up. Ctrl-C leaves the run going.
     """
-    from fedsens.deployment.submit import follow
-    from fedsens.deployment.submit import submit as run
     from fedsens.protocol import load_protected
     from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.screen import tables
+    from fedsens.simulation.submit import follow
+    from fedsens.simulation.submit import submit as run
     from fedsens.simulation.summary import summarize
 
     with named_errors():

@@ -85,15 +85,15 @@ class SelectiveEncryption(Strategy):
                 checkpoint was made with other values is not resumed.
             on_report: called with the report of every phase as it ends; in a resumed run, with
                 those of the earlier rounds first.
-            output_dir: folder for ``reports.jsonl`` and, in the end, ``protected.safetensors``; by
-                default that of the environment variable ``FEDSENS_OUTPUT_DIR``, else none.
+            output_dir: folder for ``reports.jsonl`` and, in the end, ``protected.safetensors``;
+                the environment variable ``FEDSENS_OUTPUT_DIR`` takes precedence.
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
         check_strategy(strategy, self.config.encrypts, weighted_mean)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
-        folder = output_dir or os.environ.get(OUTPUT_DIR)
+        folder = os.environ.get(OUTPUT_DIR) or output_dir  # whoever starts a simulation looks there
         self._output = Path(folder) if folder else None
         self._report_file: ReportFile | None = None
         self._app_config = app_config or {}

@@ -1,4 +1,4 @@
-"""Writes the table in docs/how-to/faults.md from the marked tests: ``make docs-faults``."""
+"""Writes the table in docs/how-to/faults.md from the marked tests, see ``make docs``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "faults.md"
-BEGIN, END = "<!-- faults: from the tests, make docs-faults -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- faults: from the tests, make docs -->\n", "<!-- end -->\n"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,3 @@ def page() -> str:
     """The page with the table of now."""
     text = PAGE.read_text()
     return text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

@@ -1,4 +1,4 @@
-"""Writes the table in docs/reliability.md from fuzz.json: ``python -m tests.fuzz.table``."""
+"""Writes the table in docs/reliability.md from fuzz.json, see ``make docs``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,3 @@ def _row(name: str, result: dict[str, Any]) -> str:
         f"{result['cpu_seconds']:,.0f}",
     )
     return f"| {' | '.join(map(str, cells))} |\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

@@ -1,1 +1,0 @@
-"""Runs on a deployed SuperLink, submitted and followed by ``fedsens submit``."""
