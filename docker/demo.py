@@ -77,7 +77,7 @@ class Demo:
         self._call(["docker", "build", *files, *arguments, str(ROOT)], None)
 
     def make_secrets(self) -> None:
-        """Make certificates, the SuperNodes' keys and the clients' CKKS key."""
+        """Make certificates, the SuperNodes' keys and the clients' key."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.secrets.mkdir(parents=True, mode=0o700)
         self._hand_over()

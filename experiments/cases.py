@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from fedsens.bench.map import machine
+from fedsens.tables import make_table
 
 Case = dict[str, str | int | float]  # what tells one case from another
 Row = dict[str, Any]  # a case and its figures
@@ -91,14 +90,11 @@ def show(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], not
         lines: the cells.
         note: below it.
     """
-    table = Table(title=title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = list(lines)
-    for index, column in enumerate(columns):
-        texts = [column, *(row[index] for row in rows)]
-        whole = not any(" " in text for text in texts)  # a number is not cut, a text may wrap
-        table.add_column(column, justify="right" if index else "left", no_wrap=whole)
-    for row in rows:
-        table.add_row(*row)
+    texts = [[column, *cells] for column, *cells in zip(columns, *rows, strict=True)]
+    # a number is not cut, a text may wrap
+    wrapping = [i for i, column in enumerate(texts) if any(" " in text for text in column)]
+    table = make_table(columns, rows, title=title, caption=note, wrapping=wrapping)
     console.print(table)
 
 

@@ -7,6 +7,7 @@
     ├── LayoutError               two models do not have the same parameters
     ├── DataError                 a data set cannot be read as what it claims to be
     ├── SensitivityError          a sensitivity map cannot be computed, merged or read
+    │   └── MapTimeoutError       a map is not done in the time that it was given
     ├── MaskError                 a mask is malformed, or not the mask that was agreed
     ├── CryptoError
     │   ├── ValueRangeError       a value is NaN, infinite or beyond the declared range
@@ -55,6 +56,21 @@ class DataError(FedSensError):
 
 class SensitivityError(FedSensError):
     """A sensitivity map cannot be computed, merged or read."""
+
+
+class MapTimeoutError(SensitivityError):
+    """A map is not done in the time that it was given.
+
+    Args:
+        message: the text.
+        samples: how many samples were added in that time.
+        seconds: how long it took.
+    """
+
+    def __init__(self, message: str, samples: int, seconds: float) -> None:
+        super().__init__(message)
+        self.samples = samples
+        self.seconds = seconds
 
 
 class MaskError(FedSensError):

@@ -10,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 
+MANY = 9  # columns; a page sets more of them small, so that they fit
+
+
 def make_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str | Text]],
@@ -62,10 +65,11 @@ def to_html(table: Table) -> str:
         + "</tr>\n"
         for row in rows
     )
+    many = ' class="many"' if len(header) > MANY else ""
     title = f"<h3>{escape(_plain(table.title))}</h3>\n" if table.title else ""
     note = f"<figcaption>{escape(_plain(table.caption))}</figcaption>" if table.caption else ""
     return (
-        f'{title}<figure><div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f'{title}<figure><div class="wide"><table{many}><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>{note}</figure>\n"
     )
 

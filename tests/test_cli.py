@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import base64
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from fedsens import SecretKey
+from fedsens import FederationKey
 from fedsens.cli import app
 from fedsens.cli.run import overrides
 
@@ -60,13 +60,12 @@ def test_the_version_is_that_of_the_package_and_what_it_runs_on():
 
 def test_keygen_writes_a_private_key_and_shows_no_secret(tmp_path):
     path = tmp_path / "a.key"
-    result = runner.invoke(app, ["keygen", str(path), "--preset", "balanced"])
+    result = runner.invoke(app, ["keygen", str(path)])
     assert result.exit_code == 0
-    key = SecretKey.load(path)
-    assert key.parameters.name == "balanced"
+    key = FederationKey.load(path)
     assert key.fingerprint in result.output
-    secret = json.loads(path.read_text())["keys"][0]["secret"]
-    assert secret[:32] not in result.output
+    assert base64.b64encode(key._secret).decode()[4:40] not in result.output
+    assert key._secret.hex()[8:40] not in result.output
 
 
 def test_keygen_keeps_an_existing_file(tmp_path):
@@ -77,10 +76,10 @@ def test_keygen_keeps_an_existing_file(tmp_path):
     assert path.read_text() == "mine"
 
 
-def test_an_unknown_preset_is_one_sentence(tmp_path):
-    result = runner.invoke(app, ["keygen", str(tmp_path / "k"), "--preset", "tiny"])
+def test_an_unknown_preset_is_one_sentence():
+    result = runner.invoke(app, ["plan", "--parameters", "5", "--preset", "huge"])
     assert result.exit_code == 1
-    assert "compact, balanced, precise" in result.output
+    assert "tiny, compact, precise, exact" in result.output
     assert "Traceback" not in result.output
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.table import Table
 
-from experiments.benchmarks.ckks_vector import compare_codecs, times_fedml
+from experiments.benchmarks.ckks_vector import compare_codecs, content_of
 from experiments.benchmarks.comparisons import COMPARISONS
 from experiments.benchmarks.maps import compare_methods
 from experiments.benchmarks.page import SECTIONS, benchmark_page
@@ -81,11 +81,10 @@ def main(
             update_readme()
 
 
-def codecs(repeats: int, values: int = 2**20) -> Measured:
+def codecs(repeats: int) -> Measured:
     """The codec beside TenSEAL's CKKSVector with the parameters of other projects."""
-    rows = compare_codecs(values, repeats=repeats)
-    content = [asdict(row) | {"times FedML": times_fedml(row, rows[0])} for row in rows]
-    return Measured([codec_table(rows, rows[0])], content)
+    rows = compare_codecs(repeats=repeats)
+    return Measured([codec_table(rows, rows[0])], content_of(rows))
 
 
 def rounds(repeats: int, model: str = "resnet18", images: int = 500, clients: int = 4) -> Measured:

@@ -9,6 +9,7 @@ the same in TenSEAL is three primes. All serialise every vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,11 @@ def compare_codecs(
         **{name: (preset_codec(name), values) for name in PRESETS},
     }
     return measure_codecs(codecs, clients, repeats)
+
+
+def content_of(rows: Sequence[CodecRow]) -> list[dict[str, Any]]:
+    """The rows for a JSON file, each with its figures as multiples of the first, FedML's."""
+    return [asdict(row) | {"times FedML": times_fedml(row, rows[0])} for row in rows]
 
 
 def times_fedml(row: CodecRow, fedml: CodecRow) -> dict[str, float]:

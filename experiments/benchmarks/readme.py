@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsens.bench.tables import three_digits
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end of what make bench writes -->\n"
@@ -131,7 +133,7 @@ MAKERS: dict[str, Callable[[Any], str]] = {
 
 def _speed(row: dict[str, Any], step: str) -> str:
     times = row["times FedML"][step]
-    return f"{row[step]:.3g}" + ("" if times == 1 else f" ({times:.3g}x)")
+    return three_digits(row[step]) + ("" if times == 1 else f" ({three_digits(times)}x)")
 
 
 def _case(case: dict[str, Any]) -> str:

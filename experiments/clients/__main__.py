@@ -14,9 +14,9 @@ from fedsens.bench.scale import measure_scale
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = (2, 5, 10, 20, 50, 100, 200)
-PLAIN = -1.0  # Flower without fedsens
-RATIOS = (PLAIN, 0.1, 1.0)
-NAMES = {PLAIN: "Flower FedAvg", 0.1: "ratio 0.1", 1.0: "ratio 1"}
+PLAIN = "without fedsens"
+RATIOS: tuple[str | float, ...] = (PLAIN, 0.1, 1.0)
+NAMES: dict[str | float, str] = {PLAIN: "Flower FedAvg", 0.1: "ratio 0.1", 1.0: "ratio 1"}
 MIB = 2**20
 
 app = typer.Typer(add_completion=False)
@@ -47,10 +47,8 @@ def main(
 
 
 def _measure(case: Case) -> Iterable[Row]:
-    ratio = float(case["ratio"])
-    row = measure_scale(
-        int(case["parameters"]), int(case["clients"]), None if ratio == PLAIN else ratio
-    )
+    ratio = None if case["ratio"] == PLAIN else float(case["ratio"])
+    row = measure_scale(int(case["parameters"]), int(case["clients"]), ratio)
     yield {
         "server seconds": row.server_seconds,
         "client seconds": row.client_seconds,
@@ -59,7 +57,7 @@ def _measure(case: Case) -> Iterable[Row]:
     }
 
 
-def _lines(rows: list[Row], ratio: float) -> Iterable[list[str]]:
+def _lines(rows: list[Row], ratio: str | float) -> Iterable[list[str]]:
     own = [row for row in rows if row["ratio"] == ratio]
     yield [NAMES[ratio], "CPU s", *(f"{row['server seconds']:.2g}" for row in own)]
     if all(row["server bytes"] for row in own):

@@ -13,7 +13,7 @@ COLORS = ("#9d9da1", "#4c78a8", "#e45756")
 MIB = 2**20
 
 
-def draw(rows: Sequence[Row], names: Mapping[float, str], path: Path) -> None:
+def draw(rows: Sequence[Row], names: Mapping[str | float, str], path: Path) -> None:
     """Draw the figure; memory only where the system tells it.
 
     Args:

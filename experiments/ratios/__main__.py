@@ -16,7 +16,7 @@ from fedsens.bench.round import CLASSES, MODELS, measure_round, measuring_rounds
 RESULTS = Path(__file__).parent / "results"
 RATIOS = tuple(tenth / 10 for tenth in range(11))
 CLIENTS, IMAGES = 4, 500
-PLAIN = -1.0  # Flower without fedsens
+PLAIN = "without fedsens"
 
 app = typer.Typer(add_completion=False)
 
@@ -30,7 +30,8 @@ def main(
     """Measure rounds at ratio 0, 0.1, ... 1 beside plain Flower FedAvg."""
     if model not in MODELS:
         raise typer.BadParameter(f"expected one of {', '.join(MODELS)}, got {model!r}")
-    cases: list[Case] = [{"model": model, "ratio": ratio} for ratio in (PLAIN, *RATIOS)]
+    ratios: tuple[str | float, ...] = (PLAIN, *RATIOS)
+    cases: list[Case] = [{"model": model, "ratio": ratio} for ratio in ratios]
     rows = _relative(measure_cases(cases, _measure, "ratios", out, fresh))
     draw(rows, model, out / "ratios.png")
     show(
@@ -43,18 +44,16 @@ def main(
 
 
 def _measure(case: Case) -> Iterable[Row]:
-    ratio = float(case["ratio"])
+    ratio = None if case["ratio"] == PLAIN else float(case["ratio"])
     build, shape = MODELS[str(case["model"])]
     with measuring_rounds():
         torch.manual_seed(0)
         net = build(CLASSES)
         state = {name: value.clone() for name, value in net.state_dict().items()}
         training = 0.0
-        if ratio == PLAIN:
+        if ratio is None:
             training = CLIENTS * training_seconds(net, torch.randn(IMAGES, *shape))
-        row = measure_round(
-            f"ratio {ratio:g}", None if ratio == PLAIN else ratio, state, CLIENTS, 3, "precise"
-        )
+        row = measure_round(str(case["ratio"]), ratio, state, CLIENTS, 3, "precise")
     yield {
         "up": row.bytes_up,
         "down": row.bytes_down,

@@ -35,7 +35,7 @@ def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> 
 
     def lines() -> Iterator[tuple[str, ...]]:
         for label, step in SPEEDS.items():
-            yield label, *(f"{getattr(row, step):.3g}" for row in rows)
+            yield label, *(three_digits(getattr(row, step)) for row in rows)
             if reference is not None:
                 times = (getattr(row, step) / getattr(reference, step) for row in rows)
                 yield "  times the first", *(f"{each:.1f}x" for each in times)
@@ -53,6 +53,11 @@ def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> 
         caption="Errors of a mean of clients: the worst of weights, a constant, a spike and the "
         "full range.",
     )
+
+
+def three_digits(value: float) -> str:
+    """A number to three digits, and never as a power of ten where it is large."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def map_table(report: MapReport) -> Table:

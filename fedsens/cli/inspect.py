@@ -17,6 +17,7 @@ from fedsens.keys import (
     KEY_TYPE,
     LOCKED_TYPE,
     FederationKey,
+    load_identity,
     locked_key_in,
     read_roster,
     roster_fingerprint,
@@ -29,8 +30,11 @@ from fedsens.protocol import (
     load_protected,
     read_reports,
 )
+from fedsens.sensitivity.mapfile import FILE_TYPE as MAP_TYPE
+from fedsens.sensitivity.mapfile import load_map
 
 Facts = dict[str, Any]
+RECORD = {"round", "model_round", "key_index", "sha256"}
 SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}
 
 
@@ -38,8 +42,8 @@ def describe(path: Path) -> Facts:
     """Say what a file is.
 
     Args:
-        path: a key file (locked or not), a protected model, a checkpoint, an
-            opened model, a roster, the reports or the summary of a run.
+        path: a key file (locked or not), an identity, a protected model, a checkpoint, an opened
+            model, a sensitivity map, a roster, the reports or the summary of a run.
 
     Returns:
         Facts by name, the first of which is ``kind``.
@@ -47,7 +51,7 @@ def describe(path: Path) -> Facts:
     Raises:
         FedSensError: it is none of these, or it is damaged.
     """
-    for recognise in (_tensors, _json, _reports):
+    for recognise in (_tensors, _json, _identity, _reports):
         facts = recognise(path)
         if facts is not None:
             return facts
@@ -64,9 +68,22 @@ def load_model(path: Path) -> ProtectedModel:
 
     Returns:
         The model.
+
+    Raises:
+        ProtocolError: it is another kind of file, which the text names, or it is damaged.
     """
-    if _type_in(read_header(path)) == CHECKPOINT_TYPE:
+    kind = _type_in(read_header(path))
+    if kind == CHECKPOINT_TYPE:
         return load_checkpoint(path).model
+    if kind != MODEL_TYPE and path.is_file():
+        try:
+            kind = str(describe(path)["kind"])
+        except FedSensError:
+            kind = "another file"
+        raise ProtocolError(
+            f"expected a protected model or a checkpoint in {path}, got: {kind}; give what the "
+            "server saved, such as protected.safetensors"
+        )
     return load_protected(path)
 
 
@@ -76,6 +93,8 @@ def _tensors(path: Path) -> Facts | None:
         return {"kind": kind, **_of_model(load_protected(path)), **_of_file(path)}
     if kind == CHECKPOINT_TYPE:
         return {"kind": kind, **_of_checkpoint(path), **_of_file(path)}
+    if kind == MAP_TYPE:
+        return {"kind": kind, "private": "as the data that it was made of", **_of_map(path)}
     try:
         with safe_open(path, framework="numpy") as file:
             sizes = [file.get_tensor(name).size for name in file.keys()]  # noqa: SIM118 - not iterable
@@ -83,6 +102,24 @@ def _tensors(path: Path) -> Facts | None:
         return None
     facts = {"kind": "model (safetensors)", "tensors": len(sizes), "parameters": sum(sizes)}
     return {**facts, **_of_file(path)}
+
+
+def _of_map(path: Path) -> Facts:
+    smap = load_map(path)
+    sizes = [value.numel() for value in smap.sums.values()]
+    facts = {"samples": smap.count, "tensors": len(sizes), "parameters": sum(sizes)}
+    return {**facts, "rule": smap.meta.get("rule"), "halves": smap.halves is not None}
+
+
+def _identity(path: Path) -> Facts | None:
+    """A client's private X25519 key, of which the public half may be shown."""
+    try:
+        if path.stat().st_size != 32 or path.stat().st_mode & 0o077:
+            return None
+        public = load_identity(path).public_key().public_bytes_raw().hex()
+    except (OSError, FedSensError):
+        return None
+    return {"kind": "identity of a client (X25519)", "public_key": public}
 
 
 def _json(path: Path) -> Facts | None:
@@ -100,8 +137,10 @@ def _json(path: Path) -> Facts | None:
     }
     if isinstance(kind, str) and kind in known:
         return {"kind": kind, **known[kind](path)}
+    if isinstance(content, dict) and set(content) == RECORD:
+        return {"kind": "record of the model that a client opened last", **content}
     if isinstance(content, dict) and set(content) >= SUMMARY:
-        names = [*sorted(SUMMARY), "accuracy", "seconds", "model_sha256"]
+        names = [*sorted(SUMMARY), "metric", "accuracy", "seconds", "model_sha256"]
         return {"kind": "summary of a run", **{n: content.get(n) for n in names}}
     return None
 

@@ -12,16 +12,18 @@ from fedsens.cli.common import (
     JsonFile,
     PassphraseFile,
     console,
+    must_be_new,
     named_errors,
     passphrase_of,
     write_json,
 )
+from fedsens.errors import ConfigurationError
 
 
 def open_file(
     model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
     key: Annotated[Path, typer.Option(help="The clients' key file.")],
-    out: Annotated[Path, typer.Option(help="Where to write the opened state dict.")],
+    out: Annotated[Path, typer.Option(help="The opened state dict, a new .safetensors file.")],
     passphrase_file: PassphraseFile = None,
     min_contributors: Annotated[
         int, typer.Option(min=1, help="Fewest clients whose updates must be in the model.")
@@ -34,6 +36,11 @@ def open_file(
     from fedsens.protocol import save_model
 
     with named_errors():
+        if out.suffix not in ("", ".safetensors"):
+            raise ConfigurationError(
+                f"expected a name that ends in .safetensors, which is what is written, got {out}"
+            )
+        must_be_new(out)
         protected = load_model(model)
         secret = FederationKey.load(key, lambda: passphrase_of(passphrase_file))
         arrays = open_model(protected, secret, min_contributors)
@@ -46,7 +53,9 @@ def open_file(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Key, model, checkpoint, roster or summary.")],
+    file: Annotated[
+        Path, typer.Argument(help="Key, identity, model, checkpoint, map, roster or summary.")
+    ],
     json_file: JsonFile = None,
 ) -> None:
     """Say what a file of fedsens is: parameters, security level and digests, never a secret."""

@@ -1,4 +1,4 @@
-"""``fedsens report``: a run or experiments as one HTML page."""
+"""``fedsens report``: runs, studies and experiments as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER...",
-            help="Runs (runs/latest) and folders with experiments' results (experiments).",
+            help="Runs (runs/latest), studies of fedsens audit, folders with results (experiments).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its title.")] = "fedsens report",
 ) -> None:
-    """Write one self-contained HTML page with figures and tables of runs and experiments."""
-    from fedsens.reporting.experiments import experiment_sections
+    """Write one self-contained HTML page with figures and tables of runs, studies and experiments."""
+    from fedsens.reporting.results import result_sections
     from fedsens.reporting.page import page
     from fedsens.reporting.run import run_section
 
@@ -34,7 +34,7 @@ def report(
             if (folder / "summary.json").exists():
                 sections.append(run_section(folder))
             else:
-                sections += experiment_sections(folder)
+                sections += result_sections(folder)
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         note = f"Made by fedsens {version('fedsens')} on {made}."
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -96,10 +96,12 @@ class SelectiveEncryptionMod:
         except Exception as error:  # an error of fedsens too, since the app may have written it
             logger.exception("the app's %s function failed", message.metadata.message_type)
             return error_reply(message, error)
-        # The app is done with the model that it got, which may be large.
-        message.content.pop(received.key, None)
-        if not reply.has_error():
-            client.protect(reply, received, bound, before)
+        if reply.has_error():
+            return reply
+        # The app is done with the model that it got, which may be large, unless it answers with it.
+        if reply.content is not message.content:
+            message.content.pop(received.key, None)
+        client.protect(reply, received, bound, before)
         return reply
 
     @staticmethod

@@ -319,7 +319,9 @@ class SelectiveEncryption(Strategy):
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
         self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
-        self._count_empty(server_round, len(good), {**phase.reasons(), **updates.reasons})
+        usable = updates.schema is not None  # though too few of them, or without their keys
+        reasons = {**phase.reasons(), **updates.reasons}
+        self._count_empty(server_round, len(good), reasons, usable)
         return arrays, metrics
 
     def _averaged(
@@ -337,7 +339,9 @@ class SelectiveEncryption(Strategy):
             arrays = to_record(partition(to_arrays(arrays), mask, layout)[0])
         return arrays, metrics
 
-    def _count_empty(self, server_round: int, clients: int, reasons: Mapping[int, str]) -> None:
+    def _count_empty(
+        self, server_round: int, clients: int, reasons: Mapping[int, str], usable: bool = False
+    ) -> None:
         """End a run in which too many rounds in a row changed nothing, with the reasons.
 
         Raises:
@@ -345,7 +349,8 @@ class SelectiveEncryption(Strategy):
         """
         self._empty_rounds = 0 if clients else self._empty_rounds + 1
         most = self.config.max_empty_rounds
-        limit = most or (LATER_EMPTY if self._run.model.round or not reasons else FIRST_EMPTY)
+        all_wrong = bool(reasons) and not usable
+        limit = most or (FIRST_EMPTY if all_wrong and not self._run.model.round else LATER_EMPTY)
         if self._empty_rounds < limit:
             return
         listed = "; ".join(f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED])

@@ -42,7 +42,10 @@ def map_command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 64,
     rule: Annotated[str, typer.Option(help="vector or true_label.")] = "vector",
-    rows: Annotated[str, typer.Option(help="exact, or a number of random probes.")] = "exact",
+    rows: Annotated[str, typer.Option(help="auto, exact, or a number of random probes.")] = "auto",
+    check: Annotated[
+        str, typer.Option(help="How much is compared with autograd: sampled or every.")
+    ] = "sampled",
     norm: Annotated[str, typer.Option(help="l2, l1 or linf over the classes.")] = "l2",
     center: Annotated[str, typer.Option(help="model, label, uniform or none.")] = "model",
     loss: Annotated[str, typer.Option(help="Name of the loss.")] = "cross_entropy",
@@ -92,6 +95,7 @@ def map_command(
         options={
             "rule": rule,
             "rows": rows_of(rows),
+            "check": check,
             "norm": norm,
             "center": center,
             "loss": loss,

@@ -38,7 +38,8 @@ def check_fit(model: nn.Module, dataset: Dataset) -> None:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     image: Tensor = dataset.x[:1].to(device)
     try:
-        with torch.inference_mode():
+        # not inference_mode: lazy layers would get parameters that never have a gradient
+        with torch.no_grad():
             model.eval()(image)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = "x".join(map(str, dataset.input_shape))

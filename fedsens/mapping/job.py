@@ -65,9 +65,11 @@ def make_map(job: MapJob, console: Console) -> tuple[SensitivityMap, MapReport]:
     dataset = drawn(load_dataset(job.data, job.classes), job.samples, job.seed)
     check_fit(model, dataset)
     started = time.perf_counter()
-    with progress(console, len(dataset), job.stop) as counted:
-        batches = counted(dataset.batches(job.batch))
-        smap = sensitivity_map(model, batches, seed=job.seed, stop_at=job.stop, **job.options)
+    with progress(console, len(dataset), job.stop) as show:
+        batches = dataset.batches(job.batch)
+        smap = sensitivity_map(
+            model, batches, seed=job.seed, stop_at=job.stop, progress=show, **job.options
+        )
     return smap, map_report(smap, model, len(dataset), time.perf_counter() - started)
 
 

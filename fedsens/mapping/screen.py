@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,20 +18,19 @@ from rich.progress import (
 from rich.table import Table
 
 from fedsens.mapping.layers import Layer, MapReport
-from fedsens.sensitivity import StoppingRule
+from fedsens.sensitivity import MapProgress, StoppingRule
 
 CAPTION = (
     "top r%: share of the selected parameters that lie in the layer/share of the layer that is "
     "selected, both in %; mean: of the sensitivities; zeros: in % of the layer"
 )
-Batches = Iterable[tuple[Any, Any]]
 COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 @contextmanager
 def progress(
     console: Console, total: int, stop: StoppingRule | None
-) -> Iterator[Callable[[Batches], Batches]]:
+) -> Iterator[Callable[[MapProgress], None]]:
     """A progress bar over samples.
 
     Args:
@@ -41,18 +39,18 @@ def progress(
         stop: the rule that may stop before, whose last comparison is shown.
 
     Yields:
-        A function that passes batches through and counts them once they are done.
+        What a map tells of each chunk of samples.
     """
     note = TextColumn("{task.fields[note]}")
     with Progress(TextColumn("samples"), *COLUMNS, note, console=console) as bars:
         task = bars.add_task("samples", total=total, note="")
 
-        def counted(batches: Batches) -> Batches:
-            for batch in batches:
-                yield batch
-                bars.update(task, advance=len(batch[1]), note=_overlap(stop))
+        def show(now: MapProgress) -> None:
+            kind = "exact" if now.exact else "probes"
+            note = f"{now.passes:,} passes per sample ({kind}) {_overlap(stop)}".rstrip()
+            bars.update(task, completed=now.samples, note=note)
 
-        yield counted
+        yield show
         if stop and stop.history:  # the last batch was not asked to go on
             bars.update(task, note=_overlap(stop))
 

@@ -35,18 +35,18 @@ def rows_of(text: str) -> str | int:
     """The rows of a map.
 
     Args:
-        text: ``exact`` or a number of random probes.
+        text: ``auto``, ``exact`` or a number of random probes.
 
     Returns:
         The same, for :func:`~fedsens.sensitivity_map`.
 
     Raises:
-        ConfigurationError: the text is neither.
+        ConfigurationError: the text is none of these.
     """
-    if text == "exact":
+    if text in {"auto", "exact"}:
         return text
     if not text.isdecimal() or int(text) < 1:
         raise ConfigurationError(
-            f"expected --rows exact or a number of probes of at least 1, got {text!r}"
+            f"expected --rows auto, exact or a number of probes of at least 1, got {text!r}"
         )
     return int(text)

@@ -58,6 +58,33 @@ def layerwise(context: PolicyInput) -> NDArray[np.bool_]:
     return selected
 
 
+@register_policy("layer_sensitivity", needs=("scores",))
+def layer_sensitivity(context: PolicyInput) -> NDArray[np.bool_]:
+    """Whole layers, the most sensitive first, until k (Mo et al., arXiv 2010.08762).
+
+    A layer's score is the root mean square of its coordinates' scores: the layer's own norm for a
+    map that :func:`fedsens.sensitivity.layer_sensitivity` makes. The last layer to fit is cut at
+    k, its highest scores first. Layers are the tensors of one module, told by their names.
+    """
+    layers: dict[str, list[slice]] = {}
+    for entry in context.layout.entries:
+        layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.slice)
+    levels = np.zeros(context.layout.size)
+    ranked = sorted(layers.values(), key=lambda places: _level(context.scores, places))
+    for rank, places in enumerate(ranked):
+        for place in places:
+            levels[place] = rank
+    order = np.lexsort((-context.scores, -levels))
+    selected = np.zeros(context.layout.size, np.bool_)
+    selected[order[: context.k]] = True
+    return selected
+
+
+def _level(scores: NDArray[np.generic], places: list[slice]) -> float:
+    own = np.concatenate([scores[place].astype(np.float64) for place in places])
+    return float(np.sqrt(np.square(own).mean())) if own.size else 0.0
+
+
 @register_policy("magnitude", needs=("weights",))
 def magnitude(context: PolicyInput) -> NDArray[np.bool_]:
     """The k parameters of largest absolute value."""

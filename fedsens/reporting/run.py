@@ -12,7 +12,7 @@ from fedsens.protocol import ProtectedModel, load_protected
 from fedsens.reporting.page import cards, picture
 from fedsens.simulation.screen import tables
 from fedsens.simulation.summary import RunSummary, SimulationSummary
-from fedsens.tables import to_html
+from fedsens.tables import make_table, to_html
 
 
 def run_section(folder: Path) -> tuple[str, str]:
@@ -73,17 +73,21 @@ def _per_round(summary: RunSummary) -> tuple[float, float]:
 
 
 def _layers(model: ProtectedModel) -> Table:
-    table = Table(
+    counts = {entry.name: int(model.mask.of(entry).sum()) for entry in model.layout.entries}
+    rows = [
+        (
+            entry.name,
+            f"{entry.size:,}",
+            f"{counts[entry.name]:,}",
+            f"{counts[entry.name] / entry.size:.1%}" if entry.size else "-",
+        )
+        for entry in model.layout.entries
+    ]
+    return make_table(
+        ("tensor", "parameters", "encrypted", "share"),
+        rows,
         title="What is encrypted",
         caption=f"Mask {model.mask.digest[:16]}, CKKS {model.parameters.name}, "
         f"{model.parameters.security_bits}-bit security of what is encrypted; the plaintext "
         "remainder of a ratio below 1 is not protected.",
     )
-    table.add_column("tensor")
-    for name in ("parameters", "encrypted", "share"):
-        table.add_column(name, justify="right")
-    for entry in model.layout.entries:
-        count = int(model.mask.of(entry).sum())
-        share = f"{count / entry.size:.1%}" if entry.size else "-"
-        table.add_row(entry.name, f"{entry.size:,}", f"{count:,}", share)
-    return table

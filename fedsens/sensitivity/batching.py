@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.targets import IGNORE
@@ -168,3 +168,37 @@ def next_token_batches(batches: Iterable[Any]) -> Iterator[tuple[Inputs, Tensor]
     for batch in batches:
         x, y = split_batch(batch)
         yield x, torch.cat([y[:, 1:], torch.full_like(y[:, :1], IGNORE)], 1)
+
+
+def check_meaning(model: nn.Module, x: Inputs, y: Tensor) -> None:
+    """Check labels of Hugging Face models that a map would take for something else, without a word.
+
+    Args:
+        model: the model.
+        x: inputs of a batch.
+        y: its labels.
+
+    Raises:
+        SensitivityError: labels of a causal language model are not moved by one position, or an
+            encoder-decoder gets no input for its decoder.
+    """
+    if not isinstance(x, Mapping) or y.is_floating_point() or y.ndim < 2:
+        return
+    kinds = {type(module).__name__ for module in model.modules()}
+    tokens = x.get("input_ids")
+    causal = any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+    if causal and isinstance(tokens, Tensor) and tokens.shape == y.shape:
+        counted = y != IGNORE
+        if bool(counted.any()) and bool((y == tokens)[counted].all()):
+            raise SensitivityError(
+                "expected labels of the next token, got labels that equal input_ids, which Hugging "
+                "Face's losses move by one position themselves; wrap the batches: "
+                "next_token_batches(batches)"
+            )
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if encodes and not x.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        raise SensitivityError(
+            "expected decoder_input_ids in the batches of an encoder-decoder model, got none: the "
+            "labels are not the model's argument here, so it cannot make them from labels; collate "
+            "with DataCollatorForSeq2Seq(tokenizer, model=model)"
+        )

@@ -29,7 +29,22 @@ def map_bytes(task: Task) -> int:
     return 3 * sum(wide(p.dtype).itemsize * p.numel() for p in task.parameters.values())
 
 
-def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | None) -> int:
+def budget_of(task: Task, memory_budget: int | None) -> int:
+    """Bytes that all rows of one sample may take.
+
+    Args:
+        task: the task.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        The budget.
+    """
+    return _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget
+
+
+def capture_chunk(
+    task: Task, seen: Footprint, rows: int, memory_budget: int | None, label_bytes: int = 0
+) -> int:
     """Samples that the capture engine can take at a time.
 
     A sample holds its activations with their cotangents, one output gradient per row and operation,
@@ -40,18 +55,19 @@ def capture_chunk(task: Task, seen: Footprint, rows: int, memory_budget: int | N
         seen: what one sample's forward pass keeps.
         rows: number of rows.
         memory_budget: bytes above the loaded model, or None for a default per device.
+        label_bytes: what a sample's probes, or rows without a closed form, take.
 
     Returns:
         A number of samples; 0 if not even one fits.
     """
     item = wide(seen.dtype).itemsize
-    room = (
-        _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget - map_bytes(task)
-    )
-    least = 1 if memory_budget is None else 0
+    room = budget_of(task, memory_budget)
+    room -= 0 if memory_budget is None else map_bytes(task)
     one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
-    sample = one_row + item * 2 * (rows - 1) * seen.each_row
-    fits = room // max(sample, 1)
+    many_rows = item * 2 * (rows - 1) * seen.each_row + label_bytes
+    # a default budget is meant for rows: a model that is larger by itself still runs
+    least = 1 if memory_budget is None and many_rows <= room else 0
+    fits = room // max(one_row + many_rows, 1)
     useful = max(1, _limit(PASS_BUDGET, task) // max(one_row, 1))
     return max(least, min(fits, useful, _limit(LARGEST_CHUNK, task)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.agreement import StoppingRule
-from fedsens.sensitivity.batching import Inputs, checked_batches, part, tensors_of
+from fedsens.sensitivity.batching import (
+    Inputs,
+    check_meaning,
+    checked_batches,
+    part,
+    tensors_of,
+)
 from fedsens.sensitivity.budget import map_bytes
+from fedsens.sensitivity.capture.engine import CHECKS
 from fedsens.sensitivity.footprint import Footprint, footprint
 from fedsens.sensitivity.halves import Dealer
-from fedsens.sensitivity.losses import LabelLoss, PerSample
+from fedsens.sensitivity.losses import LabelLoss, PerSample, check_label
 from fedsens.sensitivity.map import SensitivityMap
-from fedsens.sensitivity.parameters import Selection, select_parameters
+from fedsens.sensitivity.meter import MapProgress, Meter, total_samples
+from fedsens.sensitivity.parameters import Rename, Selection, select_parameters
 from fedsens.sensitivity.plan import make_plan
 from fedsens.sensitivity.preserve import preserved
 from fedsens.sensitivity.runner import Runner, check_engine
@@ -36,18 +44,22 @@ def sensitivity_map(
     *,
     center: str = "model",
     norm: str = "l2",
-    rows: str | int = "exact",
+    rows: str | int = "auto",
     probe: str = "haar",
     tokens: str = "sequence",
     params: Iterable[str] | None = None,
+    rename: Rename | None = None,
     forward: Forward | None = None,
     engine: str = "auto",
+    check: str = "sampled",
     memory_budget: int | None = None,
     chunk: int | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,
     halves: bool = False,
     stop_at: float | StoppingRule | None = None,
+    progress: Callable[[MapProgress], None] | None = None,
+    timeout: float | None = None,
 ) -> SensitivityMap:
     """Measure how sensitive each parameter's gradient is to the labels.
 
@@ -80,17 +92,27 @@ def sensitivity_map(
             ``"label"`` (labels are divided by their sum), ``"uniform"`` (only changes that keep
             the sum), ``"none"`` (cross-entropy as logsumexp(z) - yᵀz).
         norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
-        rows: ``"exact"``, or a number of random probes per sample, unbiased for the L2 norm.
+        rows: ``"exact"``; a number of random probes per sample, unbiased for the L2 norm; or
+            ``"auto"``, exact where that takes at most 200 training steps per sample by the count
+            of passes, and 16 probes, with a warning, beyond.
         probe: ``"haar"`` or ``"gauss"``.
         tokens: with one label per token, ``"sequence"`` (the norm is over the labels of the whole
             sequence, its loss the mean over tokens) or ``"each"`` (every token that counts is a
             sample with a loss of its own; as many times the backward passes).
-        params: names to restrict the map to.
+        params: names, as in ``model.named_parameters()``, to restrict the map to.
+        rename: from these names to those under which parameters are shared, as a function or a
+            mapping; None leaves a parameter out. For models in a wrapper (``_orig_mod.``,
+            ``module.``, ``_module.``), adapters and partial sharing.
         forward: (model, inputs) -> logits. By default inputs are the model's argument, its
             arguments (tuple, list) or keyword arguments (mapping), and what it returns is the
             logits or has them as ``logits``.
         engine: ``"auto"``, ``"capture"`` (what has no rule goes to the others), ``"func"``
-            (torch.func, falls back to loop) or ``"loop"`` (right for any module).
+            (torch.func, falls back to loop) or ``"loop"`` (right for any module). Norms other
+            than L2 are not captured.
+        check: how often what is captured is compared with plain autograd, for all parameters:
+            ``"sampled"`` (a random sample of every kind and shape of batch, and again after 128
+            samples) or ``"every"`` (8 samples of every chunk, where all of its samples are, and the
+            logits of every sample alone).
         memory_budget: bytes to stay under, above the loaded model; sets the chunk.
         chunk: samples at a time, instead of a memory budget.
         seed: of the probes and of the halves. Clients should use different ones.
@@ -99,26 +121,33 @@ def sensitivity_map(
             :meth:`SensitivityMap.half_overlap`.
         stop_at: keep the halves, and leave the remaining batches once they overlap by this much
             in the top 10 %; a :class:`StoppingRule` for another share or schedule.
+        progress: called with a :class:`MapProgress` after every chunk of samples.
+        timeout: seconds after which to give up, because nobody waits any longer.
 
     Returns:
         The map, on the CPU: fp32 sums, or fp64 for fp64 parameters.
 
     Raises:
-        SensitivityError: options, labels or logits are not as described, or there is no sample.
+        SensitivityError: options, labels or logits are not as described, or there is no sample; a
+            ``MapTimeoutError`` if the map is not done in time.
     """
     plan = make_plan(loss, rule, center, norm, rows, probe, tokens)
-    selection = select_parameters(model, params)
-    task = Task(model, selection.parameters, forward or call_model, plan)
-    _check_sizes(memory_budget, chunk)
+    selection = select_parameters(model, params, rename)
+    _check_sizes(memory_budget, chunk, timeout)
+    if check not in CHECKS:
+        raise SensitivityError(f"expected check='sampled' or 'every', got {check!r}")
+    meter = Meter(timeout, progress, total_samples(batches))
+    task = Task(model, selection.parameters, forward or call_model, plan, meter.tick)
     stop = StoppingRule(stop_at) if isinstance(stop_at, (int, float)) else stop_at
     dealer = Dealer(seed) if halves or stop else None
     if dealer and memory_budget is not None:
         memory_budget = max(1, memory_budget - map_bytes(task))  # of the second half
-    runner = Runner(task, check_engine(engine), chunk, memory_budget)
+    runner = Runner(task, check_engine(engine), chunk, memory_budget, check, seed, meter)
     draws = _generator(seed, generator)
     runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
+            check_meaning(model, x, y)
             parts = dealer.deal(x, y) if dealer else [(x, y)]
             for run, (inputs, labels) in zip(runs, parts, strict=True):
                 run.add(inputs, labels)
@@ -152,10 +181,15 @@ class _Run:
 
     @property
     def meta(self) -> dict[str, Any]:
-        probed = self.task.plan.probes is not None
-        seed = self.generator.initial_seed() if probed else None
-        engines = {name: self.runner.served[name] for name in self.task.parameters}
-        return {"seed": seed, "engines": engines, "chunk": self.runner.chunk}
+        rows, plan = self.runner.rows, self.task.plan
+        probed = rows != "exact"
+        return {
+            "rows": rows,
+            "probe": plan.probe if probed else None,
+            "seed": self.generator.initial_seed() if probed else None,
+            "engines": {name: self.runner.served[name] for name in self.task.parameters},
+            "chunk": self.runner.chunk,
+        }
 
     def map(self, selection: Selection) -> SensitivityMap:
         sums = {name: value.to("cpu", copy=True) for name, value in self.sums.items()}
@@ -167,8 +201,9 @@ class _Run:
             return
         seen = self._footprint(x)
         labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
-        weights = self.task.plan.draw(seen.shape, labels, self.generator)
-        self.runner.add(self.sums, seen, x, labels, weights)
+        if not self.count and not self.task.plan.loss.closed:
+            check_label(self.task.plan.loss, self.task.plan.rule, seen.shape, labels[0])
+        self.runner.add(self.sums, seen, x, labels, self.generator)
         self.count += self.task.plan.samples(labels)
 
     def _footprint(self, x: Inputs) -> Footprint:
@@ -189,9 +224,11 @@ def _generator(seed: int, generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
-def _check_sizes(memory_budget: int | None, chunk: int | None) -> None:
+def _check_sizes(memory_budget: int | None, chunk: int | None, timeout: float | None) -> None:
     if memory_budget is not None and chunk is not None:
         raise SensitivityError("expected memory_budget or chunk, got both; give one of them")
     for name, value in (("memory_budget", memory_budget), ("chunk", chunk)):
         if value is not None and (isinstance(value, bool) or value < 1):
             raise SensitivityError(f"expected {name} of at least 1, got {value!r}")
+    if timeout is not None and not timeout > 0:
+        raise SensitivityError(f"expected a timeout above 0 seconds, got {timeout!r}")

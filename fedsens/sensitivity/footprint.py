@@ -9,10 +9,12 @@ from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs
 from fedsens.sensitivity.capture.gradients import Outer
+from fedsens.sensitivity.capture.head import find_head
 from fedsens.sensitivity.capture.placing import record
 from fedsens.sensitivity.capture.recorder import Use
 from fedsens.sensitivity.capture.registry import Cotangent
 from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.reentrant import refuse_reentrant
 from fedsens.sensitivity.task import Task, check_finite, wide
 from fedsens.sensitivity.unsupported import UNSUPPORTED
 
@@ -28,6 +30,7 @@ class Footprint:
         each_row: entries that capturing keeps for each row: output gradients.
         once: entries that capturing keeps whatever the number of rows: gradients of small
             parameters, and the largest unfolded input.
+        head: backward passes that what lies below a linear last layer takes, if there is one.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +38,7 @@ class Footprint:
     bytes: int
     each_row: int = 0
     once: int = 0
+    head: int | None = None
 
 
 def footprint(task: Task, x: Inputs) -> Footprint:
@@ -51,21 +55,42 @@ def footprint(task: Task, x: Inputs) -> Footprint:
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:
+            return tensor.detach()
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.data_ptr()] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
         return tensor.detach()  # an output that its own node holds would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        recorder, z = record(task, x, 1)
+        uses, z = _recorded(task, x)
     check_finite(z)
+    if z.requires_grad:
+        refuse_reentrant(z, task.parameters)
     each_row, once = z.numel(), [0]
     with torch.no_grad():
-        for use in recorder.uses:
+        for use in uses:
             row, fixed = _entries(use, wide(z.dtype))
             each_row += row
             once.append(fixed)
     small = sum(p.numel() for p in task.parameters.values() if p.ndim < 2)
-    return Footprint(tuple(z.shape[1:]), z.dtype, sum(kept.values()), each_row, max(once) + small)
+    head = find_head(uses, z)
+    return Footprint(
+        tuple(z.shape[1:]),
+        z.dtype,
+        sum(kept.values()),
+        each_row,
+        max(once) + small,
+        None if head is None else head.rows,
+    )
+
+
+def _recorded(task: Task, x: Inputs) -> tuple[list[Use], Tensor]:
+    """One sample's operations and logits; no operations if the model does not bear the mode."""
+    try:
+        recorder, z = record(task, x, 1)
+    except UNSUPPORTED:
+        return [], task.alone(x)
+    return recorder.uses, z
 
 
 def _entries(use: Use, dtype: torch.dtype) -> tuple[int, int]:

@@ -27,12 +27,15 @@ class LabelRows:
         apply: weights of the rows (r, count) to cotangents (r, *z.shape).
         like: a tensor whose type and device the rows have.
         reduced: fewer rows V with VᵀV = BᵀB, so with the same L2 norms, if a closed form exists.
+        mixing: q and s where B = -s (I - 1 qᵀ) at each position, with the classes on the last axis:
+            q of shape (*positions, C) and s of shape (*positions).
     """
 
     count: int
     apply: Callable[[Tensor], Tensor]
     like: Tensor
     reduced: LabelRows | None = None
+    mixing: tuple[Tensor, Tensor] | None = None
 
     def row(self, index: int) -> Tensor:
         """One row, in the logits' shape.
@@ -88,7 +91,8 @@ def diagonal_rows(weight: float, z: Tensor) -> LabelRows:
     Returns:
         One row per output.
     """
-    return LabelRows(prod(z.shape), lambda u: weight * u.reshape(-1, *z.shape), z)
+    mixing = torch.zeros_like(z), torch.full_like(z[..., 0], weight)
+    return LabelRows(prod(z.shape), lambda u: weight * u.reshape(-1, *z.shape), z, None, mixing)
 
 
 def softmax_rows(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:
@@ -111,7 +115,7 @@ def softmax_rows(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:
         u = weights.reshape(-1, *z.shape)
         return (u.sum(-1, keepdim=True) * q - u) * scale[..., None]
 
-    return LabelRows(prod(z.shape), apply, z, _factor(z, q, scale))
+    return LabelRows(prod(z.shape), apply, z, _factor(z, q, scale), (q, scale))
 
 
 def _factor(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsens.errors import LayoutError, SensitivityError
 from fedsens.layout import ParameterLayout
 from fedsens.sensitivity.agreement import check_same_parameters, map_overlap
+from fedsens.sensitivity.parameters import nearest
 
 DEFINING = ("rule", "loss", "center", "norm", "tokens")
 
@@ -122,20 +123,38 @@ class SensitivityMap:
             Vector of length P in the layout's type.
 
         Raises:
-            LayoutError: the layout lacks a parameter of the map or has it in another shape.
+            LayoutError: the layout lacks parameters of the map or has them in another shape.
         """
         entries = {entry.name: entry for entry in layout.entries}
+        if problem := self._mismatch({name: entry.shape for name, entry in entries.items()}):
+            raise LayoutError(problem)
         flat = np.zeros(layout.size, layout.dtype)
         for name, value in self.mean().items():
-            if name not in entries:
-                raise LayoutError(f"the map's parameter {name} is not in the layout")
-            if entries[name].shape != tuple(value.shape):
-                raise LayoutError(
-                    f"{name}: expected the layout's shape {list(entries[name].shape)}, "
-                    f"got {list(value.shape)} in the map"
-                )
             flat[entries[name].slice] = value.reshape(-1).numpy()
         return flat
+
+    def _mismatch(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """What keeps the map from those shapes, all problems at once; empty if nothing does."""
+        lacking = [name for name in self.sums if name not in shapes]
+        if lacking:
+            if all(name.isdecimal() for name in shapes):
+                return (
+                    "the map's parameters have names, and what is shared has numbers (a list of "
+                    "arrays does); send ArrayRecord(model.state_dict()) instead"
+                )
+            told = "; ".join(_told(name, shapes) for name in lacking)
+            return (
+                f"parameters of the map are not in the layout of what is shared: {told}. If they "
+                "stay with the client, leave them out of the map with params=[...]; if they are "
+                "shared under another name, give the map a rename="
+            )
+        wrong = [
+            f"{name}: expected the layout's shape {list(shapes[name])}, got "
+            f"{list(value.shape)} in the map"
+            for name, value in self.sums.items()
+            if shapes[name] != tuple(value.shape)
+        ]
+        return "; ".join(wrong)
 
     def merge(self, other: SensitivityMap) -> SensitivityMap:
         """The map of both maps' samples together.
@@ -176,6 +195,11 @@ def _merged(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
         elif mine.get(key) != other:
             merged[key] = "mixed"
     return merged
+
+
+def _told(name: str, shapes: Mapping[str, Any]) -> str:
+    close = nearest(name, shapes)
+    return f"{name} (nearest: {', '.join(close)})" if close else name
 
 
 def _is_norm(value: Tensor) -> bool:

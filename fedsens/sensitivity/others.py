@@ -16,13 +16,11 @@ from fedsens.sensitivity.norms import NORMS
 from fedsens.sensitivity.per_sample import ENGINES, loop_engine
 from fedsens.sensitivity.task import Sums, Task
 from fedsens.sensitivity.tolerance import differing
-from fedsens.sensitivity.unsupported import UNSUPPORTED
+from fedsens.sensitivity.unsupported import SLOW, UNSUPPORTED, first_line
 from fedsens.sensitivity.vmapped import func_engine
 
 LOGGER = logging.getLogger(__name__)
 
-# an operator that vmap runs sample by sample; the others still gain (a transformer: 3 times)
-SLOW = ".*performance drop.*"
 # vmap pays if this many samples fit in the default budget: fewer, and their gradients leave the
 # cache (measured: func is 3 times faster at 60 k parameters, loop 1.2 times at 600 k)
 ROOMY = 8
@@ -85,7 +83,7 @@ class Others:
                 warnings.filterwarnings("ignore", SLOW)
                 ENGINES[self.engine](self.task, sums, x, y, weights)
         except UNSUPPORTED as error:
-            LOGGER.info("using the per-sample loop from here on: %s", error)
+            LOGGER.info("using the per-sample loop from here on: %s", first_line(error))
             self.engine = "loop"
             loop_engine(self.task, sums, x, y, weights)
 
@@ -102,9 +100,9 @@ def func_problem(task: Task, seen: Footprint, x: Inputs, y: Tensor) -> str | Non
     Returns:
         Why ``func`` cannot be used, or None if it agrees.
     """
-    plan = replace(task.plan, probes=1, probe="gauss", norm=NORMS["l2"])
+    plan = replace(task.plan, probe="gauss", norm=NORMS["l2"])
     task = replace(task, plan=plan)
-    weights = plan.draw(seen.shape, y, torch.Generator().manual_seed(0))
+    weights = plan.draw(seen.shape, y, torch.Generator().manual_seed(0), 1)
     expected, got = task.zeros(), task.zeros()
     loop_engine(task, expected, x, y, weights)
     try:

@@ -75,17 +75,15 @@ def loop_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | 
 
 
 def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
-    z = task.logits(x)[0]
+    z = task.alone(x)[0]
     check_finite(z)
     if not z.requires_grad:
         return  # the logits of this model do not depend on the parameters
-    scale, leaves = task.scale(z), list(task.parameters.values())
+    scale = task.scale(z)
 
     def pull(cotangent: Tensor, last: bool, more: bool) -> dict[str, Tensor]:
-        keep = more or not last
-        grads = torch.autograd.grad(
-            z, leaves, (cotangent * scale).to(z.dtype), retain_graph=keep, allow_unused=True
-        )
+        task.tick()
+        grads = task.gradients(z, (cotangent * scale).to(z.dtype), more or not last)
         return {
             name: (g.to_dense() if g.is_sparse else g).to(sums[name].dtype)
             for name, g in zip(task.parameters, grads, strict=True)

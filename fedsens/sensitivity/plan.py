@@ -20,6 +20,11 @@ from fedsens.sensitivity.registry import Registry
 
 Rule = Callable[["Plan", Tensor, Tensor], LabelRows]
 RULES: Registry[Rule] = Registry("rule")
+# rows="auto" is exact as long as a sample costs at most so many training steps
+AUTO_STEPS = 200
+AUTO_PROBES = 16
+# rows="exact" is an error beyond
+MOST_PASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Plan:
         center: how the loss is extended off the simplex; see the facade.
         norm: norm over rows.
         probes: number of random combinations of rows, or None for every row.
+        auto: every row as long as there are few of them, else AUTO_PROBES combinations.
         probe: name of the probes' distribution.
         tokens: ``"sequence"`` or ``"each"``: what a sample of token labels is.
     """
@@ -43,20 +49,62 @@ class Plan:
     probes: int | None
     probe: str
     tokens: str = "sequence"
+    auto: bool = False
 
     @property
     def meta(self) -> dict[str, Any]:
         """The options as the map's metadata record them."""
-        exact = self.probes is None
         return {
             "rule": self.rule,
             "loss": self.loss.name,
             "center": self.center,
             "norm": self.norm.name,
-            "rows": "exact" if exact else self.probes,
-            "probe": None if exact else self.probe,
             "tokens": self.tokens,
         }
+
+    def probes_for(self, rows: int, passes: int) -> int | None:
+        """How many probes to draw for each sample.
+
+        Args:
+            rows: number of rows.
+            passes: backward passes that an exact map of one sample takes.
+
+        Returns:
+            A number of probes, or None to use every row.
+
+        Raises:
+            SensitivityError: every row is asked for, and there are too many.
+        """
+        if self.auto and training_steps(passes) > AUTO_STEPS and self.norm.rotates:
+            return AUTO_PROBES
+        if self.probes is None and passes > MOST_PASSES:
+            raise SensitivityError(
+                f"expected at most {MOST_PASSES:,} backward passes per sample, got {passes:,} with "
+                "rows='exact' (positions x (classes - 1)); use rows='auto', a number of "
+                "probes such "
+                f"as rows={AUTO_PROBES}, or rule='true_label' (one pass)"
+            )
+        haar = self.probe == "haar" and self.probes is not None
+        return None if haar and self.probes is not None and self.probes >= rows else self.probes
+
+    def has_closed_form(self, shape: tuple[int, ...], y: Tensor) -> bool:
+        """Whether a linear last layer can be had in closed form.
+
+        Args:
+            shape: shape of the logits without batch axis.
+            y: any label vector without batch axis, in the rows' type.
+
+        Returns:
+            True for exact L2 norms of losses with B = -s (I - 1 qᵀ).
+        """
+        if self.rule != "vector" or not self.norm.rotates or self.tokens == "each":
+            return False
+        z = torch.zeros(shape, dtype=y.dtype, device=y.device)
+        return self.loss.closed and self.base(z, y).mixing is not None
+
+    def base(self, z: Tensor, y: Tensor) -> LabelRows:
+        """The rows of B of one sample, none of them left out."""
+        return self.loss.rows[self.center](z, y)
 
     def base_rows(self, z: Tensor, y: Tensor) -> LabelRows:
         """The rows of one sample before probing.
@@ -129,26 +177,30 @@ class Plan:
         """
         return int((y != 0).any(-1).sum()) if self.tokens == "each" else len(y)
 
-    def draw(self, shape: tuple[int, ...], y: Tensor, generator: torch.Generator) -> Tensor | None:
+    def draw(
+        self, shape: tuple[int, ...], y: Tensor, generator: torch.Generator, probes: int
+    ) -> Tensor:
         """The probes of a batch.
 
         Args:
             shape: shape of the logits without batch axis.
             y: label vectors, the batch first, in the rows' type.
             generator: source of randomness, on the CPU.
+            probes: how many for each group of rows.
 
         Returns:
-            Weights (samples, groups, probes, rows), or None if every row is to be used.
+            Weights (samples, groups, probes, rows).
         """
-        if self.probes is None:
-            return None
         rows = self.row_count(shape, y[0])
-        if self.probe == "haar" and self.probes >= rows:
-            return None
         draw: Draw = PROBES[self.probe]
         groups = self.group_count(shape)
-        weights = draw(len(y) * groups, self.probes, rows, generator)
+        weights = draw(len(y) * groups, min(probes, rows), rows, generator)
         return weights.view(len(y), groups, *weights.shape[1:]).to(y.device)
+
+
+def training_steps(passes: int) -> float:
+    """What one forward and some backward passes cost, in training steps of one sample."""
+    return (1 + 2 * passes) / 3
 
 
 def make_plan(
@@ -167,7 +219,7 @@ def make_plan(
         rule: name of the rule.
         center: name of the center.
         norm: name of the norm.
-        rows: ``"exact"`` or the number of probes.
+        rows: ``"auto"``, ``"exact"`` or the number of probes.
         probe: name of the probes' distribution.
         tokens: ``"sequence"`` or ``"each"``.
 
@@ -187,7 +239,8 @@ def make_plan(
     probes = _probe_count(rows)
     if rule == "true_label" and (center != "model" or probes is not None):
         raise SensitivityError(
-            "expected center='model' and rows='exact' with rule='true_label', which is one exact "
+            "expected center='model' and rows='exact' or 'auto' with rule='true_label', which "
+            "is one exact "
             f"row, got center={center!r} and rows={rows!r}; both options are of rule='vector'"
         )
     if probes is not None and not known_norm.rotates:
@@ -201,7 +254,7 @@ def make_plan(
             "expected a loss of one label per token with tokens='each', such as "
             f"'token_cross_entropy', got {resolved.name}"
         )
-    return Plan(resolved, rule, center, known_norm, probes, probe, tokens)
+    return Plan(resolved, rule, center, known_norm, probes, probe, tokens, rows == "auto")
 
 
 @RULES.register("vector")
@@ -216,7 +269,7 @@ def vector_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
     Returns:
         The rows of B, or fewer with equal L2 norms.
     """
-    rows = plan.loss.rows[plan.center](z, y)
+    rows = plan.base(z, y)
     return rows.reduced if plan.norm.rotates and rows.reduced is not None else rows
 
 
@@ -239,11 +292,11 @@ def true_label_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
 
 
 def _probe_count(rows: str | int) -> int | None:
-    if rows == "exact":
+    if rows in {"auto", "exact"}:
         return None
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise SensitivityError(
-            f"expected rows='exact' or a number of probes of at least 1, got {rows!r}"
+            f"expected rows='auto', rows='exact' or a number of probes of at least 1, got {rows!r}"
         )
     return rows
 

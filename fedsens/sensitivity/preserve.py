@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from operator import is_not
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsens.errors import SensitivityError
+from fedsens.sensitivity.unsupported import first_line
 
 
 @contextmanager
@@ -44,13 +47,68 @@ def preserved(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(_cuda_devices(model)))
         stack.enter_context(_without_cudnn(model))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(attributes_kept(model))
         try:
-            model.eval()
+            _evaluate(model)
             yield
         finally:
             for module, training in modes:
                 module.training = training
             _restore(buffers)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass sets on modules themselves, such as a tensor that it caches.
+
+    The next sample would find a tensor whose graph is gone, or one of ``torch.func``.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    with _kept([vars(module) for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what ``torch.func.functional_call`` leaves where several modules share a submodule.
+
+    It swaps such a submodule's parameters once for each of its names, and swaps one of them back.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    with _kept([module._parameters for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def _kept(tables: list[dict[str, Any]]) -> Iterator[None]:
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for now, then in zip(tables, before, strict=True):
+            if len(now) != len(then) or any(map(is_not, now.values(), then.values())):
+                now.clear()
+                now.update(then)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise SensitivityError(
+            f"expected a model that can be put in eval mode, got {first_line(error)}; pass the "
+            "module that was exported instead of the exported program's"
+        ) from error
 
 
 def _restore(
@@ -59,8 +117,13 @@ def _restore(
     with torch.no_grad():
         for module, name, buffer, before in buffers:
             module._buffers[name] = buffer
-            if buffer is not None and before is not None and not torch.equal(buffer, before):
+            if buffer is not None and before is not None and _changed(buffer, before):
                 buffer.copy_(before)
+
+
+def _changed(buffer: torch.Tensor, before: torch.Tensor) -> bool:
+    # there is no comparison of sparse tensors
+    return buffer.layout != torch.strided or not torch.equal(buffer, before)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fedsens.sensitivity.registry import Registry
 
+# above, directions are orthogonal but for less than the square root of r / n
+HAAR_ROWS = 4096
 Draw = Callable[[int, int, int, torch.Generator], Tensor]
 PROBES: Registry[Draw] = Registry("probe")
 
@@ -41,7 +43,8 @@ def haar(samples: int, probes: int, rows: int, generator: torch.Generator) -> Te
     """Orthonormal probes, uniform over the directions; exact when r = n.
 
     The constant is G((r+1)/2) G(n/2) / (G(r/2) G((n+1)/2)). The error is never above that of
-    Gaussian probes.
+    Gaussian probes, of which it is the same for many rows: above 4096 rows normal probes stand for
+    them, with the constant of normal probes.
 
     Args:
         samples: K.
@@ -52,6 +55,8 @@ def haar(samples: int, probes: int, rows: int, generator: torch.Generator) -> Te
     Returns:
         Weights, (K, r, n), float64.
     """
+    if rows > HAAR_ROWS:
+        return gauss(samples, probes, rows, generator)
     normal = _normal(samples, probes, rows, generator).transpose(1, 2)
     # the signs that QR leaves open do not matter: only the span of the probes does
     frames: Tensor = torch.linalg.qr(normal).Q.transpose(1, 2)

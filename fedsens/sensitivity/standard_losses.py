@@ -84,6 +84,16 @@ def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:
 
 
 @register_loss(
+    "normalized_cross_entropy",
+    targets=class_probabilities,
+    rows={"model": _label_center},
+)
+def _normalized_cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    # as a function of y / sum(y): what center="label" makes of "cross_entropy"
+    return -(y / label_total(y) * log_softmax(z, -1)).sum(-1)
+
+
+@register_loss(
     "token_cross_entropy",
     targets=token_probabilities,
     rows=SOFTMAX_CENTERS,

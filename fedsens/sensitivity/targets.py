@@ -32,7 +32,8 @@ def class_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -
     if len(shape) != 1:
         raise SensitivityError(
             f"expected logits of shape (samples, classes), got {('samples', *shape)}; use "
-            "loss='token_cross_entropy' for (samples, *positions, classes), or forward= to reshape"
+            "loss='token_cross_entropy' for (samples, *positions, classes), nn.CrossEntropyLoss() "
+            "for (samples, classes, *positions), or forward= to reshape"
         )
     probabilities = token_probabilities(shape, y, dtype)
     if not bool((probabilities.sum(-1) > 0).all()):
@@ -69,8 +70,56 @@ def token_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -
         raise SensitivityError(
             f"expected integer labels of shape {('samples', *shape[:-1])} or probabilities of "
             f"shape {('samples', *shape)}, got {y.dtype} of shape {tuple(y.shape)}"
+            f"{_advice(shape, y)}"
         )
     return _one_hot(y.long(), shape[-1], dtype)
+
+
+def _advice(shape: tuple[int, ...], y: Tensor) -> str:
+    """What to do about labels of another shape or type."""
+    if y.is_floating_point() and tuple(y.shape[1:]) == tuple(shape[:-1]):
+        return "; class indices have to be integers: y.long()"
+    if len(shape) > 1 and tuple(y.shape[1:]) == tuple(shape[1:]):
+        return (
+            "; these logits have their classes on the second axis: pass "
+            "loss=nn.CrossEntropyLoss(), "
+            "or move them with forward=lambda model, x: model(x).movedim(1, -1)"
+        )
+    if not y.is_floating_point() and y.shape[1:] == (*shape[:-1], 1):
+        return "; drop the last axis: y.squeeze(-1)"
+    return ""
+
+
+def class_second(
+    shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, ignore: int = IGNORE
+) -> Tensor:
+    """Labels of logits with the classes on the second axis, as ``nn.CrossEntropyLoss`` has them.
+
+    Args:
+        shape: (C, *positions).
+        y: class indices (K, *positions), or probabilities (K, C, *positions).
+        dtype: floating type of the result.
+        ignore: the index that does not count.
+
+    Returns:
+        Probabilities, (K, C, *positions), all zero where ignored.
+
+    Raises:
+        SensitivityError: labels have another shape, or a label is out of range.
+    """
+    if y.is_floating_point() and tuple(y.shape[1:]) == tuple(shape):
+        return _finite(y.to(dtype))
+    if y.is_floating_point() or tuple(y.shape[1:]) != tuple(shape[1:]):
+        last = "; class indices have to be integers: y.long()" if y.is_floating_point() else ""
+        if not last and len(shape) > 1 and tuple(y.shape[1:]) == tuple(shape[:-1]):
+            last = "; for classes on the last axis use loss='token_cross_entropy'"
+        raise SensitivityError(
+            f"expected integer labels of shape {('samples', *shape[1:])} or probabilities of shape "
+            f"{('samples', *shape)}, the classes on the second axis of the logits, got "
+            f"{y.dtype} of "
+            f"shape {tuple(y.shape)}{last}"
+        )
+    return _one_hot(y.long(), shape[0], dtype, ignore).movedim(-1, 1)
 
 
 def same_shape(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,6 +149,9 @@ def same_shape(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
 def free_labels(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
     """Labels of a user's loss: class indices become one-hot vectors, other labels stay.
 
+    The classes are on the last axis, or on the second where that is how the labels fit, as with
+    torch's own losses.
+
     Args:
         shape: shape of one sample's outputs.
         y: labels of any shape, the batch first.
@@ -107,21 +159,41 @@ def free_labels(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor
 
     Returns:
         Labels in the given type.
+
+    Raises:
+        SensitivityError: both readings fit, a label is out of range, or is not finite.
     """
     indices = not y.is_floating_point() and y.dtype != torch.bool
-    if indices and tuple(y.shape[1:]) == tuple(shape[:-1]) and shape[-1:] > (1,):
+    size = tuple(y.shape[1:])
+    last = indices and size == tuple(shape[:-1]) and shape[-1:] > (1,)
+    second = indices and len(shape) > 1 and size == tuple(shape[1:]) and shape[:1] > (1,)
+    if last and second:
+        raise SensitivityError(
+            f"expected labels that tell which axis of the outputs {('samples', *shape)} has the "
+            f"classes, got class indices of shape {tuple(y.shape)}, which fit the second and the "
+            "last; pass one-hot vectors, loss=nn.CrossEntropyLoss() (the second) or "
+            "loss='token_cross_entropy' (the last)"
+        )
+    if last:
         return _one_hot(y.long(), shape[-1], dtype)
+    if second:
+        return _one_hot(y.long(), shape[0], dtype).movedim(-1, 1)
+    if shape == (1,) and y.ndim == 1:  # one output for each sample, with or without an axis
+        y = y[:, None]
     return _finite(y.to(dtype))
 
 
-def _one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    counted = y != IGNORE
+def _one_hot(y: Tensor, classes: int, dtype: torch.dtype, ignore: int = IGNORE) -> Tensor:
+    counted = y != ignore
     if not bool(((y >= 0) & (y < classes) | ~counted).all()):
         raise SensitivityError(
             f"expected labels from 0 to {classes - 1}, got labels from {int(y.min())} to "
-            f"{int(y.max())}; check the model's number of classes"
+            f"{int(y.max())}; check the model's number of classes. {ignore} stands for labels that "
+            "do not count; for another number pass nn.CrossEntropyLoss(ignore_index=...), or "
+            f"replace it by {IGNORE}"
         )
-    return (one_hot(y.clamp(min=0), classes) * counted[..., None]).to(dtype)
+    safe = y.masked_fill(~counted, 0)
+    return (one_hot(safe, classes) * counted[..., None]).to(dtype)
 
 
 def _finite(y: Tensor) -> Tensor:

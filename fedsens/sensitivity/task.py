@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.batching import Inputs
-from fedsens.sensitivity.calling import check_arguments, logits_of
+from fedsens.sensitivity.batching import Inputs, tensors_of
 from fedsens.sensitivity.plan import Plan
+from fedsens.sensitivity.preserve import attributes_kept
+from fedsens.sensitivity.unsupported import UNSUPPORTED, first_line
 
 Forward = Callable[[nn.Module, Inputs], Tensor]
 Sums = dict[str, Tensor]
@@ -44,6 +46,10 @@ def call_model(model: nn.Module, x: Inputs) -> Tensor:
     return logits
 
 
+def _no_deadline() -> None:
+    """Nothing to wait for."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Everything an engine needs besides the samples.
@@ -53,12 +59,14 @@ class Task:
         parameters: distinct parameters by name.
         forward: (model, inputs with the batch first) to logits.
         plan: which rows to pull back.
+        tick: called before every row; raises once nobody waits for the map.
     """
 
     model: nn.Module
     parameters: dict[str, nn.Parameter]
     forward: Forward
     plan: Plan
+    tick: Callable[[], None] = _no_deadline
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +110,9 @@ class Task:
         Raises:
             SensitivityError: the model does not return floating logits with that batch axis.
         """
-        z: Any = self.forward(self.model if model is None else model, x)
+        model = self.model if model is None else model
+        with attributes_kept(model):
+            z: Any = self.forward(model, x)
         if not isinstance(z, Tensor) or not z.is_floating_point():
             kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
             raise SensitivityError(
@@ -116,6 +126,65 @@ class Task:
             )
         return z if z.ndim > 1 else z[:, None]
 
+    def alone(self, x: Inputs) -> Tensor:
+        """Logits of one sample by itself.
+
+        Args:
+            x: its inputs, with a batch axis of length 1.
+
+        Returns:
+            Logits, with a batch axis of length 1.
+
+        Raises:
+            SensitivityError: the model does not run on one sample.
+        """
+        try:
+            return self.logits(x)
+        except UNSUPPORTED as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(x))
+            raise SensitivityError(
+                f"expected the model to run on one sample by itself (inputs of shape "
+                f"{shapes}), got "
+                f"{type(error).__name__}: {first_line(error)}; a map cuts every tensor of a batch "
+                "along its first axis. What all samples share (such as a graph's matrix) belongs "
+                "into forward=lambda model, x: ..., and a norm over the batch has to use running "
+                "statistics in eval mode"
+            ) from error
+
+    def gradients(
+        self, z: Tensor, cotangent: Tensor, keep_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Plain autograd's gradients of one sample by itself.
+
+        Args:
+            z: its logits, with their graph.
+            cotangent: of the logits.
+            keep_graph: whether another row will follow.
+
+        Returns:
+            One for each parameter, None where the logits do not depend on it.
+
+        Raises:
+            SensitivityError: the backward pass fails.
+        """
+        leaves = list(self.parameters.values())
+        try:
+            return torch.autograd.grad(
+                z, leaves, cotangent, retain_graph=keep_graph, allow_unused=True
+            )
+        except UNSUPPORTED as error:
+            raise SensitivityError(
+                "expected a backward pass of one sample by itself, got "
+                f"{type(error).__name__}: {first_line(error)}; does training this model on one "
+                "sample in eval mode run?"
+            ) from error
+
+    def ticking(self, rows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same rows, each preceded by a look at the deadline."""
+        for row in rows:
+            self.tick()
+            yield row
+
     def scale(self, z: Tensor) -> float:
         """Factor on the rows that keeps half-precision gradients in range.
 
@@ -126,6 +195,43 @@ class Task:
             The factor; sums have to be divided by it.
         """
         return SCALES.get(z.dtype, 1.0)
+
+
+def check_arguments(model: nn.Module, positional: Any, keywords: Mapping[str, Any]) -> None:
+    """Check that a model takes some arguments, to explain a call that failed.
+
+    Args:
+        model: the model.
+        positional: its positional arguments.
+        keywords: its keyword arguments.
+
+    Raises:
+        SensitivityError: its ``forward`` does not take them.
+    """
+    expected = signature(model.forward)
+    try:
+        expected.bind(*positional, **keywords)
+    except TypeError as error:
+        given = ", ".join(keywords) or f"{len(positional)} without names"
+        raise SensitivityError(
+            f"expected inputs that are the model's arguments {', '.join(expected.parameters)}, "
+            f"got {given} ({error}); rename or drop them in the batches, or pass "
+            "forward=lambda model, x: ..."
+        ) from None
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in what a model returns.
+
+    Args:
+        output: a tensor, or an object or mapping with ``logits``, as Hugging Face models return.
+
+    Returns:
+        The logits; without any, the output itself.
+    """
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    return getattr(output, "logits", output)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -2,5 +2,20 @@
 
 from __future__ import annotations
 
-# FedSensError is none of these
-UNSUPPORTED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+# FedSensError is none of these; NotImplementedError is a RuntimeError
+UNSUPPORTED = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+# torch's warning of an operator that vmap runs sample by sample; the others still gain
+SLOW = ".*performance drop.*"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text: torch's go on with lists of backends."""
+    return str(error).partition("\n")[0]

@@ -8,6 +8,7 @@ from torch.func import functional_call, vjp, vmap
 
 from fedsens.sensitivity.batching import Inputs, map_tensors
 from fedsens.sensitivity.per_sample import ENGINES, finisher, fold_rows
+from fedsens.sensitivity.preserve import parameters_kept
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
 
 # from this many entries on, summing one sample at a time is faster: it stays in the cache
@@ -28,7 +29,7 @@ def func_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | 
     """
     one = _Sample(task)
     # without no_grad the pullback would record a graph of its own for second derivatives
-    with torch.no_grad():
+    with torch.no_grad(), parameters_kept(task.model):
         in_dims = (0, 0, None if weights is None else 0)
         norms, z = vmap(one, in_dims=in_dims)(x, y, weights)
         check_finite(z)
@@ -62,6 +63,7 @@ class _Sample:
         groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
 
         def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
+            task.tick()
             keep = not last or len(groups) > 1
             (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=keep)
             return {name: g.to(wide(g.dtype)) for name, g in grads.items()}

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from fedsens.bench.codec import bench_codec, measure_codecs, preset_codec
-from fedsens.bench.tables import codec_table
+from fedsens.bench.tables import codec_table, three_digits
 from fedsens.crypto import PRESETS, CkksParameters
 
 VALUES = 8192
@@ -59,7 +59,7 @@ def shown(rows, reference=None):
 
 def test_the_table_of_the_presets_has_their_figures(rows):
     text = shown(list(rows.values()))
-    assert f"{rows['precise'].encrypt:.3g}" in text
+    assert three_digits(rows["precise"].encrypt) in text
     assert f"{rows['precise'].bound:.0e}" in text
     assert "times" not in text
 

@@ -92,7 +92,11 @@ def test_a_round_without_answers_keeps_the_model_and_the_run_goes_on():
 
 
 def test_a_run_whose_clients_never_answer_ends_with_the_initial_model():
-    run = Run(app=make_app(failing({1, 2}, nodes=ALL)), rounds=2, ratio=0.5)
+    app = make_app(failing({1, 2}, nodes=ALL))
+    with pytest.raises(PhaseError, match="node 1000: RuntimeError in the app"):
+        Run(app=app, rounds=2, ratio=0.5)
+    grid = LocalGrid(app, 3, run_id=2)
+    run = Run(grid=grid, rounds=2, ratio=0.5, max_empty_rounds=3)
     assert run.strategy.model.round == 0
     assert run.strategy.model.mask.k == 0
     # Without a round, Flower's result is empty too.

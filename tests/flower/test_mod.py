@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod
 
@@ -36,10 +36,10 @@ def app_with(*mods, train=train):
 def seen_by(records):
     def look(message, context, call_next):
         if message.metadata.message_type == "train":
-            records.append(("in", message.content))
+            records.append(("in", dict(message.content)))
         reply = call_next(message, context)
         if message.metadata.message_type == "train":
-            records.append(("out", reply.content))
+            records.append(("out", dict(reply.content)))
         return reply
 
     return look
@@ -54,6 +54,18 @@ def test_an_inner_mod_sees_whole_models_and_none_of_fedsenss_records():
         assert not [key for key in content if key.startswith("fedsens.")]
         assert all(np.isfinite(a).all() for a in arrays_of(content["arrays"]).values())
         assert content["arrays"]["0.weight"].numpy().shape == (8, 6)
+
+
+def test_an_app_may_answer_with_the_content_that_it_got(recorder):
+    def in_place(message, context):
+        reply = recorder(message, context)
+        message.content.update(reply.content)
+        del message.content["config"]
+        return Message(message.content, reply_to=message)
+
+    run = Run(app=make_app(in_place), rounds=2, ratio=0.5)
+    assert [(r.clients, r.lost) for r in run.reports("train")] == [(3, 0)] * 2
+    assert largest_difference(run.models[2], recorder.mean(2)) < 1e-5
 
 
 def test_an_outer_mod_sees_protected_models_only():

@@ -539,6 +539,19 @@ def test_a_key_that_does_not_come_voids_the_round_by_name(recorder, give, caplog
         assert largest_difference(run.models[number], recorder.mean(number)) <= bound
 
 
+def test_a_key_that_does_not_come_in_the_first_round_ends_no_run(recorder):
+    """Not even where another client failed in the same round."""
+
+    def fail_once(message, context):
+        if context.node_id == 1002 and message.content["config"]["server-round"] == 1:
+            raise RuntimeError
+        return recorder(message, context)
+
+    grid = Keyless(make_app(fail_once), lose, number=1)
+    run = Run(grid=grid, rounds=3, ratio=0.5, policy="random")
+    assert [r.clients for r in run.reports("train")] == [0, 2, 3]
+
+
 def test_no_second_list_is_asked_for_after_a_key_was_lost():
     asked = []
 

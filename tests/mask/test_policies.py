@@ -326,3 +326,22 @@ def test_of_equal_scores_the_first_are_taken(policy):
     layout = ParameterLayout.from_shapes([("a.weight", (6,), "float32")])
     mask = select_mask(np.zeros(6), layout, policy, 0.5)
     assert mask.selected.tolist() == [True] * 3 + [False] * 3
+
+
+def test_whole_layers_are_selected_the_most_sensitive_first():
+    shapes = {"a.weight": (2, 2), "a.bias": (2,), "b.weight": (3,), "c": (2,)}
+    layout = ParameterLayout.from_state_dict({
+        name: np.ones(shape, np.float32) for name, shape in shapes.items()
+    })
+    scores = np.array([1, 1, 1, 1, 1, 1, 5, 5, 5, 3, 4], float)
+    for k, names in ((3, "b"), (5, "bc"), (11, "abc")):
+        selected = select_mask(scores, layout, "layer_sensitivity", k / 11).selected
+        expected = [
+            chosen
+            for entry in layout.entries
+            for chosen in [entry.name[0] in names] * int(np.prod(entry.shape))
+        ]
+        assert selected.tolist() == expected
+    cut = select_mask(scores, layout, "layer_sensitivity", 4 / 11).selected
+    assert cut[[6, 7, 8, 10]].all()
+    assert cut.sum() == 4

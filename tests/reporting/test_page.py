@@ -3,19 +3,16 @@
 import json
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from fedsens import CkksParameters, EncryptionMask, Encryptor, ParameterLayout, generate_key
 from fedsens.cli import app
-from fedsens.protocol.contributors import Contributors
-from fedsens.protocol.export import save_protected
-from fedsens.protocol.model import ProtectedModel
+from fedsens.protocol import save_protected
 from fedsens.reporting.page import page
 from fedsens.simulation.summary import Bytes, RoundRow, RunSummary, SimulationSummary
-from fedsens.tables import to_html, to_markdown
+from fedsens.tables import make_table, to_html, to_markdown
+from tests.simulation.helpers import protected_model
 
 HOSTILE = "<script>alert('x')</script> & |pipe|"
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a page does not look into pictures
@@ -122,13 +119,7 @@ def write_run(folder, accuracy=0.75, baseline=True):
     )
     (folder / "summary.json").write_text(summary.model_dump_json())
     (folder / "curves.png").write_bytes(PIXEL)
-    parameters = CkksParameters.preset("compact")
-    layout = ParameterLayout.from_shapes([("w", (3,), "float32"), ("b", (1,), "float32")])
-    mask = EncryptionMask(np.array([True, False, False, False]), layout.digest)
-    ciphertext = Encryptor(generate_key(parameters)).encrypt(np.ones(5))
-    who = Contributors(run="1", reference=1, names=("1", "2"), weights=(0.5, 0.5))
-    arrays = {"w": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
-    model = ProtectedModel(layout, mask, arrays, ciphertext, 1.0, parameters, 0, who)
+    model, _ = protected_model(folder)
     save_protected(model, folder / "protected.safetensors")
 
 
@@ -154,8 +145,11 @@ def test_a_run_shows_its_figures_and_its_mask(tmp_path):
         "256-bit",
     ):
         assert shown in text
-    at = read.cells.index("w")
-    assert read.cells[at : at + 8] == ["w", "3", "1", "33.3%", "b", "1", "0", "0.0%"]
+    at = read.cells.index("weight")
+    names, sizes, counts, shares = zip(*(read.cells[i : i + 4] for i in (at, at + 4)), strict=True)
+    assert (names, sizes) == (("weight", "bias"), ("3", "1"))
+    assert sorted(counts) == ["0", "1"]
+    assert {*shares} <= {"0.0%", "33.3%", "100.0%"}
     assert [a[:22] for a in read.addresses] == ["data:image/png;base64,"]
 
 
@@ -183,6 +177,37 @@ def test_experiments_show_every_row(tmp_path):
     assert "torch 2" in text
     cells = ["model", "size", "a", HOSTILE, "3", "0.1235", "b", "4", ""]
     assert Reader(text).cells == cells
+
+
+def test_files_of_one_experiment_have_different_titles(tmp_path):
+    folder = tmp_path / "first" / "results"
+    folder.mkdir(parents=True)
+    (folder.parent / "README.md").write_text("# Two tables\n")
+    for name in ("one", "two"):
+        (folder / f"{name}.json").write_text(json.dumps({"rows": [{"a": 1}]}))
+    (folder / "settings.json").write_text("{}")
+    result = report(tmp_path, "--out", tmp_path / "page.html")
+    assert "Two tables: one, Two tables: two" in result.output
+
+
+def test_a_study_shows_its_pictures_and_tables(tmp_path):
+    study = tmp_path / "audit"
+    study.mkdir()
+    (study / "audit.json").write_text("{}")
+    (study / "audit.csv").write_text("policy,ratio,ssim\nrandom,0.1,0.97\n")
+    (study / "labels.csv").write_text("")
+    (study / "leakage.png").write_bytes(PIXEL)
+    result = report(study, "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    read = Reader((tmp_path / "page.html").read_text())
+    assert read.cells == ["policy", "ratio", "ssim", "random", "0.1", "0.97"]
+    assert [a[:22] for a in read.addresses] == ["data:image/png;base64,"]
+    assert "Audit audit" in (tmp_path / "page.html").read_text()
+
+
+def test_many_columns_are_set_small():
+    for count, small in ((9, False), (10, True)):
+        assert ('class="many"' in to_html(make_table(["a"] * count, []))) == small
 
 
 @pytest.mark.parametrize("content", [None, "{}"])

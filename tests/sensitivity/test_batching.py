@@ -199,13 +199,16 @@ def test_wrong_batches_are_named(case):
         sensitivity_map(mini_cnn(dtype=torch.float32), [batch])
 
 
-def test_a_type_error_of_the_model_itself_is_not_renamed():
+def test_an_error_of_the_model_itself_is_told_and_kept():
     class Broken(nn.Linear):
         def forward(self, x):
             return super().forward(x) + "1"
 
-    with pytest.raises(TypeError, match="unsupported operand"):
+    with pytest.raises(
+        SensitivityError, match=r"one sample by itself.*unsupported operand"
+    ) as told:
         sensitivity_map(Broken(3, 3), [(torch.randn(2, 3), torch.tensor([0, 1]))])
+    assert isinstance(told.value.__cause__, TypeError)
 
 
 def test_forward_takes_any_batch():

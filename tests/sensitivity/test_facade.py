@@ -184,6 +184,8 @@ OPTIONS = [
     ({"rows": "all"}, "rows='exact' or a number"),
     ({"rows": True}, "rows='exact' or a number"),
     ({"rule": "true_label", "center": "label"}, "center='model' and rows='exact'"),
+    ({"check": "never"}, "check='sampled' or 'every', got 'never'"),
+    ({"timeout": 0}, "a timeout above 0 seconds, got 0"),
     ({"chunk": 0}, "chunk of at least 1"),
     ({"memory_budget": 0}, "memory_budget of at least 1"),
     ({"chunk": 1, "memory_budget": 1}, "give one of them"),

@@ -418,7 +418,7 @@ ZOO = {
     "positions_of_sequence_first": (lambda: Positions((WORDS[0], 1), axis=1), WORDS, ()),
     "positions_and_weights": (lambda: Positions(unbatched=True), WORDS, ("weights.weight",)),
     "affine": (Affine, WORDS, ()),
-    "dead": (Dead, FLAT, ("layer.weight", "layer.bias")),
+    "dead": (Dead, FLAT, ()),
     "embedding_bag": (
         vector(lambda: nn.EmbeddingBag(C, 4), nn.Tanh, linear(4, C)),
         TOKENS,

@@ -97,7 +97,7 @@ def test_probes_do_not_depend_on_batches_chunks_or_engine():
 def test_probes_are_for_the_l2_norm_of_the_vector_rule():
     with pytest.raises(SensitivityError, match="norm='l2' with probes"):
         sensitivity_map(mini_cnn(), [images()], rows=1, norm="l1")
-    with pytest.raises(SensitivityError, match="rows='exact' with rule='true_label'"):
+    with pytest.raises(SensitivityError, match="rows='exact' or 'auto' with rule='true_label'"):
         sensitivity_map(mini_cnn(), [images()], rows=1, rule="true_label")
     with pytest.raises(SensitivityError, match="expected a probe out of 'gauss', 'haar'"):
         sensitivity_map(mini_cnn(), [images()], rows=1, probe="rademacher")

@@ -1,13 +1,18 @@
 """Find the samples in recorded operations: which axis of each output they lie on.
 
-A random cotangent on one sample's logits alone shows where that sample is. What has the samples
-nowhere may be the same for all of them, such as positions; it is then tried whether the model
-gives the same when the operation runs once for every sample.
+Multiplying each sample's cotangent of the logits by a factor of its own multiplies that sample's
+part of every gradient by the same factor, and no other reading of the axes. The samples looked at
+are two, with the first of them once more at the end: what depends on a sample's values (its
+length) and not on its place in the batch cannot be taken for the sample axis then, because the
+same values are at two places.
+
+What has the samples nowhere may be the same for all of them, such as positions; it is then tried
+whether the model gives the same when the operation runs once for every sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,16 +35,16 @@ class Placing:
 
     Attributes:
         recorder: the operations.
-        rows: sample to a cotangent of the logits that is random on it and zero elsewhere.
-        pulled: sample to the cotangents of the operations' outputs, None where there is none.
+        row: a random cotangent of the logits.
+        pulled: the cotangents of the operations' outputs, None where there is none.
         axes: sample axis of each operation, or None where it is not known.
         problems: operation to what is wrong with it.
         nowhere: those in which no axis has the samples.
     """
 
     recorder: Recorder
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    pulled: dict[int, list[Tensor | None]] = field(default_factory=dict)
+    row: Tensor
+    pulled: list[Tensor | None] = field(default_factory=list)
     axes: list[SampleAxis | None] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     nowhere: list[int] = field(default_factory=list)
@@ -85,24 +90,40 @@ def place(task: Task, x: Inputs, alone: Sequence[Tensor]) -> Placing | None:
     return found
 
 
-def mixes(task: Task, x: Inputs, z: Tensor) -> bool:
-    """Whether a batch's logits differ from those of each of its samples alone.
+def mixes(task: Task, x: Inputs, z: Tensor, chosen: Sequence[int]) -> bool:
+    """Whether logits of samples in a batch differ from those of each of them alone.
 
     Args:
         task: the task.
         x: inputs, the batch first.
         z: their logits.
+        chosen: the samples to look at.
 
     Returns:
-        True if a sample has no logits of its own.
+        True if one of them has no logits of its own.
     """
     with torch.no_grad():
-        return _differ(z, [task.logits(part(x, k, k + 1)) for k in range(len(z))])
+        return differ(z[list(chosen)], [task.logits(part(x, k, k + 1)) for k in chosen])
 
 
-def _differ(z: Tensor, alone: Sequence[Tensor]) -> bool:
-    got, expected = z.detach().clone(), torch.cat([one.detach() for one in alone])
+def differ(z: Tensor, alone: Sequence[Tensor]) -> bool:
+    """Whether samples' logits in a batch are other than those of each of them alone."""
+    expected = torch.cat([one.detach() for one in alone])
+    if expected.shape != z.shape:
+        return True
+    got = z.detach().clone()
     return bool(differing({"logits": got}, {"logits": expected}, {"logits": z.dtype}))
+
+
+def random_factors(samples: int, like: Tensor) -> Tensor:
+    """A factor for each sample, (K,): powers of two of either sign, which change no rounding."""
+    order = torch.arange(samples, device=like.device)
+    return ((-2.0) ** (order % 3) * (-1.0) ** (order // 3)).to(like.dtype)
+
+
+def scaled_by(row: Tensor, factors: Tensor) -> Tensor:
+    """A cotangent of the logits with each sample's part times its factor."""
+    return row * factors.view(-1, *(1,) * (row.ndim - 1))
 
 
 def _repeated(task: Task, x: Inputs, alone: Sequence[Tensor], found: Placing, at: int) -> Placing:
@@ -117,41 +138,39 @@ def _repeated(task: Task, x: Inputs, alone: Sequence[Tensor], found: Placing, at
 def _place(
     task: Task, x: Inputs, alone: Sequence[Tensor], repeated: frozenset[int]
 ) -> Placing | None:
-    samples = len(alone)
-    recorder, z = record(task, x, samples, repeated)
-    uses = recorder.uses
-    if _differ(z, alone):
+    recorder, z = record(task, x, len(alone), repeated)
+    uses, scale = recorder.uses, task.scale(z)
+    if differ(z, alone):
         return None
+    row = _random_row(z)
     if not z.requires_grad:
-        return Placing(recorder, axes=[None] * len(uses))
-    rows = {k: _row(z, k) for k in sorted({0, samples - 1})}
-    pulled = {k: pull_back(z, uses, row, task.scale(z), True) for k, row in rows.items()}
-    placing = Placing(recorder, rows, pulled)
-    for at, use in enumerate(uses):
-        seen = {k: d for k, found in pulled.items() if (d := found[at]) is not None}
-        reached = any(bool(d.any()) for d in seen.values())
-        axis = _axis(use, seen, samples) if reached else None
+        return Placing(recorder, row, [None] * len(uses), [None] * len(uses))
+    factors = random_factors(len(alone), row)
+    pulled = pull_back(z, uses, row, scale, True)
+    scaled = pull_back(z, uses, scaled_by(row, factors), scale, False)
+    placing = Placing(recorder, row, pulled)
+    for at, (use, d, e) in enumerate(zip(uses, pulled, scaled, strict=True)):
+        reached = d is not None and e is not None and bool(d.any())
+        axis = _axis(use, d, e, factors) if reached else None
         placing.axes.append(axis)
         if reached and axis is None:
             placing.problems[at] = f"{use.rule.name} mixes the samples"
             if use.takes_others:
                 placing.nowhere.append(at)
-        elif seen and not reached:
-            placing.problems[at] = f"{use.rule.name} has no gradient on the first samples"
     return placing
 
 
-def _row(z: Tensor, k: int) -> Tensor:
-    """A cotangent of the logits that is random on sample k and zero elsewhere."""
-    generator = torch.Generator().manual_seed(k)
-    row = torch.zeros(z.shape, dtype=wide(z.dtype), device=z.device)
-    row[k] = torch.randn(z.shape[1:], generator=generator, dtype=row.dtype)
-    return row
+def _random_row(z: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(z.shape, generator=generator, dtype=wide(z.dtype))
+    return row.to(z.device)
 
 
-def _axis(use: Use, seen: Mapping[int, Tensor], samples: int) -> SampleAxis | None:
+def _axis(use: Use, d: Tensor | None, scaled: Tensor | None, factors: Tensor) -> SampleAxis | None:
     """Where the samples are; None if no axis has them."""
-    for axis in candidates(tuple(use.shape), samples):
-        if all(axis.holds(d, samples, k) for k, d in seen.items()):
+    assert d is not None
+    assert scaled is not None
+    for axis in candidates(tuple(use.shape), len(factors)):
+        if axis.holds(d, scaled, factors):
             return axis
     return None

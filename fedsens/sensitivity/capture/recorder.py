@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
@@ -28,6 +28,19 @@ READS = {
     "numpy",
     "tolist",
 }
+# operations whose output's shape depends on the values of what they take
+SHAPED = {
+    "_pack_padded_sequence",
+    "argwhere",
+    "bincount",
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",
+    "unique",
+    "unique_consecutive",
+}
+# operations that take a tensor of numbers for its shape or type only
+BLIND = {"dim", "numel", "size", "stride", "is_floating_point", "is_complex", "__len__"}
 DISPATCH_CHECKS = (
     "has_torch_function",
     "has_torch_function_unary",
@@ -69,7 +82,7 @@ class Use:
         args: the same as the rule takes it, without the cotangent: positional arguments,
         kwargs: and keyword arguments.
         targets: argument to the parameter it was.
-        edge: where autograd delivers the gradient of its output.
+        edge: where autograd delivers the gradient of its output, in one shape or another.
         shape: of its output.
     """
 
@@ -108,6 +121,14 @@ class Use:
         """
         return {a: target for a, target in self.targets.items() if target.name not in names}
 
+    def gives(self, z: Tensor) -> bool:
+        """Whether a tensor is its output."""
+        base = z._base
+        if self.edge.node is z.grad_fn:
+            return True
+        whole = base is not None and base.numel() == z.numel() and z.is_contiguous()
+        return whole and base is not None and self.edge.node is base.grad_fn
+
     @property
     def takes_others(self) -> bool:
         """Whether it takes a tensor that is not one of the parameters."""
@@ -136,7 +157,10 @@ class Recorder(TorchFunctionMode):
     Attributes:
         uses: operations that have a rule, in order.
         unknown: parameter's name to the problem, where an operation has none.
-        reads_values: the forward pass looked at the values of a tensor.
+        reads: the forward pass looked at values of inputs that are integers, such as masks.
+        decides: it made integers or truth values from real numbers and went on with them (the
+            best expert, a threshold), so that samples can interact where no gradient shows it.
+        shapes: it made tensors whose shape depends on values, such as ``x[mask]``.
     """
 
     def __init__(
@@ -150,7 +174,7 @@ class Recorder(TorchFunctionMode):
         self.repeated = repeated
         self.uses: list[Use] = []
         self.unknown: dict[str, str] = {}
-        self.reads_values = False
+        self.reads = self.decides = self.shapes = False
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._recorded: dict[int, Tensor] = {}  # kept, so that no other tensor gets the id
 
@@ -168,10 +192,12 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run an operation, and note it if it takes a parameter."""
         kwargs = kwargs or {}
-        self.reads_values |= getattr(func, "__name__", "") in READS
-        taken = [tensor for tensor in _tensors((args, kwargs)) if self._parameter(tensor)]
+        tensors = list(_tensors((args, kwargs)))
+        taken = [tensor for tensor in tensors if self._parameter(tensor)]
         if not taken:
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            self._note_values(getattr(func, "__name__", ""), args, tensors, output)
+            return output
         rule = OPS.get(func)
         if rule is None and _is_python(func):
             with self:
@@ -181,6 +207,8 @@ class Recorder(TorchFunctionMode):
             kwargs = {name: self._repeat(value) for name, value in kwargs.items()}
         output = func(*args, **kwargs)
         results = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        if output is None:  # written into another tensor, such as h[mask] = token
+            results = [tensor for tensor in tensors if tensor.requires_grad]
         if not results or (rule is None and all(self._parameter(t) for t in results)):
             return output  # nothing differentiable, or views, which are seen where they are used
         use = None if rule is None else self._use(rule, args, kwargs, output)
@@ -202,6 +230,26 @@ class Recorder(TorchFunctionMode):
             and tensor.requires_grad
             and id(tensor) not in self._recorded
         )
+
+    def _note_values(
+        self, name: str, args: tuple[Any, ...], tensors: list[Tensor], output: Any
+    ) -> None:
+        """Note how what an operation does depends on the values that it takes."""
+        derived = any(_is_derived(tensor) for tensor in tensors)
+        if name in READS:
+            real = derived or any(tensor.is_floating_point() for tensor in tensors)
+            self.decides |= real
+            self.reads |= not real
+            return
+        if name in BLIND or not tensors:
+            return
+        self.decides |= derived
+        self.shapes |= name in SHAPED or (name == "where" and len(tensors) == 1)
+        self.shapes |= name == "__getitem__" and _by_mask(args[1])
+        if derived or (any(t.is_floating_point() for t in tensors) and "_like" not in name):
+            for tensor in _tensors(output):
+                if not tensor.is_floating_point() and not name.startswith("new_"):
+                    tensor._fedsens_derived = True  # type: ignore[attr-defined]
 
     def _repeat(self, value: Any) -> Any:
         """An argument that is the same for all samples, once for every sample."""
@@ -229,9 +277,32 @@ class Recorder(TorchFunctionMode):
             return None  # a parameter in a list of tensors
         tensors = {name: v for name, v in arguments.items() if isinstance(v, Tensor)}
         targets = {n: self._target(v) for n, v in tensors.items() if self._parameter(v)}
-        edge = get_gradient_edge(output)
+        edge = get_gradient_edge(_source(output, tensors.values()))
         shape = output.shape
         return Use(rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape)
+
+
+def _source(output: Tensor, inputs: Iterable[Tensor]) -> Tensor:
+    """Where the gradient of an output arrives whatever happens to the output in place.
+
+    ``linear`` with a bias returns, for inputs of three or more axes, a view of what ``addmm`` made.
+    Writing into a view replaces its node in the graph, but not its base's.
+    """
+    base = output._base
+    if base is None or base.grad_fn is None or any(base is tensor for tensor in inputs):
+        return output
+    whole = base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return base if whole else output
+
+
+def _is_derived(tensor: Tensor) -> bool:
+    """Whether integers or truth values were made from real numbers."""
+    return getattr(tensor, "_fedsens_derived", False)
+
+
+def _by_mask(index: Any) -> bool:
+    """Whether an index has truth values in it."""
+    return any(tensor.dtype in {torch.bool, torch.uint8} for tensor in _tensors(index))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -36,10 +36,12 @@ class Cotangent:
         value: (K, *shape), in the type of the sums: the output's shape with the sample axis
             divided by K.
         axis: where the samples are in the operation's own tensors.
+        chosen: K, and which of the K samples ``value`` has, if not all.
     """
 
     value: Tensor
     axis: SampleAxis
+    chosen: tuple[int, slice] | None = None
 
     def samples(self, tensor: Tensor) -> Tensor:
         """Another tensor of the operation in the same arrangement and type.
@@ -50,7 +52,8 @@ class Cotangent:
         Returns:
             (K, *shape); integers stay integers.
         """
-        first = self.axis.first(tensor, len(self.value))
+        samples, part = self.chosen or (len(self.value), slice(None))
+        first = self.axis.first(tensor, samples)[part]
         return first.to(self.value.dtype) if first.is_floating_point() else first
 
 

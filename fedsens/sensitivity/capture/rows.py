@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsens.sensitivity.plan import Plan
-from fedsens.sensitivity.unsupported import UNSUPPORTED
+from fedsens.sensitivity.unsupported import SLOW, UNSUPPORTED
 
 # entries of the cotangents that are made at a time
 ENTRIES = 2**21
@@ -33,7 +34,8 @@ def chunk_rows(
     count = plan.row_count(tuple(z.shape[1:]), y[0]) if weights is None else weights.shape[2]
     step = max(1, ENTRIES // z.numel())
     for start in range(0, count, step):
-        chosen = torch.eye(count, dtype=z.dtype, device=z.device)[start : start + step]
+        chosen = z.new_zeros(min(step, count - start), count)
+        chosen.diagonal(start).fill_(1)
         yield from _some_rows(plan, z, y, weights, group, chosen).unbind(1)
 
 
@@ -46,9 +48,10 @@ def _some_rows(
         return plan.groups(z, y, weights)[group].apply(chosen)
 
     try:
-        rows: Tensor = vmap(of_sample, in_dims=(0, 0, None if weights is None else 0))(
-            z, y, weights
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", SLOW)
+            in_dims = (0, 0, None if weights is None else 0)
+            rows: Tensor = vmap(of_sample, in_dims=in_dims)(z, y, weights)
     except UNSUPPORTED:  # a user's loss that vmap cannot run
         known = [None] * len(z) if weights is None else list(weights)
         rows = torch.stack([of_sample(*one) for one in zip(z, y, known, strict=True)])

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsens.sensitivity.tolerance import differing
+
+
+class Unplaced(ValueError):  # noqa: N818 - never reaches a user
+    """A tensor has no room for the samples on the axis on which they should be."""
+
 
 @dataclass(frozen=True)
 class SampleAxis:
@@ -31,25 +37,32 @@ class SampleAxis:
 
         Returns:
             A view (K, *shape) where the sample axis' size in ``shape`` is divided by K.
+
+        Raises:
+            Unplaced: the tensor has no such axis, or its size is not a multiple of K.
         """
+        if self.axis >= tensor.ndim or tensor.shape[self.axis] % samples:
+            raise Unplaced(f"{tuple(tensor.shape)} for {samples} samples")
         size = tensor.shape[self.axis] // samples
         sizes = (size, samples) if self.last else (samples, size)
         split = tensor.view(*tensor.shape[: self.axis], *sizes, *tensor.shape[self.axis + 1 :])
         return split.movedim(self.axis + self.last, 0)
 
-    def holds(self, cotangent: Tensor, samples: int, chosen: int) -> bool:
-        """Whether a cotangent is that of one sample alone.
+    def holds(self, cotangent: Tensor, scaled: Tensor, factors: Tensor) -> bool:
+        """Whether each sample's part of a cotangent depends on the same sample's logits alone.
 
         Args:
-            cotangent: gradient of one sample's logits with respect to the operation's output.
-            samples: K.
-            chosen: the sample.
+            cotangent: gradient of the logits, with respect to the operation's output.
+            scaled: the same with each sample's cotangent of the logits times a factor.
+            factors: these factors, (K,).
 
         Returns:
-            Whether all entries of other samples, in this reading of the axes, are zero.
+            Whether every sample's part, in this reading of the axes, is scaled by its factor.
         """
-        first = self.first(cotangent, samples)
-        return not bool(first[:chosen].any()) and not bool(first[chosen + 1 :].any())
+        samples = len(factors)
+        first, second = self.first(cotangent, samples), self.first(scaled, samples)
+        expected = first * factors.to(first.dtype).view(-1, *(1,) * (first.ndim - 1))
+        return not differing({"": second.clone()}, {"": expected}, {"": cotangent.dtype})
 
 
 def candidates(shape: tuple[int, ...], samples: int) -> Iterator[SampleAxis]:

@@ -1,10 +1,11 @@
 """Samples are found on whatever axis they are, and brought to the front."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsens.sensitivity.capture.samples import SampleAxis, candidates
+from fedsens.sensitivity.capture.samples import SampleAxis, Unplaced, candidates
 
 
 @given(
@@ -24,10 +25,17 @@ def test_samples_come_to_the_front(before, after, samples, merged, last):
     split = tensor.view(*(2,) * before, *order, *(3,) * after)
     for k in range(samples):
         torch.testing.assert_close(first[k], split.select(before + last, k))
-    back = torch.zeros_like(tensor)
-    axis.first(back, samples)[1] = 1
-    assert axis.holds(back, samples, 1)
-    assert not axis.holds(back, samples, 0)
+    factors = torch.arange(1.0, samples + 1).double()
+    scaled = tensor.double().clone()
+    axis.first(scaled, samples).mul_(factors.view(-1, *(1,) * len(shape)))
+    assert axis.holds(tensor.double(), scaled, factors)
+    assert not axis.holds(tensor.double(), scaled, factors.flip(0))
+
+
+def test_a_tensor_without_room_for_the_samples_is_named():
+    for shape in ((7,), ()):
+        with pytest.raises(Unplaced, match="for 3 samples"):
+            SampleAxis(0).first(torch.zeros(shape), 3)
 
 
 def test_every_axis_with_room_is_a_candidate():

@@ -23,6 +23,8 @@ def embedding(
     """y_t = W[i_t]: G_W[i_t] += d_t; nothing for the padding index."""
     index = cotangent.samples(input).flatten(1)
     d = cotangent.value.flatten(1, -2)
+    if scale_grad_by_freq:  # torch divides by how often the word occurs, here in the sample
+        d = d / (index[:, :, None] == index[:, None, :]).sum(-1)[..., None]
     if padding_idx is not None:
         padding = padding_idx % len(weight)
         d = d.masked_fill((index == padding)[..., None], 0)
