@@ -103,6 +103,9 @@ def capture(tmp_path_factory):
 
 def copy_of(message):
     content = dict(message.content) if message.has_content() else {}
+    for key, record in content.items():  # which is emptied where its bytes are taken out
+        if isinstance(record, ArrayRecord):
+            content[key] = ArrayRecord(dict(record))
     return SimpleNamespace(
         metadata=message.metadata,
         content=content,

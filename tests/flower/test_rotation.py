@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -147,7 +148,7 @@ def test_clients_refuse_the_old_key_after_the_rotation(federate):
 
     def keep(message):
         if is_request(message) and message.metadata.dst_node_id == 1000:
-            kept[header_of(message)["round"]] = RecordDict(dict(message.content))
+            kept[header_of(message)["round"]] = copy.deepcopy(message.content)
 
     run = federate(tap=keep, rotate_at=(3,))
     old = kept[2]

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedsens.errors import FedSensError, ProtocolError
-from fedsens.files import digest_of
+from fedsens.files import digest_of, write_checked
 from fedsens.keys import open_model
 from fedsens.protocol import load_protected, save_model, save_protected
-from fedsens.protocol._modelfile import MASK
+from fedsens.protocol._modelfile import MASK, header_of, tensors_of
 
 from .samples import KEY, mask_of, model, protect
 
@@ -186,10 +186,21 @@ def test_a_file_that_was_changed_is_a_named_error(path, change):
         load_protected(path)
 
 
-def test_a_file_of_another_version_is_refused_by_name(path):
-    rewrite(path, edit(version=2))
-    with pytest.raises(ProtocolError, match=r"of version 3 in .*another version of fedsens made"):
-        load_protected(path)
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"version": 2}, "of version 3 in .*another version of fedsens made"),
+        ({"version": 4}, "of version 3 in .*another version of fedsens made"),
+        ({"type": "fedsens checkpoint"}, "got another kind of file; check the path"),
+    ],
+    ids=str,
+)
+def test_an_intact_file_of_another_version_or_kind_is_refused_by_name(tmp_path, change, text):
+    whole = protect(model(), CHOSEN)
+    header = json.loads(header_of(whole).model_dump_json()) | change
+    write_checked(tmp_path / "m", json.dumps(header), tensors_of(whole))
+    with pytest.raises(ProtocolError, match=text):
+        load_protected(tmp_path / "m")
 
 
 def test_rewriting_alone_changes_nothing(path):
