@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedsens.crypto import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
+from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
 from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
 
@@ -41,6 +42,12 @@ EXCLUDED_FROM_RESUME_CHECK = frozenset({
 })
 
 
+def modules_in(given: Any) -> tuple[str, ...]:
+    """The modules that a value of ``fedsens.import`` names."""
+    names = given.split(",") if isinstance(given, str) else given
+    return tuple(name.strip() for name in names if isinstance(name, str) and name.strip())
+
+
 class FedSensConfig(BaseModel):
     """The server's configuration of selective encryption.
 
@@ -52,6 +59,8 @@ class FedSensConfig(BaseModel):
         max_mb: budget in MB (10^6 bytes) of one client in one round of training, both ways; the
             ratio is then the largest that keeps it on average, instead of ``ratio``: a ciphertext
             may be a quarter longer now and then. None for no budget.
+        imports: modules that register policies or losses of your own (``fedsens.import``,
+            comma-separated in a run config); clients import them, too.
         policy: registered mask policy.
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
@@ -102,6 +111,7 @@ class FedSensConfig(BaseModel):
 
     ratio: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
     max_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    imports: tuple[str, ...] = Field(default=(), alias="import")
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
@@ -129,6 +139,14 @@ class FedSensConfig(BaseModel):
     resume: bool = False
     log_format: Literal["", "text", "json"] = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _load(cls, options: Any) -> Any:
+        if isinstance(options, Mapping):
+            if modules := modules_in(options.get("import", options.get("imports", ()))):
+                load_extensions(modules)
+        return options
+
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, policy: str) -> str:
@@ -138,7 +156,7 @@ class FedSensConfig(BaseModel):
             raise ValueError(str(error)) from None
         return policy
 
-    @field_validator("force", "rotate_at", "fingerprints", mode="before")
+    @field_validator("imports", "force", "rotate_at", "fingerprints", mode="before")
     @classmethod
     def _split(cls, items: Any) -> Any:
         if isinstance(items, str):

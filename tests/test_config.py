@@ -34,7 +34,7 @@ def test_every_wrong_option_is_listed_at_once():
         ("ratio", -0.1),
         ("ratio", float("nan")),
         ("seed", -1),
-        ("preset", "tiny"),
+        ("preset", "small"),
         ("value-range", -1.0),
         ("value-range", 2.0**21),
         ("rule", "jacobian"),
@@ -78,13 +78,13 @@ def test_forced_layers_are_separated_by_commas(text, items):
 def test_rotations_are_rounds(text, rounds):
     config = FedSensConfig.from_run_config({"fedsens.rotate-at": text})
     assert config.rotate_at == rounds
-    assert [config.generation_at(number) for number in (1, 2)] == [0, 0]
-    assert [config.generation_at(number) for number in rounds] == list(range(1, len(rounds) + 1))
+    assert [config.key_index_at(number) for number in (1, 2)] == [0, 0]
+    assert [config.key_index_at(number) for number in rounds] == list(range(1, len(rounds) + 1))
 
 
-def test_every_key_of_a_run_needs_its_public_parameters():
-    with pytest.raises(ConfigurationError, match="must name 2 files"):
-        FedSensConfig.create(rotate_at=(3,), public_parameters="a.json")
+def test_every_key_of_a_run_needs_its_fingerprint():
+    with pytest.raises(ConfigurationError, match="must name 2 keys"):
+        FedSensConfig.create(rotate_at=(3,), fingerprints="ab" * 16)
 
 
 def test_a_value_range_of_zero_is_the_presets_own():

@@ -60,6 +60,10 @@ class RemoteGrid(LocalGrid):
         self._heads: dict[str, list[Any]] = {}
         self.trained = 0
 
+    def close(self) -> None:
+        """Remove the files."""
+        self._store.cleanup()
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages where the clients find them; each distinct object once."""
         sent = list(super().push_messages(messages))
@@ -107,13 +111,15 @@ def remote_grid(
     process = spawn.Process(target=serve, args=(theirs, clients, protected, state_dir), daemon=True)
     process.start()
     theirs.close()
+    grid = RemoteGrid(mine, clients, protected)
     try:
-        yield RemoteGrid(mine, clients, protected), used
+        yield grid, used
         mine.send_bytes(b"")
         report = json.loads(mine.recv_bytes())
         used.peak, used.seconds = report["peak"], report["seconds"]
         process.join()
     finally:
+        grid.close()
         mine.close()
         process.kill()
 

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from numpy.typing import NDArray
 
+from fedsens.config import modules_in
 from fedsens.crypto import NameOf, check_range
 from fedsens.errors import (
     DowngradeError,
@@ -24,6 +25,7 @@ from fedsens.errors import (
     RoundError,
     ValueRangeError,
 )
+from fedsens.extensions import load_extensions
 from fedsens.files import Arrays, digest_of
 from fedsens.flower._records import (
     CIPHERTEXT,
@@ -85,6 +87,8 @@ class Client:
             min_ratio: the app's minimum share of encrypted parameters; the larger of it and the
                 data owner's setting holds.
         """
+        if modules := modules_in(context.run_config.get(f"{PREFIX}import", "")):
+            load_extensions(modules)
         self.settings = ClientSettings.from_node(context.node_config)
         self.store = KeyStore(self.settings, context.run_id, context.node_id)
         self.min_ratio = max(min_ratio, self.settings.min_ratio)

@@ -29,6 +29,6 @@ def test_every_federation_of_both_sweeps_is_measured(tmp_path):
 
 
 def test_a_lost_client_spoils_the_measurement(monkeypatch):
-    monkeypatch.setattr(scale.Stopwatch, "configure_train", lambda *given: [])
+    monkeypatch.setattr(scale.Stopwatch, "_configure_train", lambda *given: [])
     with pytest.raises(BenchmarkError, match="expected 4 answers of clients, got 0"):
-        scale._measure(100, 2, None)
+        scale._measure(100, 2, 1.0)
