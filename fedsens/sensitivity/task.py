@@ -14,7 +14,7 @@ from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs, tensors_of
 from fedsens.sensitivity.plan import Plan
 from fedsens.sensitivity.preserve import attributes_kept
-from fedsens.sensitivity.unsupported import UNSUPPORTED, first_line
+from fedsens.sensitivity.tolerance import UNSUPPORTED, first_line
 
 Forward = Callable[[nn.Module, Inputs], Tensor]
 Sums = dict[str, Tensor]
