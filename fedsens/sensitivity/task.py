@@ -176,7 +176,8 @@ class Task:
             raise SensitivityError(
                 "expected a backward pass of one sample by itself, got "
                 f"{type(error).__name__}: {first_line(error)}; does training this model on one "
-                "sample in eval mode run?"
+                "sample in eval mode run? Of a module with backward hooks of its own, such as "
+                "Opacus's GradSampleModule, pass the one inside (model._module)"
             ) from error
 
     def ticking(self, rows: Iterable[Tensor]) -> Iterator[Tensor]:
