@@ -29,8 +29,8 @@ def build_model(path: str, arguments: Iterable[str] = ()) -> nn.Module:
         The model.
 
     Raises:
-        ConfigurationError: there is no such function, it does not take the arguments, or what it
-            returns is no module.
+        ConfigurationError: there is no such function, it does not take the arguments, it raises,
+            or what it returns is no module.
     """
     factory, keywords = _imported(path), parsed_arguments(arguments)
     if isinstance(factory, nn.Module) and not keywords:
@@ -46,7 +46,13 @@ def build_model(path: str, arguments: Iterable[str] = ()) -> nn.Module:
         raise ConfigurationError(
             f"expected arguments that {path} takes, got {error}; give them as --arg KEY=VALUE"
         ) from None
-    model = factory(**keywords)
+    try:
+        model = factory(**keywords)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"expected {path} to make a model, got {type(error).__name__}: {reason}; check --arg"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"expected a torch.nn.Module from {path}, got {type(model).__name__}"

@@ -18,9 +18,8 @@ from fedsens.sensitivity.batching import (
     part,
     tensors_of,
 )
-from fedsens.sensitivity.budget import map_bytes
 from fedsens.sensitivity.capture.engine import CHECKS
-from fedsens.sensitivity.footprint import Footprint, footprint
+from fedsens.sensitivity.chunks import Footprint, footprint, map_bytes
 from fedsens.sensitivity.halves import Dealer
 from fedsens.sensitivity.losses import LabelLoss, PerSample, check_label
 from fedsens.sensitivity.map import SensitivityMap

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.autograd_rows import autograd_rows, normalized, tangent
-from fedsens.sensitivity.label_rows import LabelRows
+from fedsens.sensitivity.label_jacobian import LabelRows, autograd_rows, normalized, tangent
 from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.targets import free_labels
-from fedsens.sensitivity.unsupported import UNSUPPORTED, first_line
+from fedsens.sensitivity.tolerance import UNSUPPORTED, first_line
 
 # logits at which a loss's derivatives by the label are looked at: a hinge is flat at some
 TRIED_LOGITS = 8

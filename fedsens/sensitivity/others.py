@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs, map_tensors, part
-from fedsens.sensitivity.budget import func_chunk
-from fedsens.sensitivity.footprint import Footprint
+from fedsens.sensitivity.chunks import Footprint, func_chunk
 from fedsens.sensitivity.norms import NORMS
 from fedsens.sensitivity.per_sample import ENGINES, loop_engine
 from fedsens.sensitivity.task import Sums, Task
-from fedsens.sensitivity.tolerance import differing
-from fedsens.sensitivity.unsupported import SLOW, UNSUPPORTED, first_line
+from fedsens.sensitivity.tolerance import SLOW, UNSUPPORTED, differing, first_line
 from fedsens.sensitivity.vmapped import func_engine
 
 LOGGER = logging.getLogger(__name__)

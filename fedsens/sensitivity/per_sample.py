@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs, part
-from fedsens.sensitivity.label_rows import LabelRows
+from fedsens.sensitivity.label_jacobian import LabelRows
 from fedsens.sensitivity.norms import Norm
 from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.label_rows import LabelRows, matrix_rows
+from fedsens.sensitivity.label_jacobian import LabelRows, matrix_rows
 from fedsens.sensitivity.losses import LabelLoss, PerSample, resolve_loss
 from fedsens.sensitivity.norms import NORMS, Norm
 from fedsens.sensitivity.probes import PROBES, Draw

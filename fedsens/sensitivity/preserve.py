@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.unsupported import first_line
+from fedsens.sensitivity.tolerance import first_line
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.autograd_rows import normalized
 from fedsens.sensitivity.batching import Inputs, checked_batches, map_tensors, part
+from fedsens.sensitivity.label_jacobian import normalized
 from fedsens.sensitivity.losses import LabelLoss, PerSample
 from fedsens.sensitivity.map import SensitivityMap
 from fedsens.sensitivity.parameters import select_parameters

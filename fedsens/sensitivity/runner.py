@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs, part
-from fedsens.sensitivity.budget import budget_of, capture_chunk, func_chunk
 from fedsens.sensitivity.capture import Capture
-from fedsens.sensitivity.footprint import Footprint
+from fedsens.sensitivity.chunks import Footprint, budget_of, capture_chunk, func_chunk
 from fedsens.sensitivity.meter import Meter
 from fedsens.sensitivity.others import Others
 from fedsens.sensitivity.per_sample import ENGINES

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.autograd_rows import label_total
-from fedsens.sensitivity.label_rows import LabelRows, diagonal_rows, softmax_rows
+from fedsens.sensitivity.label_jacobian import LabelRows, diagonal_rows, label_total, softmax_rows
 from fedsens.sensitivity.losses import LOSSES, LabelLoss, RowsOf, register_loss
 from fedsens.sensitivity.targets import class_probabilities, same_shape, token_probabilities
 

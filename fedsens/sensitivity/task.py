@@ -14,7 +14,7 @@ from fedsens.errors import SensitivityError
 from fedsens.sensitivity.batching import Inputs, tensors_of
 from fedsens.sensitivity.plan import Plan
 from fedsens.sensitivity.preserve import attributes_kept
-from fedsens.sensitivity.unsupported import UNSUPPORTED, first_line
+from fedsens.sensitivity.tolerance import UNSUPPORTED, first_line
 
 Forward = Callable[[nn.Module, Inputs], Tensor]
 Sums = dict[str, Tensor]
@@ -176,7 +176,8 @@ class Task:
             raise SensitivityError(
                 "expected a backward pass of one sample by itself, got "
                 f"{type(error).__name__}: {first_line(error)}; does training this model on one "
-                "sample in eval mode run?"
+                "sample in eval mode run? Of a module with backward hooks of its own, such as "
+                "Opacus's GradSampleModule, pass the one inside (model._module)"
             ) from error
 
     def ticking(self, rows: Iterable[Tensor]) -> Iterator[Tensor]:

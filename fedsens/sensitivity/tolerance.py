@@ -1,4 +1,4 @@
-"""When two computations of the same gradients count as equal."""
+"""When two computations of the same gradients count as equal, and what torch may refuse."""
 
 from __future__ import annotations
 
@@ -35,3 +35,22 @@ def differing(
         if not max(-float(low), float(high)) <= allowed:  # NaN is wrong too
             wrong.append(name)
     return wrong
+
+
+# FedSensError is none of these; NotImplementedError is a RuntimeError
+UNSUPPORTED = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+# torch's warning of an operator that vmap runs sample by sample; the others still gain
+SLOW = ".*performance drop.*"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text: torch's go on with lists of backends."""
+    return str(error).partition("\n")[0]

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.autograd_rows import autograd_rows
-from fedsens.sensitivity.label_rows import LabelRows, diagonal_rows, softmax_rows
+from fedsens.sensitivity.label_jacobian import LabelRows, autograd_rows, diagonal_rows, softmax_rows
 from fedsens.sensitivity.losses import LabelLoss, RowsOf
 from fedsens.sensitivity.targets import class_second, same_shape
 

@@ -25,6 +25,11 @@ def net(width=4, inputs=64):
     torch.manual_seed(0)
     head = nn.Linear(width, 10)
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), head)
+
+
+def lazy():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(10))
 """
 runner = CliRunner()
 
@@ -132,7 +137,7 @@ ERRORS = {
     "data": ({"data": "nowhere"}, [], "DataError: expected a data set"),
     "shape": ({}, ["--arg", "inputs=49"], "expected a model that takes images of 1x8x8"),
     "classes": ({}, ["--classes", 5], "DataError: digits: expected labels from 0 to 4"),
-    "rows": ({}, ["--rows", "some"], "ConfigurationError: expected --rows exact"),
+    "rows": ({}, ["--rows", "some"], "ConfigurationError: expected --rows auto, exact"),
     "memory": ({}, ["--memory", "much"], "ConfigurationError: expected a number of bytes"),
     "device": ({}, ["--device", "tpu"], "ConfigurationError: expected --device cpu, cuda"),
     "gpu": ({}, ["--device", "cuda:99"], "ConfigurationError: expected a GPU that torch can use"),
@@ -162,3 +167,19 @@ def test_without_matplotlib_it_says_how_to_install_it_before_it_starts(folder, m
     assert result.exit_code == 1
     assert 'pip install "fedsens[simulation]"' in result.output
     assert not (folder / "map.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_get_a_map_of_all_of_their_weights(folder):
+    result = invoke("--samples", 40, model="digit_nets:lazy")
+    assert result.exit_code == 0, result.output
+    smap = load_map(folder / "map.safetensors")
+    assert all(bool(value.any()) for value in smap.sums.values())
+    assert set(smap.meta["engines"].values()) == {"capture"}
+
+
+def test_what_is_compared_and_how_many_rows_are_options(folder):
+    result = invoke("--samples", 40, "--check", "every", "--rows", "auto")
+    assert result.exit_code == 0, result.output
+    assert load_map(folder / "map.safetensors").meta["rows"] == "exact"
+    assert "check='sampled' or 'every'" in invoke("--check", "never").output

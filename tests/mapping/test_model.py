@@ -137,3 +137,12 @@ def test_a_file_without_weights_is_named_and_runs_no_code(tmp_path, capsys, case
     with pytest.raises(ConfigurationError, match=message):
         load_weights(nn.Linear(1, 1), path)
     assert not capsys.readouterr().out
+
+
+def test_a_function_that_raises_is_one_sentence():
+    path, arguments = "torch.nn:Linear", ["in_features=2", "out_features=-1"]
+    with pytest.raises(
+        ConfigurationError, match=r"Linear to make a model, got \w+: .*--arg"
+    ) as told:
+        build_model(path, arguments)
+    assert told.value.__cause__ is not None

@@ -29,5 +29,5 @@ def test_rows():
     assert rows_of("exact") == "exact"
     assert rows_of("12") == 12
     for text in ("0", "-1", "1.5", "all", "", "²"):
-        with pytest.raises(ConfigurationError, match="--rows exact or a number of probes"):
+        with pytest.raises(ConfigurationError, match="--rows auto, exact or a number of probes"):
             rows_of(text)

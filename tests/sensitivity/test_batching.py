@@ -1,6 +1,7 @@
 """Batches as data loaders give them, and models as Hugging Face writes them."""
 
 from collections import OrderedDict, UserDict, namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,3 +217,44 @@ def test_forward_takes_any_batch():
     batches = [{"img": x, "label": y}]
     got = sensitivity_map(model, batches, forward=lambda model, x: model(x["img"]))
     assert_same(got, sensitivity_map(model, [(x, y)]))
+
+
+class TinyForCausalLM(nn.Module):
+    """What a causal language model of Hugging Face is called, and takes."""
+
+    def __init__(self, encodes=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.config = SimpleNamespace(is_encoder_decoder=encodes)
+
+    def forward(self, input_ids, decoder_input_ids=None):
+        tokens = input_ids if decoder_input_ids is None else decoder_input_ids
+        return {"logits": self.head(torch.tanh(self.embed(tokens).cumsum(1)))}
+
+
+class Tiny(TinyForCausalLM):
+    """Another model with the same arguments."""
+
+
+def test_labels_of_a_causal_model_that_have_not_moved_are_refused():
+    ids = torch.tensor([[1, 2, 3], [3, 0, 4]])
+    batch = {"input_ids": ids, "labels": ids.masked_fill(ids == 0, -100)}
+    with pytest.raises(SensitivityError, match=r"next_token_batches\(batches\)"):
+        sensitivity_map(TinyForCausalLM(), [batch], "token_cross_entropy")
+    wrapped = nn.ModuleDict({"model": TinyForCausalLM()})
+    options = {"forward": lambda model, x: model["model"](**x)["logits"]}
+    with pytest.raises(SensitivityError, match="next_token_batches"):
+        sensitivity_map(wrapped, [batch], "token_cross_entropy", **options)
+    moved = next_token_batches([batch])
+    assert sensitivity_map(TinyForCausalLM(), moved, "token_cross_entropy").count == 2
+    assert sensitivity_map(Tiny(), [batch], "token_cross_entropy").count == 2
+
+
+def test_an_encoder_decoder_without_input_for_its_decoder_is_refused():
+    ids = torch.tensor([[1, 2, 3], [3, 0, 4]])
+    batch = {"input_ids": ids, "labels": ids.flip(1)}
+    with pytest.raises(SensitivityError, match=r"DataCollatorForSeq2Seq\(tokenizer, model=model"):
+        sensitivity_map(Tiny(encodes=True), [batch], "token_cross_entropy")
+    whole = batch | {"decoder_input_ids": ids}
+    assert sensitivity_map(Tiny(encodes=True), [whole], "token_cross_entropy").count == 2

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import reference_map, sensitivity_map
-from fedsens.sensitivity.budget import capture_chunk, func_chunk
-from fedsens.sensitivity.footprint import footprint
+from fedsens.sensitivity.chunks import capture_chunk, footprint, func_chunk
 from fedsens.sensitivity.plan import make_plan
 from fedsens.sensitivity.preserve import preserved
 from fedsens.sensitivity.task import Task, call_model

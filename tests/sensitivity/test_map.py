@@ -37,7 +37,7 @@ def test_flat_follows_the_layout_and_fills_buffers_with_zero():
 
 
 def test_flat_names_what_does_not_fit():
-    with pytest.raises(LayoutError, match="parameter b is not in the layout"):
+    with pytest.raises(LayoutError, match="not in the layout of what is shared: b"):
         example().flat(ParameterLayout.from_shapes([("a", (2,), "float32")]))
     wrong = ParameterLayout.from_shapes([("a", (2, 1), "float32"), ("b", (1, 1), "float32")])
     with pytest.raises(LayoutError, match=r"a: expected the layout's shape \[2, 1\], got \[2\]"):

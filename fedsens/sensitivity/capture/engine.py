@@ -41,7 +41,7 @@ from fedsens.sensitivity.capture.reading import MIXED, Reading, differences, rea
 from fedsens.sensitivity.capture.recorder import Recorder
 from fedsens.sensitivity.capture.rows import chunk_rows
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
-from fedsens.sensitivity.unsupported import UNSUPPORTED
+from fedsens.sensitivity.tolerance import UNSUPPORTED
 
 LOGGER = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ from fedsens.sensitivity.capture.backward import pull_back
 from fedsens.sensitivity.capture.recorder import Recorder, Use
 from fedsens.sensitivity.capture.samples import SampleAxis, candidates
 from fedsens.sensitivity.task import Task, wide
-from fedsens.sensitivity.tolerance import differing
-from fedsens.sensitivity.unsupported import UNSUPPORTED
+from fedsens.sensitivity.tolerance import UNSUPPORTED, differing
 
 NONE: frozenset[int] = frozenset()
 

@@ -20,8 +20,7 @@ from fedsens.sensitivity.capture.placing import NONE, place
 from fedsens.sensitivity.capture.recorder import Use
 from fedsens.sensitivity.capture.samples import SampleAxis, Unplaced
 from fedsens.sensitivity.task import Sums, Task
-from fedsens.sensitivity.tolerance import differing
-from fedsens.sensitivity.unsupported import UNSUPPORTED
+from fedsens.sensitivity.tolerance import UNSUPPORTED, differing
 
 MIXED = "the logits of a sample depend on the others of its batch"
 UNSEEN = "no operation that takes it was seen, but it has a gradient"

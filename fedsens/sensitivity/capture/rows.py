@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsens.sensitivity.plan import Plan
-from fedsens.sensitivity.unsupported import SLOW, UNSUPPORTED
+from fedsens.sensitivity.tolerance import SLOW, UNSUPPORTED
 
 # entries of the cotangents that are made at a time
 ENTRIES = 2**21

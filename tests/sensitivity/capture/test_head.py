@@ -90,3 +90,36 @@ def test_a_last_layer_that_is_shared_is_not_compressed(monkeypatch):
     smap, count = passes(monkeypatch, model, [batch()])
     assert count == 8
     assert_same(smap, reference_map(model, [batch()], order="label_first"))
+
+
+class Tagger(nn.Module):
+    """A label for every token, by a last layer that is narrower than it has classes."""
+
+    def __init__(self, bias):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(5, 2), nn.Linear(2, 9, bias)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x).cumsum(1)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_at_several_positions_the_width_counts_for_each(monkeypatch, bias):
+    model = Tagger(bias).double()
+    x, y = torch.randn(4, 3, 5).double(), torch.randint(9, (4, 3))
+    y[0, 1:] = -100
+    smap, count = passes(monkeypatch, model, [(x, y)], "token_cross_entropy")
+    assert count == 6
+    assert engines(smap) == {"capture"}
+    exact = reference_map(model, [(x, y)], "token_cross_entropy", order="label_first")
+    assert_same(smap, exact, 1e-7)  # a position without a label has a singular matrix
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_cross_entropy", "normalized_cross_entropy"])
+def test_other_losses_have_the_same_closed_form(monkeypatch, loss):
+    model = narrow()
+    x, y = batch()[0], torch.rand(6, 9).double() + 0.1
+    smap, count = passes(monkeypatch, model, [(x, y)], loss)
+    assert count == 3
+    assert_same(smap, reference_map(model, [(x, y)], loss, order="label_first"))

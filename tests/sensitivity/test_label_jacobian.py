@@ -6,8 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.autograd_rows import autograd_rows, normalized, tangent
-from fedsens.sensitivity.label_rows import LabelRows, softmax_rows
+from fedsens.sensitivity.label_jacobian import (
+    LabelRows,
+    autograd_rows,
+    normalized,
+    softmax_rows,
+    tangent,
+)
 from fedsens.sensitivity.losses import LOSSES
 
 shapes = st.tuples(st.integers(0, 3), st.integers(2, 7)).map(lambda t: (t[1],) if t[0] == 0 else t)
