@@ -10,6 +10,7 @@ from fedsens.cli.common import named_errors
 from fedsens.cli.keys import identity, keygen, roster
 from fedsens.cli.models import inspect, open_model
 from fedsens.cli.plan import plan
+from fedsens.cli.recommend import recommend
 from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
 from fedsens.mapping.command import map_command
@@ -25,6 +26,7 @@ app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
 app.command()(report)
+audit.command()(recommend)
 app.add_typer(audit, name="audit")
 app.command()(keygen)
 app.command("open")(open_model)

@@ -47,22 +47,22 @@ def test_every_attack_has_a_place():
 def test_an_attack_works_with_nothing_encrypted_and_fails_with_everything(attack):
     made = study(PLACES[attack])
     open_, closed = (outcome(made, attack, *mask) for mask in (("none", 0.0), ("all", 1.0)))
-    assert open_.ssim >= (0.95 if attack != "learned" else 0.9)  # a regression is no inversion
+    assert open_.score >= (0.95 if attack != "learned" else 0.9)  # a regression is no inversion
     assert open_.identified
-    assert closed.ssim < 0.3 < made.prior()[0]
+    assert closed.score < 0.3 < made.prior()[0]
     assert not closed.identified
 
 
 @pytest.mark.parametrize("attack", [name for name in PLACES if "naive" not in name])
 def test_an_aware_attack_needs_only_what_is_visible(attack):
     result = outcome(study(PLACES[attack]), attack, "random", 0.5)
-    assert result.ssim >= (0.95 if attack != "learned" else 0.9)
+    assert result.score >= (0.95 if attack != "learned" else 0.9)
     assert result.identified
 
 
 @pytest.mark.parametrize("attack", ["dlg-naive", "inverting-naive"])
 def test_a_naive_attack_takes_zeros_for_what_is_encrypted_and_fails(attack):
-    assert outcome(study(PLACES[attack]), attack, "random", 0.5).ssim < 0.5
+    assert outcome(study(PLACES[attack]), attack, "random", 0.5).score < 0.5
 
 
 @pytest.mark.parametrize("attack", PLACES)
@@ -86,7 +86,7 @@ def test_the_best_start_is_chosen_by_the_attacks_own_loss():
 def test_features_before_a_masked_head_are_traced_back_to_the_image():
     made = study("convolutional", steps=200)
     for policy, ratio in (("none", 0.0), ("random", 0.5)):
-        assert outcome(made, "analytic", policy, ratio).ssim >= 0.9
+        assert outcome(made, "analytic", policy, ratio).score >= 0.9
 
 
 def test_a_matrix_of_rank_one_is_completed_from_few_entries():
@@ -148,7 +148,7 @@ def test_an_attack_is_one_function(monkeypatch):
     def blank(view, effort):
         return torch.full((view.batch, *view.shape), 0.5)
 
-    assert outcome(study("perceptron"), "blank", "none", 0.0).ssim < 0.5
+    assert outcome(study("perceptron"), "blank", "none", 0.0).score < 0.5
     with pytest.raises(ConfigurationError, match="blank, got 'x'"):
         get_attack("x")
 

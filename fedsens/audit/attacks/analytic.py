@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.audit.registry import Effort, register_attack
+from fedsens.audit.target import answer_of
 from fedsens.audit.view import AttackView
 
 SWEEPS = 100  # of alternating least squares
 SMOOTHNESS = 1e-4
 
 
-@register_attack("analytic", threat="analytic")
+@register_attack("analytic", threat="analytic", applies=lambda view: view.batch == 1)
 def analytic(view: AttackView, effort: Effort) -> Tensor:
     """The input of the first linear layer of which enough is visible, traced back to an image.
 
@@ -108,7 +109,7 @@ def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
     caught: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     try:
-        model(image)
+        answer_of(model, image)
     finally:
         hook.remove()
     return caught[0]
