@@ -69,32 +69,32 @@ def known_statistics(view: AttackView) -> Statistics:
         view: the attacker's.
 
     Returns:
-        Those that the update tells; where it tells nothing, a trained model's running ones.
+        Those that the update tells, and a trained model's running ones where it does not; NaN for
+        a channel of which nothing is known. Layers of which nothing is known are left out.
     """
     found: Statistics = {}
     for name, module in view.model.named_modules():
         if not isinstance(module, _BatchNorm) or module.running_mean is None:
             continue
         assert module.running_var is not None
-        prior = [module.running_mean.float(), module.running_var.float()]
-        trained = module.num_batches_tracked is None or int(module.num_batches_tracked) > 0
-        seen = view.statistics.get(name, ())
-        if seen:
-            pairs = zip(seen, prior, strict=True)
-            filled = [torch.where(own.isnan(), other, own) for own, other in pairs]
-            if trained or not any(own.isnan().any() for own in seen):
-                found[name] = filled[0], filled[1].clamp_min(0)
-        elif trained:
-            found[name] = prior[0], prior[1]
+        prior = torch.stack([module.running_mean, module.running_var]).float()
+        if module.num_batches_tracked is not None and int(module.num_batches_tracked) == 0:
+            prior = torch.full_like(prior, torch.nan)  # nobody has seen an image yet
+        seen = torch.stack(view.statistics[name]) if name in view.statistics else prior
+        known = torch.where(seen.isnan(), prior, seen)
+        if not known.isnan().any(dim=0).all():
+            found[name] = known[0], known[1].clamp_min(0)
     return found
 
 
 def _comparing(mean: Tensor, variance: Tensor, parts: list[Tensor]) -> Any:
+    known = ~(mean.isnan() | variance.isnan())
+
     def compare(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        values = given[0].transpose(0, 1).flatten(1)
-        scale = variance + SMALL
-        off = (values.mean(dim=1) - mean).square() / scale
+        values = given[0].transpose(0, 1).flatten(1)[known]
+        scale = variance[known] + SMALL
+        off = (values.mean(dim=1) - mean[known]).square() / scale
         spread = values.var(dim=1, correction=min(1, values.shape[1] - 1))
-        parts.append(off.mean() + ((spread - variance) / scale).square().mean())
+        parts.append(off.mean() + ((spread - variance[known]) / scale).square().mean())
 
     return compare

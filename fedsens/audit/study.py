@@ -92,7 +92,7 @@ class Study:
         self._outputs = int(answer_of(self.model, own[0]).shape[-1])
         self._steps, self._starts = steps, starts
         self._rule, self._force = rule, tuple(force)
-        self._federation = Federation(self.model, self.others, seed)
+        self._federation = Federation(self.model, self.others, self.case.rate, seed)
         self._masks: dict[tuple[str, float, bool], EncryptionMask] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._scores = lru_cache(maxsize=2)(self._map)

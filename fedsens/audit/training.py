@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsens.audit.target import loss_of
 from fedsens.data import Dataset
 
-CLIENTS, BATCH, RATE, MOMENTUM = 8, 16, 0.02, 0.9  # the app's defaults
+CLIENTS, BATCH, MOMENTUM = 8, 16, 0.9
 
 
 class Federation:
@@ -20,15 +20,16 @@ class Federation:
     by SGD with momentum; the mean of their states is the next model.
     """
 
-    def __init__(self, model: nn.Module, samples: Dataset, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, samples: Dataset, rate: float, seed: int = 0) -> None:
         """Start at round 0.
 
         Args:
             model: before the first round; it is not changed.
             samples: of all clients.
+            rate: learning rate.
             seed: of the order of the samples.
         """
-        self._samples, self._seed = samples, seed
+        self._samples, self._rate, self._seed = samples, rate, seed
         self._models = [model]
 
     def after(self, rounds: int) -> nn.Module:
@@ -61,7 +62,7 @@ class Federation:
     def _local(self, model: nn.Module, part: Tensor) -> dict[str, Tensor]:
         mine = copy.deepcopy(model)
         free = [parameter for parameter in mine.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(free, lr=RATE, momentum=MOMENTUM)
+        optimizer = torch.optim.SGD(free, lr=self._rate, momentum=MOMENTUM)
         for chosen in torch.split(part, BATCH):
             if len(chosen) > 1:  # which BatchNorm may refuse
                 optimizer.zero_grad()

@@ -75,7 +75,7 @@ def test_reconstructions_are_told_apart_by_what_they_show():
 
 def test_a_batch_is_attacked_and_judged_as_a_whole():
     made = study("lenet", victims=1, steps=150, case=Case(2))
-    trial = Trial("none", 0.0, "dlg", 0)
+    trial = Trial("none", 0.0, "dlg", 0, case=str(made.case))
     found, seconds = made.attack(trial)
     assert found.shape == (2, 1, 8, 8)
     outcome = made.judge(trial, found, seconds)

@@ -255,6 +255,7 @@ def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
     monkeypatch.setattr("fedsens.cli.auditing.REAL_IMAGES", 16)
     options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-presence"]
     options += ["--policy", "random", "--attack", "idlg", "--setting", "real"]
+    options += ["--model", "tests.audit.kit:perceptron"]
     text = said(invoke(*options))
     assert "The worst case, and what federated learning really sends" in text
     content = json.loads((tmp_path / "audit.json").read_text())

@@ -58,8 +58,9 @@ class Imprinted(nn.Module):
 def imprint(view: AttackView, effort: Effort) -> Tensor:
     """The images that are alone in a bin; grey for the others.
 
-    A hidden bias is made up for by the mean pixel, which the bin's thresholds say. Pixels that are
-    hidden in either of two neighbouring rows are those of the mean public image.
+    Neighbouring rows between which no image lies are equal, so that what is hidden in one may be
+    visible in another. A hidden bias is made up for by the mean pixel, which the thresholds tell.
+    Pixels that are hidden nevertheless are those of the mean public image.
     """
     blank = torch.full((view.batch, *view.shape), 0.5)
     if not isinstance(view.model, Imprinted) or view.public is None:
@@ -68,16 +69,29 @@ def imprint(view: AttackView, effort: Effort) -> Tensor:
     levels = -view.model.imprint.bias.detach().float()
     if rows.isnan().all():
         return blank
-    rows = torch.cat([rows, torch.zeros_like(rows[:1])])  # nothing is above the last threshold
-    back = torch.cat([back, torch.zeros(1)])
+    rows, back, last = _merged(rows, back)
     sums, weights = rows[:-1] - rows[1:], back[:-1] - back[1:]
-    centres = (levels + torch.cat([levels[1:], levels[-1:]])) / 2
+    above = torch.cat([levels[1:], levels[-1:]])[last]
+    centres = (levels[last] + above) / 2
     weights = torch.where(weights.isnan(), sums.nanmean(dim=1) / centres.clamp_min(1e-6), weights)
-    size = sums.abs().nan_to_num().amax(dim=1)
-    used = (size > NOISE * size.max()) & (weights.abs() > 0) & ~weights.isnan()
+    used = (weights.abs() > 0) & ~weights.isnan()
     found = sums[used] / weights[used, None]
     off = (found.nanmean(dim=1) - centres[used]).abs().nan_to_num(torch.inf)
     best = found[off.argsort()[: view.batch]]
     usual = view.public[0].mean(dim=0).flatten().float()
     blank[: len(best)] = torch.where(best.isnan(), usual, best).reshape(-1, *view.shape)
     return blank.clamp(0, 1)
+
+
+def _merged(rows: Tensor, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs of rows that are equal where both are visible, a zero row after them, and their ends.
+
+    Nothing is above the last threshold, so a row of zeros follows the last one.
+    """
+    rows = torch.cat([rows, torch.zeros_like(rows[:1])])
+    back = torch.cat([back, torch.zeros(1)])
+    steps = (rows[:-1] - rows[1:]).abs().nan_to_num().amax(dim=1)
+    last = (steps > NOISE * rows.abs().nan_to_num().max()).nonzero().flatten()
+    runs = torch.tensor_split(torch.arange(len(rows)), (last + 1).tolist())
+    merged = torch.stack([rows[run].nanmean(dim=0) for run in runs])
+    return merged, torch.stack([back[run].nanmean() for run in runs]), last
