@@ -139,10 +139,12 @@ def walk(
         Trials.
     """
     yield from trials_of([NOTHING, EVERYTHING], attacks, victims, case)
+    closed = trials_of([EVERYTHING], attacks, victims, case)
+    lucky = {trial.image for trial in closed if trial in known and known[trial][0].identified}
     for protection in sorted({*protections} - {NOTHING, EVERYTHING}, key=dearness):
         for trial in trials_of([protection], attacks, victims, case):
             yield trial
-            if trial in known and known[trial][0].identified:
+            if trial.image not in lucky and trial in known and known[trial][0].identified:
                 break
         else:
             if holds(protection):

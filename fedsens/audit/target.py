@@ -16,6 +16,11 @@ from fedsens.errors import ConfigurationError
 
 Mode = Literal["auto", "train", "eval"]
 WRAPPERS = ("_orig_mod", "module")  # of torch.compile, and of DataParallel and its kin
+_MODES: dict[str, tuple[tuple[bool, bool], ...]] = {  # of the model, and of its BatchNorm layers
+    "auto": ((False, True), (False, False)),
+    "train": ((True, True),),
+    "eval": ((False, False),),
+}
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
@@ -34,11 +39,13 @@ def attackable(
         x: samples as a client has them in one step, the batch first.
         y: their labels, one for each sample or for each of its tokens.
         classes: number of them.
-        mode: ``train`` (BatchNorm normalises by the batch that is attacked), ``eval`` (by its
-            running statistics), or ``auto``: the first that works on such a batch.
+        mode: ``train``: as clients train, with dropout, which the attacker does not know; ``eval``:
+            without, and BatchNorm normalises by its running statistics; ``auto``: what leaks most,
+            without dropout and with BatchNorm by the batch that is attacked, or by its running
+            statistics where it refuses such a batch.
 
     Returns:
-        The copy, on the CPU, in training or evaluation mode.
+        The copy, on the CPU, in that mode.
 
     Raises:
         ConfigurationError: it cannot be attacked; the text says why.
@@ -48,13 +55,16 @@ def attackable(
     bare.register_forward_pre_hook(_cast)
     bare.register_forward_hook(_Logits(classes))
     problems = {}
-    for training in {"auto": (True, False), "train": (True,), "eval": (False,)}[mode]:
+    for training, normalising in _MODES[mode]:
         bare.train(training)
+        for module in bare.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(normalising)
         problem = _problem(bare, x, y, classes)
         if not problem:
             return bare
-        problems["training" if training else "evaluation"] = problem
-    texts = "; ".join(f"in {name} mode {problem}" for name, problem in problems.items())
+        problems[mode_of(bare) or "either mode"] = problem
+    texts = "; ".join(f"in {name} {problem}" for name, problem in problems.items())
     hint = ", or use --mode eval" if mode == "train" and len(x) == 1 else ""
     raise ConfigurationError(
         f"expected a classifier that can be attacked, got {type(bare).__name__}: {texts}; check "
@@ -108,16 +118,22 @@ def without_records(model: nn.Module) -> nn.Module:
 
 
 def mode_of(model: nn.Module) -> str:
-    """In words, the mode of a model whose BatchNorm or dropout makes a difference; or nothing."""
-    names = [type(m).__name__ for m in model.modules() if isinstance(m, _BatchNorm | nn.Dropout)]
-    if not names:
-        return ""
-    batchnorm = any("BatchNorm" in name for name in names)
-    if model.training:
-        what = "BatchNorm normalises by the batch attacked" if batchnorm else "with dropout"
-        return f"training mode ({what})"
-    what = "BatchNorm normalises by its running statistics" if batchnorm else "without dropout"
-    return f"evaluation mode ({what})"
+    """In words, the mode of a model whose BatchNorm or dropout makes a difference; or nothing.
+
+    Args:
+        model: of :func:`attackable`.
+
+    Returns:
+        Such as "training mode (BatchNorm by the batch attacked, with dropout)".
+    """
+    modes = [m.training for m in model.modules() if isinstance(m, _BatchNorm)]
+    parts = []
+    if modes:
+        parts.append(f"BatchNorm by {'the batch attacked' if any(modes) else 'running statistics'}")
+    if any(isinstance(module, nn.Dropout) for module in model.modules()):
+        parts.append(f"{'with' if model.training else 'without'} dropout")
+    name = "training" if model.training or any(modes) else "evaluation"
+    return f"{name} mode ({', '.join(parts)})" if parts else ""
 
 
 class _Logits:

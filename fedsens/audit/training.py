@@ -60,7 +60,7 @@ class Federation:
         return new
 
     def _local(self, model: nn.Module, part: Tensor) -> dict[str, Tensor]:
-        mine = copy.deepcopy(model)
+        mine = copy.deepcopy(model).train()
         free = [parameter for parameter in mine.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(free, lr=self._rate, momentum=MOMENTUM)
         for chosen in torch.split(part, BATCH):

@@ -28,7 +28,9 @@ class Line:
         score: SSIM of images or F1 of tokens, over victims.
         excess: score above the guess, victim by victim; the guess is the class's mean image, or
             what the union makes of an update of which everything is encrypted, if that is better.
-        identified: share of the victims that were told from the candidates.
+        identified: share of the victims that were told from the candidates, those left out that
+            are told with everything encrypted, too: the grey image of an attack that sees nothing
+            is nearest to them by chance.
         possible: upper bound on that share among all updates, one-sided (Clopper and Pearson
             1934): what so many victims allow for.
         works: whether the attack works with nothing encrypted; if not, its failure means nothing.
@@ -91,20 +93,21 @@ def verdict(
         some.setdefault(outcome.trial.attack, []).append(outcome)
     works = {name: _works(some) for name, some in tried.get(NOTHING, {}).items()}
     aware = {name for some in tried.values() for name in some if not _naive(name)}
-    floor = dict(enumerate(prior))
+    floor, lucky = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
     for outcome in _union(tried.get(EVERYTHING, {}), aware):
         image = outcome.trial.image
         floor[image] = max(floor[image], outcome.score)
+        lucky[image] = outcome.identified
     lines = []
     for protection, attacks in tried.items():
         for name, own in attacks.items():
             threat = get_attack(name).threat
             working = works.get(name, False)
-            lines.append(_line(protection, name, threat, own, working, floor, confidence))
+            lines.append(_line(protection, name, threat, own, working, floor, lucky, confidence))
         best = _union(attacks, aware)
         if best:
             working = any(works.get(name, False) for name in aware)
-            lines.append(_line(protection, UNION, "all", best, working, floor, confidence))
+            lines.append(_line(protection, UNION, "all", best, working, floor, lucky, confidence))
     return lines
 
 
@@ -164,9 +167,10 @@ def _line(
     some: Sequence[Outcome],
     works: bool,
     floor: Mapping[int, float],
+    lucky: Mapping[int, float],
     confidence: float,
 ) -> Line:
-    found = sum(o.identified for o in some)
+    told = _told(some, lucky)
     return Line(
         *protection,
         attack=name,
@@ -174,8 +178,14 @@ def _line(
         victims=len(some),
         score=interval([o.score for o in some], confidence=confidence),
         excess=interval([o.score - floor[o.trial.image] for o in some], confidence=confidence),
-        identified=found / len(some),
-        possible=upper_bound(found, len(some), confidence),
+        identified=sum(told) / len(told) if told else 0.0,
+        possible=upper_bound(sum(told), len(told), confidence),
         works=works,
         case=some[0].trial.case,
     )
+
+
+def _told(some: Sequence[Outcome], lucky: Mapping[int, float]) -> list[float]:
+    """The share of each victim that is told from others, of what is not told from nothing, too."""
+    shares = [(o.identified, lucky[o.trial.image]) for o in some]
+    return [max(0.0, own - luck) / (1 - luck) for own, luck in shares if luck < 1]

@@ -87,8 +87,8 @@ class Setting(StrEnum):
 ModeOption = Annotated[
     Mode,
     typer.Option(
-        help="Of the client's model: train (BatchNorm by the batch), eval (by running statistics), "
-        "or the first that works."
+        help="Of the client's model: train; eval (no dropout, BatchNorm by running statistics); or "
+        "auto, what leaks most: no dropout, BatchNorm by the batch."
     ),
 ]
 

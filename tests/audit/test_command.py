@@ -114,6 +114,15 @@ def test_one_image_told_from_others_is_more_than_a_guess():
     assert not union_of(lines)["random", 0.9, "plain"].is_noise()
 
 
+def test_an_image_that_is_told_from_nothing_does_not_count_as_told():
+    closed = [Outcome(trial_of(EVERYTHING, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
+    some = [Outcome(Trial("random", 0.9, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
+    line = union_of(verdict([*outcomes(NOTHING, dlg=[1, 1]), *closed, *some], PRIOR))
+    assert line[NOTHING].identified == 1
+    assert line["random", 0.9, "plain"].identified == 0
+    assert line["random", 0.9, "plain"].possible == pytest.approx(0.95)  # one of one might be
+
+
 def test_the_union_has_told_an_image_if_any_attack_has():
     best = Outcome(Trial("random", 0.9, "dlg", 0), 0.4, False, 1.0)
     other = Outcome(Trial("random", 0.9, "learned", 0), 0.3, True, 1.0)

@@ -108,10 +108,22 @@ def test_where_training_mode_refuses_one_image_evaluation_mode_is_taken():
     def pooled():
         return nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
 
-    assert not attackable(pooled(), X[:1], Y[:1], 10).training
-    assert attackable(pooled(), X, Y, 10).training
-    with pytest.raises(ConfigurationError, match="in training mode torch says: Expected more than"):
+    assert not attackable(pooled(), X[:1], Y[:1], 10)[1].training
+    assert attackable(pooled(), X, Y, 10)[1].training
+    with pytest.raises(
+        ConfigurationError,
+        match=r"by the batch attacked\) torch says: Expected more than 1 value",
+    ):
         attackable(pooled(), X[:1], Y[:1], 10, "train")
+
+
+def test_the_worst_case_is_without_dropout_and_with_the_batchs_statistics():
+    model = attackable(normal(nn.Dropout(0.5)), X, Y, 10)
+    assert mode_of(model) == "training mode (BatchNorm by the batch attacked, without dropout)"
+    assert torch.equal(answer_of(model, X), answer_of(model, X))
+    trained = attackable(normal(nn.Dropout(0.5)), X, Y, 10, "train")
+    assert mode_of(trained).endswith("with dropout)")
+    assert not torch.equal(answer_of(trained, X), answer_of(trained, X))
 
 
 def no_gradient():
