@@ -205,7 +205,7 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
     more = ""
     if undecided:
         more = (
-            f" Not decided with {victims} victims: {', '.join(undecided)}; attack more (--images, "
+            f" Not decided with {victims} attacked: {', '.join(undecided)}; attack more (--images, "
             f"at least {FEWEST}), in a new folder."
         )
     if best is None:

@@ -78,7 +78,7 @@ def test_a_higher_confidence_and_a_smaller_margin_ask_for_more():
 def test_few_victims_leave_it_open():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 7), count=7)
     assert answers(found)["front 0.1"] == "open"
-    assert "Not decided with 7 victims: front 0.1" in recommendation(found, 0.95)
+    assert "Not decided with 7 attacked: front 0.1" in recommendation(found, 0.95)
 
 
 def test_one_image_found_is_a_leak():

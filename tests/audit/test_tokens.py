@@ -193,6 +193,22 @@ def test_a_study_of_sentences_has_a_verdict():
     assert 0 < made.prior()[0] < 1
 
 
+@pytest.mark.parametrize(
+    ("noise", "least", "most"),
+    [("gaussian:0.1", 0.5, 1), ("laplace:0.1", 0.5, 1), ("gaussian:100", 0, 0)],
+)
+def test_rows_are_told_from_noise(noise, least, most):
+    generator = torch.Generator().manual_seed(0)
+    tokens = zipf_sentences(400, LENGTH, VOCABULARY, generator)
+    data = Dataset(tokens, torch.randint(3, (400,), generator=generator), 3)
+    made = Study(model(), data, victims=2, steps=1, starts=1, seed=0)
+    true = occurring(made.images(0)[0], VOCABULARY)
+    found = run("embedding", made.view("random", 0.1, 0, noise))
+    recall, precision = recall_and_precision(found, true)
+    assert least <= recall <= most
+    assert precision == 1
+
+
 def test_sentences_are_read_from_a_file_and_checked(tmp_path):
     path, x = tmp_path / "s.npz", np.arange(12).reshape(3, 4)
     np.savez(path, x=x, y=[0, 1, 2])

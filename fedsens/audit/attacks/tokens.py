@@ -26,6 +26,7 @@ from fedsens.audit.view import AttackView
 RANK = 1e-6  # singular values below, relative to the largest, are rounding
 NEAR = 0.02  # share of an input's length outside of the span that still counts as within
 SPARE = 4  # columns that a block needs beyond its rank, or everything lies in its span
+SURE = 5  # standard deviations above noise
 CHUNK = 256  # tokens at a time
 
 
@@ -36,7 +37,7 @@ def embedding(view: AttackView, effort: Effort) -> Tensor:
     weight = view.gradients.get(f"{layer}.weight")
     found = torch.zeros(_vocabulary(view), dtype=torch.bool)
     if weight is not None:
-        moved = moved_rows(weight)
+        moved = moved_rows(weight, view.noise)
         found[: len(moved)] = moved & ~moved.all()  # a tied output layer moves every row
     return found
 
@@ -56,16 +57,22 @@ def span(view: AttackView, effort: Effort) -> Tensor:
     return found
 
 
-def moved_rows(gradient: Tensor) -> Tensor:
-    """Tokens whose row of the embedding's gradient is visibly not 0.
+def moved_rows(gradient: Tensor, noise: float = 0.0) -> Tensor:
+    """Tokens whose row of the embedding's gradient is visibly not 0, or not noise alone.
 
     Args:
         gradient: of the embedding, (vocabulary, width), NaN where it is encrypted.
+        noise: standard deviation of the noise in each value. A row of noise alone has the energy
+            n noise^2 with a standard deviation of at most sqrt(5 n) noise^2 (that of Laplace).
 
     Returns:
-        Whether each token is known to occur, (vocabulary,).
+        Whether each token is taken to occur, (vocabulary,).
     """
-    return gradient.nan_to_num().ne(0).any(dim=1)
+    seen = gradient.nan_to_num()
+    if not noise:
+        return seen.ne(0).any(dim=1)
+    count = (~gradient.isnan()).sum(dim=1)
+    return seen.square().sum(dim=1) / noise**2 > count + SURE * (5 * count).sqrt()
 
 
 def row_space(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
