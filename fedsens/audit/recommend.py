@@ -221,11 +221,16 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
             f"no attack tried is above a guess without any update at a confidence of "
             f"{confidence:g}; {power(best.line, confidence)}"
         )
+    whole = next((each for each in found if each.protection == EVERYTHING), None)
     return (
-        f"{best.protection}: {reason}. {best.bytes_up / 1e6:.3g} MB up and "
-        f"{best.bytes_down / 1e6:.3g} MB down for a client and round. Labels and "
-        f"presence are tables of their own. Ratio 1 needs no belief in the attacks.{more}"
+        f"{best.protection}: {reason}. {_cost(best)} for a client and round. Labels and presence "
+        f"are tables of their own. Ratio 1{f', {_cost(whole)},' if whole else ''} needs no belief "
+        f"in the attacks.{more}"
     )
+
+
+def _cost(choice: Choice) -> str:
+    return f"{choice.bytes_up / 1e6:.3g} MB up and {choice.bytes_down / 1e6:.3g} MB down"
 
 
 def power(line: Line, confidence: float) -> str:

@@ -11,6 +11,7 @@ from fedsens.audit.trial import EVERYTHING, FIRST, NOTHING, WORKS, Outcome, Prot
 
 IDENTIFIED = 0.01  # of the victims, by chance
 MARGIN = 0.02  # of the score, above a guess
+ALONE = 0.5  # as WORKS, of a server that deviates: images that share a bin are lost by design
 UNION = "union"
 
 
@@ -91,7 +92,7 @@ def verdict(
     for outcome in outcomes:
         some = tried.setdefault(outcome.trial.protection, {})
         some.setdefault(outcome.trial.attack, []).append(outcome)
-    works = {name: _works(some) for name, some in tried.get(NOTHING, {}).items()}
+    works = {name: _works(name, some) for name, some in tried.get(NOTHING, {}).items()}
     aware = {name for some in tried.values() for name in some if not _naive(name)}
     floor, lucky = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
     for outcome in _union(tried.get(EVERYTHING, {}), aware):
@@ -143,10 +144,11 @@ def _naive(name: str) -> bool:
     return get_attack(name).threat == "naive"
 
 
-def _works(some: Sequence[Outcome]) -> bool:
+def _works(name: str, some: Sequence[Outcome]) -> bool:
+    least = ALONE if get_attack(name).threat == "deviating" else WORKS
     first = [each for each in some if each.trial.image < FIRST]
     score, found = (sum(getattr(o, name) for o in first) for name in ("score", "identified"))
-    return bool(first) and max(score, found) >= WORKS * len(first)
+    return bool(first) and max(score, found) >= least * len(first)
 
 
 def _union(attacks: Mapping[str, Sequence[Outcome]], aware: set[str]) -> list[Outcome]:

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fedsens.audit.attacks.analytic import complete_rank_one, layer_input
 from fedsens.audit.labels import infer_label, label_scores
 from fedsens.audit.registry import Effort, attack_names, get_attack, register_attack
+from fedsens.audit.study import Study
 from fedsens.audit.trial import Trial
 from fedsens.errors import ConfigurationError
 
-from .kit import study
+from .kit import digits, study
 
 PLACES = {  # a model on which the attack works with nothing encrypted
     "dlg-naive": "lenet",
@@ -111,6 +113,33 @@ def test_the_input_of_a_linear_layer_is_recovered_to_scale(policy, ratio):
     made = study("perceptron")
     found = layer_input(made.view(policy, ratio, 0), "1")
     assert torch.allclose(found, made.victims.x[0].flatten(), atol=1e-4)
+
+
+@pytest.mark.parametrize("victim", range(4))
+def test_without_a_bias_the_input_has_the_right_sign(victim):
+    made = study("perceptron", victims=4)
+    view = made.view("none", 0.0, victim)
+    bias = torch.full_like(view.gradients["1.bias"], torch.nan)
+    hidden = replace(view, gradients={**view.gradients, "1.bias": bias})
+    found, true = layer_input(hidden, "1"), made.victims.x[victim].flatten()
+    assert torch.cosine_similarity(found, true, dim=0) == pytest.approx(1, abs=1e-4)
+
+
+def quickstart():
+    """The CNN of Flower's quickstart, for digits: ReLU, max pooling, three linear layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        then = [nn.Conv2d(6, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        head = [nn.Linear(64, 60), nn.ReLU(), nn.Linear(60, 10)]
+        return nn.Sequential(*first, *then, *head)
+
+
+def test_pooled_features_are_traced_back_to_images_that_can_be_told():
+    made = Study(quickstart(), digits(), victims=6, steps=60, starts=1, seed=0)
+    results = [outcome(made, "analytic", "random", 0.5, image) for image in range(6)]
+    assert sum(result.identified for result in results) >= 4
+    assert sum(result.score for result in results) / 6 > sum(made.prior()) / 6
 
 
 def test_nothing_of_a_hidden_layer_is_recovered():
