@@ -18,7 +18,7 @@ from fedsens.audit.trial import (
     Trial,
     trials_of,
 )
-from fedsens.audit.verdict import MARGIN, Line, union_of
+from fedsens.audit.verdict import MARGIN, UNION, Line, works_at
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.protocol.traffic import traffic
@@ -26,8 +26,8 @@ from fedsens.protocol.traffic import traffic
 FEWEST = 8  # victims: an interval from fewer says little
 Answer = Literal["holds", "leaks", "open"]
 VOID = (
-    "No attack tried works on this model with nothing encrypted, so that nothing is said about "
-    "masks: try more steps and starts, or other attacks. Ratio 1 needs no belief in attacks."
+    "Only ratio 1: no attack tried works on this model with nothing encrypted, so that the failure "
+    "of one says nothing about a mask; try more steps and starts, or other attacks."
 )
 
 
@@ -70,13 +70,13 @@ def choices(
         margin: of the score.
 
     Returns:
-        The choices; none where no attack works with nothing encrypted.
+        The choices.
     """
     some = list(lines)
-    unions = union_of(line for line in some if line.case == some[0].case)
+    unions = [line for line in some if line.case == some[0].case and line.attack == UNION]
     return [
         Choice(line, answer_to(line, margin), *_bytes(line.protection, size, codec))
-        for line in sorted(unions.values(), key=lambda line: dearness(line.protection))
+        for line in sorted(unions, key=lambda line: dearness(line.protection))
     ]
 
 
@@ -99,6 +99,8 @@ def dearness(protection: Protection) -> tuple[int, float, float]:
 def answer_to(line: Line, margin: float = MARGIN) -> Answer:
     """What the union of all attacks says about a protection.
 
+    What is found leaks, whatever found it; that nothing is found counts where an attack works.
+
     Args:
         line: of the union.
         margin: of the score.
@@ -109,7 +111,7 @@ def answer_to(line: Line, margin: float = MARGIN) -> Answer:
     if line.protection == EVERYTHING or line.remainder == WITHHELD:
         return "holds"
     if line.is_noise(margin):
-        return "holds" if line.victims >= FEWEST else "open"
+        return "holds" if line.works and line.victims >= FEWEST else "open"
     return "leaks" if line.excess.low > margin or line.identified > 0 else "open"
 
 
@@ -123,9 +125,9 @@ def walk(
 ) -> Iterator[Trial]:
     """The trials that find the cheapest protection that holds, and no more.
 
-    Anchors come first. Then each protection is attacked, victim by victim, until a victim is told
-    from others, which refutes it; the first that is not refuted and that the verdict confirms is
-    the last.
+    Anchors come first, and nothing else where no attack works with nothing encrypted. Then each
+    protection is attacked, victim by victim, until a victim is told from others, which refutes it;
+    the first that is not refuted and that the verdict confirms is the last.
 
     Args:
         protections: what may be chosen.
@@ -139,6 +141,9 @@ def walk(
         Trials.
     """
     yield from trials_of([NOTHING, EVERYTHING], attacks, victims, case)
+    some = [known[t][0] for t in known if (t.case, t.protection) == (case, NOTHING)]
+    if not any(works_at(name, [o for o in some if o.trial.attack == name]) for name in attacks):
+        return  # no failure would say anything
     closed = trials_of([EVERYTHING], attacks, victims, case)
     lucky = {trial.image for trial in closed if trial in known and known[trial][0].identified}
     for protection in sorted({*protections} - {NOTHING, EVERYTHING}, key=dearness):
@@ -197,8 +202,9 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
     Returns:
         The text.
     """
-    if not found:
-        return VOID
+    if not any(each.line.works for each in found):
+        leaks = [str(each.protection) for each in found if each.answer == "leaks"]
+        return VOID + (f" They find something nevertheless: {', '.join(leaks)}." if leaks else "")
     victims = max(each.line.victims for each in found)
     undecided = [str(each.protection) for each in found if each.answer == "open"]
     best = next((each for each in found if each.answer == "holds"), None)

@@ -92,7 +92,7 @@ def verdict(
     for outcome in outcomes:
         some = tried.setdefault(outcome.trial.protection, {})
         some.setdefault(outcome.trial.attack, []).append(outcome)
-    works = {name: _works(name, some) for name, some in tried.get(NOTHING, {}).items()}
+    works = {name: works_at(name, some) for name, some in tried.get(NOTHING, {}).items()}
     aware = {name for some in tried.values() for name in some if not _naive(name)}
     floor, lucky = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
     for outcome in _union(tried.get(EVERYTHING, {}), aware):
@@ -140,15 +140,25 @@ def union_of(lines: Iterable[Line]) -> dict[Protection, Line]:
     return {line.protection: line for line in lines if line.attack == UNION and line.works}
 
 
-def _naive(name: str) -> bool:
-    return get_attack(name).threat == "naive"
+def works_at(attack: str, some: Sequence[Outcome]) -> bool:
+    """Whether an attack works, so that its failure says something.
 
+    Args:
+        attack: its name.
+        some: its outcomes with nothing encrypted; the first 8 victims count.
 
-def _works(name: str, some: Sequence[Outcome]) -> bool:
-    least = ALONE if get_attack(name).threat == "deviating" else WORKS
+    Returns:
+        True if it recovers 95 % of them, by score or told from others; half if it is a deviating
+        server's.
+    """
+    least = ALONE if get_attack(attack).threat == "deviating" else WORKS
     first = [each for each in some if each.trial.image < FIRST]
     score, found = (sum(getattr(o, name) for o in first) for name in ("score", "identified"))
     return bool(first) and max(score, found) >= least * len(first)
+
+
+def _naive(name: str) -> bool:
+    return get_attack(name).threat == "naive"
 
 
 def _union(attacks: Mapping[str, Sequence[Outcome]], aware: set[str]) -> list[Outcome]:

@@ -95,11 +95,14 @@ def test_the_share_that_may_be_found_is_bounded():
 def test_nothing_is_recommended_where_no_attack_works():
     void = [*outcomes(NOTHING, dlg=[0.5, 0.5]), *outcomes(EVERYTHING, dlg=[0, 0])]
     found = choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset(PRESET))
-    assert found == []
-    assert recommendation(found, 0.95).startswith("No attack tried works")
+    assert answers(found) == {"none 0": "leaks", "all 1": "holds"}
+    assert recommendation(found, 0.95).startswith("Only ratio 1: no attack tried works")
+    assert walked({Protection("front", 0.1): 0}, [Protection("front", 0.1)], bare=0.5) == {
+        "none 0": 9, "all 1": 9
+    }  # fmt: skip
 
 
-def walked(scores, wanted, victims=9):
+def walked(scores, wanted, victims=9, bare=1):
     """The protections that a walk attacks, and on how many victims each."""
     known, places = {}, {}
 
@@ -107,7 +110,7 @@ def walked(scores, wanted, victims=9):
         return scores[protection] == 0
 
     for trial in walk(wanted, ["dlg", "idlg"], victims, known, holds):
-        score = {NOTHING: 1, EVERYTHING: 0}.get(trial.protection, scores.get(trial.protection))
+        score = {NOTHING: bare, EVERYTHING: 0}.get(trial.protection, scores.get(trial.protection))
         known[trial] = Outcome(trial, score, score > 0.5, 0.0), torch.zeros(0)
         places.setdefault(str(trial.protection), set()).add(trial.image)
     return {name: len(images) for name, images in places.items()}
