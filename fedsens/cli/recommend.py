@@ -37,7 +37,7 @@ from fedsens.errors import ConfigurationError
 if TYPE_CHECKING:
     from fedsens.audit.recommend import Choice
     from fedsens.audit.study import Study
-    from fedsens.audit.trial import Protection
+    from fedsens.audit.trial import Protection, Trial
     from fedsens.cli.auditing import StudySettings
 
 POLICIES, RATIOS = ("sensitivity", "front"), (0.1, 0.3, 0.5)
@@ -175,15 +175,14 @@ def _recommend(
         auditing.try_all(study, record, trials, most, minutes)
     told = found()
     text = recommendation(told, confidence)
-    _show(study, told, text, folder, codec, confidence, margin, preset or auditing.PRESET)
+    _show(study, told, text, folder, confidence, margin, preset or auditing.PRESET)
 
 
-def _tried(known: Iterable[object]) -> list[str]:
+def _tried(known: Iterable[Trial]) -> list[str]:
     """The attacks that a study has tried, so that a victim is complete by the same."""
     from fedsens.audit.registry import get_attack
-    from fedsens.audit.trial import Trial
 
-    names = dict.fromkeys(trial.attack for trial in known if isinstance(trial, Trial))
+    names = dict.fromkeys(trial.attack for trial in known)
     return [name for name in names if get_attack(name).threat != "naive"]
 
 
@@ -192,7 +191,6 @@ def _show(
     found: list[Choice],
     text: str,
     folder: Path,
-    codec: object,
     confidence: float,
     margin: float,
     preset: str,
