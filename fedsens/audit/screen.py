@@ -160,24 +160,22 @@ def choice_table(
     """
     table = _table(
         f"What {size:,} parameters leak to the strongest attack, from cheap to dear",
-        f"MB, CPU s: of a client in a round, without training. excess: {MEASURES[kind]} above a "
-        f"guess, interval of {confidence:.1%}; it holds up to {margin:g}. found: share of victims "
-        f"told from others, and what it may be at {confidence:.1%}.",
+        f"MB (both ways), CPU s: of a client in a round, without training. excess: "
+        f"{MEASURES[kind]} above a guess, interval of {confidence:.1%}; it holds up to {margin:g}. "
+        f"found: share of victims told from others, in brackets what it may be at "
+        f"{confidence:.1%}; a walk leaves a protection at its first victim that is told.",
     )
-    table.add_column("protection", no_wrap=True)
-    costs = ("MB up", "down", *(["CPU s"] if seconds else []))
-    for name in (*costs, "excess", "found", "may be", ""):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("protection")  # wraps where the terminal is narrow: numbers must not be cut
+    for name in ("MB", *(["CPU s"] if seconds else []), "excess", "found", ""):
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
     for each in found:
         line = each.line
         table.add_row(
             str(each.protection),
-            f"{each.bytes_up / 1e6:.3g}",
-            f"{each.bytes_down / 1e6:.3g}",
+            f"{(each.bytes_up + each.bytes_down) / 1e6:.3g}",
             *([f"{seconds[each.protection]:.2g}"] if seconds else []),
             f"{line.excess.low:+.2f} to {line.excess.high:+.2f}",
-            f"{line.identified:.0%}",
-            f"{line.possible:.0%}",
+            f"{line.identified:.0%} ({line.possible:.0%})",
             each.answer,
             style="bold" if each.answer == "holds" else None,
         )

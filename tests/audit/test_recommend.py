@@ -167,5 +167,8 @@ def test_what_is_missing_is_run_and_a_study_begun_if_there_is_none(tmp_path, mon
     tried = [json.loads(line)["trial"] for line in lines]
     assert [t["image"] for t in tried if (t["policy"], t["remainder"]) == ("front", "plain")] == [0]
     assert not [t for t in tried if t["remainder"] == "withheld"]
-    assert text.split("MB, CPU s:")[1] == run("recommend", folder, *options).split("MB, CPU s:")[1]
+    assert (
+        text.split("MB (both ways)")[1]
+        == run("recommend", folder, *options).split("MB (both ways)")[1]
+    )
     assert len((folder / "audit.jsonl").read_text().splitlines()) == 1 + len(lines)
