@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,7 +208,7 @@ def _show(
         console.print(table)
     console.print(text, soft_wrap=True)
     (folder / "recommend.json").write_text(json.dumps({"verdict": text}) + "\n")
-    body = f"<p><b>{text}</b></p>\n"
+    body = f"<p><b>{escape(text)}</b></p>\n"
     if found:
         draw_choices(found, study.kind, margin, folder / "recommend.png")
         body += picture(folder / "recommend.png", "What each protection leaks above a guess")
