@@ -142,9 +142,11 @@ class FedSensConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _load(cls, options: Any) -> Any:
-        if isinstance(options, Mapping):
-            if modules := modules_in(options.get("import", options.get("imports", ()))):
-                load_extensions(modules)
+        given = (
+            options.get("import", options.get("imports")) if isinstance(options, Mapping) else ()
+        )
+        if modules := modules_in(given or ()):
+            load_extensions(modules)
         return options
 
     @field_validator("policy")

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.cases import Row
-from fedsens.audit.fidelity import uqi, vif
-from fedsens.audit.judge import class_mean
-from fedsens.audit.metrics import identified, psnr, ssim
+from experiments.privacy.fidelity import psnr, uqi, vif
+from fedsens.audit.metrics import class_mean, identified, ssim
 from fedsens.audit.registry import Effort, get_attack
 from fedsens.audit.view import AttackView, view_of_gradient
 from fedsens.data import Dataset, load_dataset

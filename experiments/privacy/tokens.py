@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
-from fedsens.audit.text import TextClassifier, zipf_sentences
-from fedsens.audit.tokens import moved_rows, recall_and_precision, recovered, spanned
+from experiments.privacy.text import TextClassifier, zipf_sentences
+from fedsens.audit.metrics import occurring, recall_and_precision
+from fedsens.audit.registry import Effort, get_attack
 from fedsens.audit.view import view_of_gradient
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, select_mask
@@ -71,7 +73,7 @@ class _Setting:
         generator = torch.Generator().manual_seed(0)
         self._known = _labelled(CALIBRATION, generator)
         self._batches = [_labelled(SENTENCES, generator) for _ in range(batches)]
-        self._inputs = self._model.first_inputs()
+        self._memo: dict[Any, Any] = {}
         self._scores = cache(self._map)
 
     def measure(self, case: Case) -> Iterable[Row]:
@@ -94,20 +96,19 @@ class _Setting:
         named = dict(self._model.named_parameters())
         loss = cross_entropy(self._model(tokens), labels)
         made = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
-        shape = (1, 1, LENGTH)
         view = view_of_gradient(
-            self._model, made, mask, self._layout, shape, CLASSES, SENTENCES
-        ).gradients
-        embedding = view["embedding.weight"]
-        weights = [view[f"{name}.weight"] for name in LINEARS]
-        true = _present(tokens)
-        both = recovered(embedding, weights, self._inputs)
+            self._model, made, mask, self._layout, (LENGTH,), CLASSES, SENTENCES
+        )
+        view = replace(view, public=self._known, memo=self._memo)
+        true, effort = _present(tokens), Effort(1, 1, torch.Generator())
+        embedding, span = (get_attack(name).run(view, effort) for name in ("embedding", "span"))
+        both = embedding | span
         recall, precision = recall_and_precision(both, true)
         new = true & absent
         likely = torch.arange(VOCABULARY) < true.sum()
         return {
-            "embedding": recall_and_precision(moved_rows(embedding), true)[0],
-            "span": recall_and_precision(spanned(weights, self._inputs), true)[0],
+            "embedding": recall_and_precision(embedding, true)[0],
+            "span": recall_and_precision(span, true)[0],
             "both": recall,
             "absent": recall_and_precision(both, new)[0] if new.any() else None,
             "precision": precision if both.any() else None,
@@ -126,7 +127,7 @@ def _labelled(sentences: int, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def _present(tokens: Tensor) -> Tensor:
-    return torch.bincount(tokens.flatten(), minlength=VOCABULARY) > 0
+    return occurring(tokens, VOCABULARY)
 
 
 def _share(force: str) -> float:

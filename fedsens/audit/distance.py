@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from fedsens.audit.target import answer_of
 from fedsens.audit.view import AttackView
 
 Distance = Literal["euclidean", "cosine"]
@@ -101,7 +102,7 @@ def _derivatives(
     images, logits = images.detach().requires_grad_(), logits.detach().requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        answer = model(images)
+        answer = answer_of(model, images)
     loss = -(torch.softmax(logits, dim=1) * log_softmax(answer, dim=1)).sum(dim=1).mean()
     wanted = [*parameters, images, logits]
     return torch.autograd.grad(loss, wanted, materialize_grads=True)

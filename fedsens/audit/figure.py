@@ -8,25 +8,33 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fedsens.audit.metrics import Interval
-from fedsens.audit.record import Known
+from fedsens.audit.metrics import interval
+from fedsens.audit.recommend import Choice
+from fedsens.audit.record import Known, place_of
+from fedsens.audit.screen import MEASURES
 from fedsens.audit.trial import EVERYTHING, NOTHING, PLAIN
 from fedsens.audit.verdict import Line, union_of
 
 STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
 COLORS = ("#4c78a8", "#e45756", "#72b7b2", "#f58518", "#54a24b", "#b279a2")
 GREY = "#9d9da1"
+ANSWERS = {"holds": "#2a7f3f", "leaks": "#c8323c", "open": "#a06a00"}
 
 
 def draw_leakage(
-    lines: Sequence[Line], prior: Interval, megabytes: Mapping[float, float], path: Path
+    lines: Sequence[Line],
+    prior: Sequence[float],
+    megabytes: Mapping[float, float],
+    kind: str,
+    path: Path,
 ) -> None:
-    """SSIM of the union against the ratio for each policy and remainder, and a round's bytes.
+    """Score of the union against the ratio for each policy and remainder, and a round's bytes.
 
     Args:
         lines: of the verdict.
-        prior: SSIM of a guess without any update.
+        prior: score of each victim's guess without any update.
         megabytes: ratio to the bytes of a client in a round, both ways, in MB.
+        kind: of the samples.
         path: the PNG file.
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
@@ -47,7 +55,7 @@ def draw_leakage(
         own = sorted([*own, *(e for e in ends if remainder == PLAIN or e.ratio)], key=_ratio)
         axes.plot(
             [line.ratio for line in own],
-            [line.ssim.mean for line in own],
+            [line.score.mean for line in own],
             marker="o",
             linestyle=STYLES[remainders.index(remainder) % len(STYLES)],
             color=COLORS[index % len(COLORS)],
@@ -56,15 +64,16 @@ def draw_leakage(
         )
         axes.fill_between(
             [line.ratio for line in own],
-            [line.ssim.low for line in own],
-            [line.ssim.high for line in own],
+            [line.score.low for line in own],
+            [line.score.high for line in own],
             color=COLORS[index % len(COLORS)],
             alpha=0.12,
             linewidth=0,
         )
-    axes.axhspan(prior.low, prior.high, color=GREY, alpha=0.4, label="guess without an update")
+    usual = interval(prior)
+    axes.axhspan(usual.low, usual.high, color=GREY, alpha=0.4, label="guess without an update")
     axes.set(xlabel="share of the parameters that is encrypted", ylim=(-0.05, 1.05))
-    axes.set_ylabel("SSIM of the strongest attack tried")
+    axes.set_ylabel(f"{MEASURES[kind]} of the strongest attack tried")
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, loc="outside lower center", ncols=3, handlelength=3.5)
     right = axes.twinx()
@@ -80,7 +89,7 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
 
     Args:
         lines: of the verdict.
-        known: the study's outcomes.
+        known: the study's outcomes, those of other cases too.
         victims: the first image of each victim, of shape (n, channels, height, width).
         path: the PNG file.
     """
@@ -93,9 +102,9 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
         _show(grid[0][column], image)
         for row, protection in enumerate(masks, 1):
             found = [
-                (outcome.ssim, pictures[0])
+                (outcome.score, pictures[0])
                 for trial, (outcome, pictures) in known.items()
-                if (trial.protection, trial.image) == (protection, column) and trial.attack in aware
+                if place_of(trial) == (lines[0].case, protection, column) and trial.attack in aware
             ]
             if found:
                 _show(grid[row][column], max(found, key=lambda pair: pair[0])[1])
@@ -105,6 +114,34 @@ def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path)
             -0.15, 0.5, name, transform=grid[row][0].transAxes, ha="right", va="center"
         )
     figure.savefig(path, dpi=110)
+
+
+def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) -> None:
+    """What every protection that was tried leaks above a guess, from cheap to dear.
+
+    Args:
+        found: the choices.
+        kind: of the samples.
+        margin: up to which a protection holds.
+        path: the PNG file.
+    """
+    figure = Figure(figsize=(8, 1.4 + 0.36 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for row, each in enumerate(found):
+        excess = each.line.excess
+        low, high = (max(-1.0, min(1.0, value)) for value in (excess.low, excess.high))
+        color = ANSWERS[each.answer]
+        axes.plot([low, high], [row, row], color=color, linewidth=5, alpha=0.35)
+        axes.plot([max(-1.0, excess.mean)], [row], "o", color=color)
+        told = f"{each.line.identified:.0%} of {each.line.victims} found: {each.answer}"
+        axes.text(1.04, row, told, va="center", color=color, fontsize=9)
+    axes.axvspan(-1.0, margin, color=GREY, alpha=0.2)
+    axes.text(-0.98, -0.75, "no better than a guess", fontsize=8, va="center")
+    axes.set_yticks(range(len(found)), [str(each.protection) for each in found])
+    axes.set(xlim=(-1.0, 1.02), ylim=(len(found) - 0.4, -1.1))
+    axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, 95 % interval")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def _ratio(line: Line) -> float:

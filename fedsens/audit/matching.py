@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fedsens.audit.distance import Distance, GradientDistance
-from fedsens.audit.labels import infer_label
+from fedsens.audit.labels import inferred_labels
 from fedsens.audit.registry import Effort
 from fedsens.audit.spectrum import gradient_by_coefficients, image_of, random_coefficients
+from fedsens.audit.statistics import StatisticsDistance
 from fedsens.audit.view import AttackView
 
 HISTORY = 50  # of L-BFGS
@@ -29,7 +31,10 @@ class Matching:
         signed: Adam on the sign of the gradient by the pixels (Geiping et al. 2020) instead of
             L-BFGS on cosine coefficients.
         naive: take encrypted coordinates for zeros instead of leaving them out.
-        infer: read the label off the last layer where possible (iDLG), instead of guessing it too.
+        infer: read the labels off the update where possible (iDLG), instead of guessing them too.
+        statistics: weight of the distance between BatchNorm statistics (Yin et al. 2021).
+        group: guesses of each start that are improved side by side, with signed Adam.
+        consistency: weight of their mean squared distance from their mean (Yin et al. 2021).
     """
 
     distance: Distance = "euclidean"
@@ -37,6 +42,9 @@ class Matching:
     signed: bool = False
     naive: bool = False
     infer: bool = True
+    statistics: float = 0.0
+    group: int = 1
+    consistency: float = 0.0
 
 
 # The loss, and its derivatives by the images and by the logits of the labels.
@@ -60,15 +68,16 @@ def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
     distance = GradientDistance(view, matching.distance, matching.naive)
     if distance.blind:
         return best.float()
-    objective = _objective(distance, matching)
-    label = infer_label(view) if matching.infer and view.batch == 1 else None
-    run = _signed_adam if matching.signed else _lbfgs
+    objective = _objective(view, distance, matching)
+    labels = inferred_labels(view) if matching.infer else None
     for _ in range(effort.starts):
         logits = torch.randn((view.batch, view.classes), generator=effort.generator).double()
-        if label is not None:
-            logits = torch.zeros_like(logits)
-            logits[:, label] = 1e3  # softmax of it is one-hot
-        image, loss = run(objective, shape, logits, label is None, effort)
+        if labels is not None:
+            logits = 1e3 * one_hot(labels, view.classes).double()  # softmax of it is one-hot
+        if matching.signed:
+            image, loss = _signed_adam(objective, shape, logits, labels is None, effort, matching)
+        else:
+            image, loss = _lbfgs(objective, shape, logits, labels is None, effort)
         if loss < lowest:
             best, lowest = image, loss
     return best.float().clamp(0, 1)
@@ -94,17 +103,19 @@ def total_variation(images: Tensor) -> tuple[float, Tensor]:
     return float(down.abs().mean() + across.abs().mean()), slope
 
 
-def _objective(distance: GradientDistance, matching: Matching) -> Objective:
+def _objective(view: AttackView, distance: GradientDistance, matching: Matching) -> Objective:
+    further: list[tuple[float, Callable[[Tensor], tuple[float, Tensor]]]] = []
+    if matching.smoothness:
+        further.append((matching.smoothness, total_variation))
+    if matching.statistics:
+        further.append((matching.statistics, StatisticsDistance(view)))
+
     def objective(images: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
-        away, by_images, by_logits = distance(images, logits)
-        if not matching.smoothness:
-            return away, by_images, by_logits
-        rough, slope = total_variation(images)
-        return (
-            away + matching.smoothness * rough,
-            by_images + matching.smoothness * slope,
-            by_logits,
-        )
+        loss, by_images, by_logits = distance(images, logits)
+        for weight, term in further:
+            value, slope = term(images)
+            loss, by_images = loss + weight * value, by_images + weight * slope
+        return loss, by_images, by_logits
 
     return objective
 
@@ -133,15 +144,27 @@ def _lbfgs(
 
 
 def _signed_adam(
-    objective: Objective, shape: tuple[int, ...], logits: Tensor, free: bool, effort: Effort
+    objective: Objective,
+    shape: tuple[int, ...],
+    logits: Tensor,
+    free: bool,
+    effort: Effort,
+    matching: Matching,
 ) -> tuple[Tensor, float]:
-    guess = torch.rand(shape, generator=effort.generator).double()
-    optimizer = torch.optim.Adam([guess, logits] if free else [guess], lr=0.1)
+    """The best of a group of guesses, each step pulled to their mean."""
+    many = (matching.group, *shape)
+    guesses = torch.rand(many, generator=effort.generator).double()
+    beliefs = logits.repeat(matching.group, 1, 1)
+    optimizer = torch.optim.Adam([guesses, beliefs] if free else [guesses], lr=0.1)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
     for _ in range(effort.steps):
-        _, by_images, logits.grad = objective(guess, logits)
-        guess.grad = by_images.sign()
+        pull = 2 * matching.consistency / guesses[0].numel() * (guesses - guesses.mean(dim=0))
+        made = [objective(*pair) for pair in zip(guesses, beliefs, strict=True)]
+        guesses.grad = (torch.stack([by_images for _, by_images, _ in made]) + pull).sign()
+        beliefs.grad = torch.stack([by_logits for *_, by_logits in made])
         optimizer.step()
         decay.step()
-        guess.clamp_(0, 1)
-    return guess, objective(guess, logits)[0]
+        guesses.clamp_(0, 1)
+    ends = [objective(*pair)[0] for pair in zip(guesses, beliefs, strict=True)]
+    best = min(range(matching.group), key=lambda number: ends[number])
+    return guesses[best], ends[best]

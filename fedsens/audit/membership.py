@@ -1,4 +1,4 @@
-"""Membership inference: was this image in the update's batch?"""
+"""What leaks besides the samples: their labels, and whether one was in the update's batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsens.audit.case import Update
+from fedsens.audit.case import Case, Update
+from fedsens.audit.labels import label_accuracy, label_shares, share_error
 from fedsens.audit.metrics import Interval, interval
 from fedsens.audit.public import gradients_of, visible
 from fedsens.audit.study import Study
@@ -115,7 +116,7 @@ def _areas(study: Study, protection: Protection, rows: Tensor, batch: int) -> li
     for members in drawn:
         members[rng.choice(len(rows), batch, replace=False)] = True
     views = [
-        study.seen(_update(study, rows[members].mean(dim=0)), protection, batch, rng)
+        study.seen(_update(study, rows[members].mean(dim=0)), protection, Case(batch), rng)
         for members in drawn
     ]
     known, _ = visible(views[0])
@@ -126,8 +127,58 @@ def _areas(study: Study, protection: Protection, rows: Tensor, batch: int) -> li
 
 def _update(study: Study, gradient: Tensor) -> Update:
     state = {name: value.detach().numpy() for name, value in study.model.state_dict().items()}
-    zeros = {name: 0 * array for name, array in state.items()}
     named = [(n, p) for n, p in study.model.named_parameters() if p.requires_grad]
     parts = torch.split(gradient, [p.numel() for _, p in named])
     made = {n: -part.reshape(p.shape).numpy() for (n, p), part in zip(named, parts, strict=True)}
-    return Update(zeros, zeros | made, 1.0)
+    zeros = {name: 0 * array for name, array in made.items()}
+    return Update(state | zeros, state | made, 1.0)
+
+
+@dataclass(frozen=True)
+class LabelLeak:
+    """How well labels are inferred under a protection.
+
+    Attributes:
+        policy: of the mask.
+        ratio: share that is encrypted.
+        remainder: what happens to the rest.
+        error: total-variation distance of the inferred shares from the truth, over victims.
+        uniform: that of a uniform guess, the mean over victims.
+        accuracy: share of the images whose label is named.
+    """
+
+    policy: str
+    ratio: float
+    remainder: str
+    error: Interval
+    uniform: float
+    accuracy: float
+
+
+def label_leaks(study: Study, protections: Sequence[Protection], victims: int) -> list[LabelLeak]:
+    """Infer the labels of every victim under every protection.
+
+    Args:
+        study: whose victims are attacked.
+        protections: of their updates.
+        victims: how many there are.
+
+    Returns:
+        One figure for each protection.
+    """
+    found: dict[Protection, list[tuple[float, float, float]]] = {p: [] for p in protections}
+    for victim in range(victims):
+        labels = study.images(victim)[1]
+        for protection, errors in found.items():
+            policy, ratio, remainder = protection
+            shares = label_shares(study.view(policy, ratio, victim, remainder))
+            shares = None if shares is None else shares[: study.victims.classes]
+            error = share_error(shares, labels, study.victims.classes)
+            errors.append((*error, label_accuracy(shares, labels)))
+    return [_leak(protection, errors) for protection, errors in found.items()]
+
+
+def _leak(protection: Protection, errors: Sequence[tuple[float, float, float]]) -> LabelLeak:
+    mine, uniform, right = zip(*errors, strict=True)
+    count = len(errors)
+    return LabelLeak(*protection, interval(mine), sum(uniform) / count, sum(right) / count)

@@ -1,14 +1,20 @@
-"""How much of an image an attack has recovered."""
+"""How much of images or tokens an attack has recovered."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import beta
+from skimage.metrics import structural_similarity
 from torch import Tensor
+
+from fedsens.audit.trial import Outcome, Trial
 
 WINDOW = 7  # pixels, of SSIM
 RESAMPLES = 2000  # of the bootstrap
@@ -32,21 +38,6 @@ def ssim(found: Tensor, true: Tensor) -> float:
             true.numpy(), found.numpy(), win_size=WINDOW, data_range=1.0, channel_axis=0
         )
     )
-
-
-def psnr(found: Tensor, true: Tensor) -> float:
-    """Peak signal-to-noise ratio in decibels, for a data range of 1; at most 100.
-
-    Args:
-        found: an image, values in [0, 1].
-        true: the image that was attacked.
-
-    Returns:
-        The ratio.
-    """
-    if (found - true).square().mean() < 1e-10:
-        return 100.0
-    return float(peak_signal_noise_ratio(true.numpy(), found.numpy(), data_range=1.0))
 
 
 def identified(found: Tensor, true: Tensor, others: Tensor) -> bool:
@@ -88,3 +79,178 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = CONFIDE
     drawn = np.random.default_rng(seed).choice(array, (RESAMPLES, array.size))
     low, high = np.quantile(drawn.mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(float(array.mean()), float(low), float(high))
+
+
+def in_order(found: Tensor, true: Tensor) -> Tensor:
+    """Put reconstructions into the order of the images that they are of.
+
+    An update does not say in which order its images came, so the assignment with the least total
+    squared error counts.
+
+    Args:
+        found: reconstructions, of shape (n, channels, height, width).
+        true: as many images.
+
+    Returns:
+        The reconstructions.
+    """
+    if len(true) == 1:
+        return found
+    usable = found.nan_to_num(0.5)
+    away = (usable.flatten(1)[None] - true.flatten(1)[:, None]).square().mean(dim=2)
+    _, columns = linear_sum_assignment(away.numpy())
+    return found[columns]
+
+
+def judge(trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: float) -> Outcome:
+    """Measure reconstructed images.
+
+    Args:
+        trial: that they are of.
+        found: in the order of the images.
+        true: the images that were attacked.
+        others: candidates that were not.
+        seconds: of CPU time that it took.
+
+    Returns:
+        The outcome, the mean over the images.
+    """
+    usable = found.nan_to_num(0.5)  # an attack that reads an encrypted coordinate ends in NaN
+    pairs = list(zip(usable, true, strict=True))
+    count = len(pairs)
+    return Outcome(
+        trial,
+        sum(ssim(mine, yours) for mine, yours in pairs) / count,
+        sum(identified(mine, yours, others) for mine, yours in pairs) / count,
+        seconds,
+    )
+
+
+def guess(x: Tensor, y: Tensor, others_x: Tensor, others_y: Tensor) -> float:
+    """SSIM of what can be said of images without their update: the mean of each one's class.
+
+    Args:
+        x: the images.
+        y: their labels.
+        others_x: public images.
+        others_y: their labels.
+
+    Returns:
+        The mean over the images.
+    """
+    pairs = zip(x, y, strict=True)
+    found = [ssim(class_mean(int(label), others_x, others_y), image) for image, label in pairs]
+    return sum(found) / len(found)
+
+
+def class_mean(label: int, others_x: Tensor, others_y: Tensor) -> Tensor:
+    """The guess at an image of a class: the mean of public images.
+
+    Args:
+        label: the class.
+        others_x: public images.
+        others_y: their labels.
+
+    Returns:
+        The mean of those of the class; of all where the class has none.
+    """
+    same = others_x[others_y == label]
+    return (same if len(same) else others_x).mean(dim=0)
+
+
+def recall_and_precision(found: Tensor, true: Tensor) -> tuple[float, float]:
+    """Share of the true tokens that are found, and of the found ones that are true.
+
+    Args:
+        found: whether each token is taken to occur.
+        true: whether it does.
+
+    Returns:
+        Recall (1 where no token is to be found) and precision (1 where none is found).
+    """
+    both = float((found & true).sum())
+    recall = both / float(true.sum()) if true.any() else 1.0
+    return recall, both / float(found.sum()) if found.any() else 1.0
+
+
+def f1(found: Tensor, true: Tensor) -> float:
+    """Harmonic mean of recall and precision; 0 where nothing right is found.
+
+    Args:
+        found: whether each token is taken to occur.
+        true: whether it does.
+
+    Returns:
+        From 0 to 1.
+    """
+    recall, precision = recall_and_precision(found, true)
+    return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+
+
+def occurring(tokens: Tensor, vocabulary: int) -> Tensor:
+    """Which tokens occur in sentences.
+
+    Args:
+        tokens: ids of any shape.
+        vocabulary: number of tokens.
+
+    Returns:
+        Booleans, (vocabulary,).
+    """
+    return torch.bincount(tokens.flatten(), minlength=vocabulary) > 0
+
+
+def judge_tokens(
+    trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: float
+) -> Outcome:
+    """Measure recovered tokens.
+
+    A sentence is told from others if a larger share of its tokens is found than of any other.
+
+    Args:
+        trial: that they are of.
+        found: whether each token is taken to occur, (vocabulary,).
+        true: the sentences that were attacked, (n, length).
+        others: candidates that were not.
+        seconds: of CPU time that it took.
+
+    Returns:
+        The outcome; its score is F1 of the tokens.
+    """
+    score = f1(found, occurring(true, len(found)))
+    covered = found[others].double().mean(dim=1).max()
+    told = float((found[true].double().mean(dim=1) > covered).double().mean())
+    return Outcome(trial, score, told, seconds)
+
+
+def guess_tokens(true: Tensor, others: Tensor, vocabulary: int) -> float:
+    """F1 of naming the most frequent tokens of public sentences, as many as there are.
+
+    Args:
+        true: the sentences.
+        others: public ones.
+        vocabulary: number of tokens.
+
+    Returns:
+        The score.
+    """
+    wanted = occurring(true, vocabulary)
+    likely = torch.bincount(others.flatten(), minlength=vocabulary).argsort(descending=True)
+    named = torch.zeros(vocabulary, dtype=torch.bool)
+    named[likely[: int(wanted.sum())]] = True
+    return f1(named, wanted)
+
+
+def upper_bound(found: float, tried: int, confidence: float = CONFIDENCE) -> float:
+    """How large a share may be of which so many were seen (Clopper and Pearson 1934), one-sided.
+
+    Args:
+        found: successes, rounded up to a whole number.
+        tried: trials.
+        confidence: that the share is not larger.
+
+    Returns:
+        The bound: 0.31 for none of 8, 0.05 for none of 64.
+    """
+    hits = math.ceil(found - 1e-9)
+    return float(beta.ppf(confidence, hits + 1, tried - hits)) if hits < tried else 1.0

@@ -1,23 +1,34 @@
-"""The cheapest protection whose strongest attack is within noise of a guess."""
+"""The one verdict on a study: which protections hold, what each costs, and what to choose."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import beta
-
+from fedsens.audit.record import Known
 from fedsens.audit.remainder import WITHHELD
-from fedsens.audit.trial import EVERYTHING, Protection
-from fedsens.audit.verdict import Line, union_of
+from fedsens.audit.study import Study
+from fedsens.audit.trial import (
+    EVERYTHING,
+    NOTHING,
+    PLAIN,
+    WORST,
+    Protection,
+    Trial,
+    trials_of,
+)
+from fedsens.audit.verdict import MARGIN, UNION, Line, works_at
 from fedsens.crypto import CkksParameters
-from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
 from fedsens.protocol import traffic
 
 FEWEST = 8  # victims: an interval from fewer says little
 Answer = Literal["holds", "leaks", "open"]
+VOID = (
+    "Only ratio 1: no attack tried works on this model with nothing encrypted, so that the failure "
+    "of one says nothing about a mask; try more steps and starts, or other attacks."
+)
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,12 @@ class Choice:
         answer: whether it ``holds``, ``leaks``, or the study leaves it ``open``.
         bytes_up: of one client in one round.
         bytes_down: likewise, the mask included.
-        found: upper bound on the share of images that are told from others.
     """
 
     line: Line
     answer: Answer
     bytes_up: float
     bytes_down: float
-    found: float
 
     @property
     def protection(self) -> Protection:
@@ -45,52 +54,209 @@ class Choice:
 
 
 def choices(
-    lines: Iterable[Line], size: int, codec: CkksParameters, confidence: float, margin: float
+    lines: Iterable[Line], size: int, codec: CkksParameters, margin: float = MARGIN
 ) -> list[Choice]:
-    """Every protection with its cost, the cheapest first.
+    """Every protection of the first case with its cost, from cheap to dear.
 
     A protection holds if the upper end of the interval of its excess over a guess is within the
-    margin, at most one image in a hundred is told from others, and enough victims were attacked.
+    margin, at most one victim in a hundred is told from others, and enough victims were attacked.
     Where everything is encrypted, or the rest withheld, nothing is visible, so that it holds
     without any attack.
 
     Args:
-        lines: of a verdict at this confidence.
+        lines: of a verdict.
         size: P, of the model.
         codec: CKKS parameters.
-        confidence: of the bound on images that are told from others.
-        margin: of SSIM.
+        margin: of the score.
 
     Returns:
         The choices.
-
-    Raises:
-        ConfigurationError: no attack works with nothing encrypted, so that nothing can be said.
     """
-    unions = union_of(lines)
-    if not unions:
-        raise ConfigurationError(
-            "expected a study in which an attack works with nothing encrypted, got none; try more "
-            "steps and starts, or other attacks, before trusting a mask on this model"
-        )
-    found = [_choice(line, size, codec, confidence, margin) for line in unions.values()]
-    return sorted(found, key=lambda each: (each.bytes_up + each.bytes_down, each.line.ratio))
+    some = list(lines)
+    unions = [line for line in some if line.case == some[0].case and line.attack == UNION]
+    return [
+        Choice(line, answer_to(line, margin), *_bytes(line.protection, size, codec))
+        for line in sorted(unions, key=lambda line: dearness(line.protection))
+    ]
 
 
-def _choice(
-    line: Line, size: int, codec: CkksParameters, confidence: float, margin: float
-) -> Choice:
-    count = mask_count(line.ratio, size)
-    up, down = traffic(codec, size, count, withheld=line.remainder == WITHHELD)
-    hits = round(line.identified * line.victims)
-    rest = line.victims - hits
-    bound = float(beta.ppf(confidence, hits + 1, rest)) if rest else 1.0
-    return Choice(line, _answer(line, margin), up, down, bound)
+def dearness(protection: Protection) -> tuple[int, float, float]:
+    """The order in which protections are tried: a plain remainder, noise, withheld, ratio 1.
+
+    Args:
+        protection: to place.
+
+    Returns:
+        Its place: first what it costs in accuracy, then in encryption.
+    """
+    kind, _, scale = protection.remainder.partition(":")
+    if protection == EVERYTHING:
+        return 3, 1.0, 0.0
+    rank = 0 if kind == PLAIN else 2 if kind == WITHHELD else 1
+    return rank, float(scale or 0), protection.ratio
 
 
-def _answer(line: Line, margin: float) -> Answer:
+def answer_to(line: Line, margin: float = MARGIN) -> Answer:
+    """What the union of all attacks says about a protection.
+
+    What is found leaks, whatever found it; that nothing is found counts where an attack works.
+
+    Args:
+        line: of the union.
+        margin: of the score.
+
+    Returns:
+        The answer.
+    """
     if line.protection == EVERYTHING or line.remainder == WITHHELD:
         return "holds"
     if line.is_noise(margin):
-        return "holds" if line.victims >= FEWEST else "open"
+        return "holds" if line.works and line.victims >= FEWEST else "open"
     return "leaks" if line.excess.low > margin or line.identified > 0 else "open"
+
+
+def walk(
+    protections: Sequence[Protection],
+    attacks: Sequence[str],
+    victims: int,
+    known: Known,
+    holds: Callable[[Protection], bool],
+    case: str = WORST,
+) -> Iterator[Trial]:
+    """The trials that find the cheapest protection that holds, and no more.
+
+    Anchors come first, and nothing else where no attack works with nothing encrypted. Then each
+    protection is attacked, victim by victim, until a victim is told from others, which refutes it;
+    the first that is not refuted and that the verdict confirms is the last.
+
+    Args:
+        protections: what may be chosen.
+        attacks: names, the cheap ones first.
+        victims: how many there are.
+        known: outcomes so far; grows while the trials are run.
+        holds: what the verdict says, asked when all victims of a protection were attacked.
+        case: what their clients do.
+
+    Yields:
+        Trials.
+    """
+    yield from trials_of([NOTHING, EVERYTHING], attacks, victims, case)
+    some = [known[t][0] for t in known if (t.case, t.protection) == (case, NOTHING)]
+    if not any(works_at(name, [o for o in some if o.trial.attack == name]) for name in attacks):
+        return  # no failure would say anything
+    closed = trials_of([EVERYTHING], attacks, victims, case)
+    lucky = {trial.image for trial in closed if trial in known and known[trial][0].identified}
+    for protection in sorted({*protections} - {NOTHING, EVERYTHING}, key=dearness):
+        for trial in trials_of([protection], attacks, victims, case):
+            yield trial
+            if trial.image not in lucky and trial in known and known[trial][0].identified:
+                break
+        else:
+            if holds(protection):
+                return
+
+
+def real_trials(
+    protections: Sequence[Protection],
+    attacks: Sequence[str],
+    study: Study,
+    known: Known,
+    case: str,
+) -> Iterator[Trial]:
+    """The trials of a case beside the worst one: of masks only where an update leaks without.
+
+    Of each policy the smallest ratio is tried.
+
+    Args:
+        protections: of the worst case.
+        attacks: names; those that apply.
+        study: the study.
+        known: outcomes so far; grows while the trials are run.
+        case: what the client does.
+
+    Yields:
+        Trials.
+    """
+    count = study.count(case)
+    own = [name for name in attacks if study.applies(name, case)]
+    anchors = trials_of([NOTHING, EVERYTHING], own, count, case)
+    yield from anchors
+    some = [known[t][0] for t in anchors if t in known and t.protection == NOTHING]
+    prior = study.prior(case)
+    if any(o.identified or o.score > prior[o.trial.image] + MARGIN for o in some):
+        smallest: dict[str, Protection] = {}
+        for each in protections:
+            if 0 < each.ratio < 1 and each.remainder == PLAIN:
+                best = smallest.setdefault(each.policy, each)
+                smallest[each.policy] = min(best, each, key=dearness)
+        yield from trials_of(list(smallest.values()), own, count, case)
+
+
+def recommendation(found: Sequence[Choice], confidence: float) -> str:
+    """What to choose, in a few sentences: the same whichever command says it.
+
+    Args:
+        found: the choices, from cheap to dear.
+        confidence: of the intervals.
+
+    Returns:
+        The text.
+    """
+    if not any(each.line.works for each in found):
+        leaks = [str(each.protection) for each in found if each.answer == "leaks"]
+        return VOID + (f" They find something nevertheless: {', '.join(leaks)}." if leaks else "")
+    victims = max(each.line.victims for each in found)
+    undecided = [str(each.protection) for each in found if each.answer == "open"]
+    best = next((each for each in found if each.answer == "holds"), None)
+    more = ""
+    if undecided:
+        more = (
+            f" Not decided with {victims} attacked: {', '.join(undecided)}; attack more (--images, "
+            f"at least {FEWEST}), in a new folder."
+        )
+    if best is None:
+        return f"Nothing that was tried can be recommended.{more}"
+    if best.protection == EVERYTHING:
+        return f"Only ratio 1: no smaller mask tried holds at a confidence of {confidence:g}.{more}"
+    if best.protection.remainder != PLAIN:
+        more = f" A remainder that is not plain costs accuracy: measure it in a run.{more}"
+    if best.protection.remainder == WITHHELD:
+        reason = "no value but encrypted ones is sent, so that there is nothing to attack"
+    else:
+        reason = (
+            f"no attack tried is above a guess without any update at a confidence of "
+            f"{confidence:g}; {power(best.line, confidence)}"
+        )
+    whole = next((each for each in found if each.protection == EVERYTHING), None)
+    return (
+        f"{best.protection}: {reason}. {_cost(best)} for a client and round. Labels and presence "
+        f"are tables of their own. Ratio 1{f', {_cost(whole)},' if whole else ''} needs no belief "
+        f"in the attacks.{more}"
+    )
+
+
+def _cost(choice: Choice) -> str:
+    return f"{choice.bytes_up / 1e6:.3g} MB up and {choice.bytes_down / 1e6:.3g} MB down"
+
+
+def power(line: Line, confidence: float) -> str:
+    """What so few victims can tell.
+
+    Args:
+        line: of a union.
+        confidence: of the bound.
+
+    Returns:
+        Such as "none of 8 found allows for up to 31 % at 95 %".
+    """
+    hits = round(line.identified * line.victims)
+    some = "none" if not hits else str(hits)
+    return (
+        f"{some} of {line.victims} found allows for up to {line.possible:.0%} of all at "
+        f"{confidence:.0%}"
+    )
+
+
+def _bytes(protection: Protection, size: int, codec: CkksParameters) -> tuple[float, float]:
+    count = mask_count(protection.ratio, size)
+    return traffic(codec, size, count, withheld=protection.remainder == WITHHELD)

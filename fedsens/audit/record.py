@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsens.audit.trial import Outcome, Trial
+from fedsens.audit.registry import get_attack
+from fedsens.audit.study import Study
+from fedsens.audit.trial import FIRST, NOTHING, Outcome, Protection, Trial
 from fedsens.errors import ConfigurationError
 
 Known = dict[Trial, tuple[Outcome, Tensor]]
@@ -49,8 +52,17 @@ class Record:
                 f"expected a new folder or the study that is in {folder}, got other settings; "
                 "choose another with --out"
             )
-        for line in lines:
-            outcome, found = _read(line)
+        for number, line in enumerate(lines):
+            try:
+                outcome, found = _read(line)
+            except (ValueError, TypeError, KeyError) as error:
+                if number < len(lines) - 1:
+                    raise ConfigurationError(
+                        f"expected the outcome of a trial in line {number + 2} of {self._path}, "
+                        f"got {type(error).__name__}; it is damaged: use another --out"
+                    ) from None
+                self._path.write_text("".join(f"{each}\n" for each in [head, *lines[:-1]]))
+                continue  # an interrupted run had begun to write it
             self.known[outcome.trial] = outcome, found
 
     def add(self, outcome: Outcome, found: Tensor) -> None:
@@ -60,34 +72,31 @@ class Record:
             outcome: of a trial.
             found: its reconstruction, kept in 256 levels.
         """
-        levels = (255 * found.nan_to_num(0.5).clamp(0, 1)).round().to(torch.uint8)
+        shown = found if found.ndim > 1 else found[:0]  # tokens are no picture
+        usable = shown.float().nan_to_num(0.5).clamp(0, 1)
+        levels = (255 * usable).round().to(torch.uint8)
         pixels = b64encode(levels.numpy().tobytes()).decode()
-        content = asdict(outcome) | {"shape": list(found.shape), "pixels": pixels}
+        content = asdict(outcome) | {"shape": list(shown.shape), "pixels": pixels}
         with self._path.open("a") as file:
             file.write(json.dumps(content) + "\n")
         self.known[outcome.trial] = outcome, levels.float() / 255
 
 
-def read_record(folder: Path) -> Record:
-    """Open a study that is there, whatever its settings.
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the study in a folder.
 
     Args:
         folder: of the study.
 
     Returns:
-        The record.
-
-    Raises:
-        ConfigurationError: there is none.
+        The settings; None where there is no study.
     """
     path = folder / "audit.jsonl"
     if not path.exists():
-        raise ConfigurationError(
-            f"expected a study in {folder}, got no audit.jsonl there; run fedsens audit --out "
-            f"{folder} first"
-        )
+        return None
     with path.open() as file:
-        return Record(folder, json.loads(file.readline()))
+        content: dict[str, Any] = json.loads(file.readline())
+    return content
 
 
 def _read(line: str) -> tuple[Outcome, Tensor]:
@@ -96,3 +105,57 @@ def _read(line: str) -> tuple[Outcome, Tensor]:
     found = torch.from_numpy(pixels.reshape(content.pop("shape")) / np.float32(255))
     trial = Trial(**content.pop("trial"))
     return Outcome(trial=trial, **content), found
+
+
+def run_trials(
+    study: Study,
+    trials: Iterable[Trial],
+    record: Record | None = None,
+    minutes: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Trial]:
+    """Run trials one after another, but for those that are known or cannot change a verdict.
+
+    Where an attack has recovered all of a victim under a protection, no other is tried there; with
+    nothing encrypted every attack is tried on the first 8 victims nevertheless, to see which work,
+    and naive attacks, which no verdict counts, always.
+
+    Args:
+        study: the study.
+        trials: what to try.
+        record: of what is known; outcomes are added.
+        minutes: of wall-clock time after which no trial is begun; 0 sets no limit.
+        clock: the time in seconds.
+
+    Yields:
+        The trials that are done with.
+    """
+    known = record.known if record else {}
+    settled = {place_of(trial) for trial, (outcome, _) in known.items() if _settles(outcome)}
+    end = clock() + 60 * minutes if minutes else float("inf")
+    for trial in trials:
+        if trial not in known and not (place_of(trial) in settled and _is_spared(trial)):
+            if clock() >= end:
+                return
+            found, seconds = study.attack(trial)
+            outcome = study.judge(trial, found, seconds)
+            if record:
+                record.add(outcome, found)
+            if _settles(outcome):
+                settled.add(place_of(trial))
+        yield trial
+
+
+def place_of(trial: Trial) -> tuple[str, Protection, int]:
+    """What a trial has in common with those of other attacks on the same update."""
+    return trial.case, trial.protection, trial.image
+
+
+def _settles(outcome: Outcome) -> bool:
+    return outcome.settled and get_attack(outcome.trial.attack).threat != "naive"
+
+
+def _is_spared(trial: Trial) -> bool:
+    """Whether a trial whose victim is recovered already is left out."""
+    first = trial.protection == NOTHING and trial.image < FIRST
+    return not first and get_attack(trial.attack).threat != "naive"

@@ -19,7 +19,8 @@ from torch import Tensor
 from fedsens.audit.view import AttackView
 from fedsens.errors import ConfigurationError
 
-Threat = Literal["naive", "aware", "analytic", "learned"]
+Threat = Literal["naive", "aware", "analytic", "learned", "deviating"]
+Kind = Literal["images", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,45 @@ class Attack:
     Attributes:
         name: what users write to choose it.
         threat: ``naive`` takes encrypted coordinates for zeros, ``aware`` leaves them out,
-            ``analytic`` solves for the input of a layer, ``learned`` has public images.
-        run: from the attacker's view to images of shape (batch, channels, height, width) in [0, 1].
+            ``analytic`` solves for the input of a layer, ``learned`` has public images,
+            ``deviating`` has sent out another model.
+        run: from the attacker's view to images of shape (batch, channels, height, width) in [0, 1],
+            or to booleans of shape (vocabulary,): which tokens occur.
+        kind: of the samples that it recovers.
+        applies: whether there is anything for it to attack in a view with nothing encrypted.
     """
 
     name: str
     threat: Threat
     run: Run
+    kind: Kind = "images"
+    applies: Callable[[AttackView], bool] = lambda view: True
 
 
 _attacks: dict[str, Attack] = {}
 
 
-def register_attack(name: str, *, threat: Threat) -> Callable[[Run], Run]:
+def register_attack(
+    name: str,
+    *,
+    threat: Threat,
+    kind: Kind = "images",
+    applies: Callable[[AttackView], bool] = lambda view: True,
+) -> Callable[[Run], Run]:
     """Register the decorated function as an attack.
 
     Args:
         name: what users write to choose it.
         threat: what the attacker knows.
+        kind: of the samples that it recovers.
+        applies: whether to try it by default, from a view with nothing encrypted.
 
     Returns:
         The decorator; it returns the function unchanged.
     """
 
     def register(run: Run) -> Run:
-        _attacks[name] = Attack(name, threat, run)
+        _attacks[name] = Attack(name, threat, run, kind, applies)
         return run
 
     return register
@@ -99,6 +114,6 @@ def get_attack(name: str) -> Attack:
     if name not in attack_names():
         raise ConfigurationError(
             f"expected an attack among {', '.join(attack_names())}, got {name!r}; choose one, or "
-            "import the module that registers yours"
+            "name the module that registers yours with --import"
         )
     return _attacks[name]

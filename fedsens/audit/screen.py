@@ -1,53 +1,58 @@
-"""A verdict as tables, and in one sentence."""
+"""A verdict as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import mean
 
 from rich import box
 from rich.table import Table
 
-from fedsens.audit.histogram import LabelLeak
-from fedsens.audit.membership import Presence
-from fedsens.audit.metrics import Interval
-from fedsens.audit.trial import EVERYTHING, PLAIN, Protection
-from fedsens.audit.verdict import Line, union_of
+from fedsens.audit.membership import LabelLeak, Presence
+from fedsens.audit.recommend import Choice, dearness
+from fedsens.audit.trial import PLAIN, Protection
+from fedsens.audit.verdict import UNION, Line
+
+MEASURES = {"images": "SSIM", "tokens": "F1"}  # of what is recovered
+NOUNS = {"images": "images", "tokens": "tokens"}
 
 
-def audit_table(lines: Sequence[Line], prior: Interval, case: str) -> Table:
-    """One line for each protection and attack.
+def audit_table(lines: Sequence[Line], prior: Sequence[float], kind: str, mode: str = "") -> Table:
+    """One line for each protection and attack of a case.
 
     Args:
         lines: of the verdict.
-        prior: SSIM of a guess without any update.
-        case: what a victim's update is, in words.
+        prior: score of each victim's guess without any update.
+        kind: of the samples.
+        mode: in which the model is attacked, in words.
 
     Returns:
         The table.
     """
-    table = Table(
-        title=f"How much of an image a curious server recovers from {case}",
-        caption=f"SSIM: 1 is the image; a guess without any update has {prior.mean:.3f}. found: "
-        "share told from 500 candidates. union: for each image the best of all but naive attacks. "
-        "In brackets: naive, or too weak with nothing encrypted, so that its failure says nothing.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    measure = MEASURES[kind]
+    table = _table(
+        f"What a curious server recovers from {lines[0].case}" + (f", in {mode}" if mode else ""),
+        f"{measure}: 1 is all of it; a guess without any update has {mean(prior):.3f}. found: "
+        "share of the victims told from 500 candidates. union: for each victim the best of all but "
+        "naive attacks. In brackets: naive, or too weak with nothing encrypted, so that its "
+        "failure says nothing. A victim that one attack has recovered is not attacked further.",
     )
     treated = any(line.remainder != PLAIN for line in lines)
     for name in ("policy", "attack"):
         table.add_column(name, no_wrap=True)
-    for name in ("ratio", *(["remainder"] if treated else []), "SSIM", "95 %", "found"):
+    right = ("ratio", *(["remainder"] if treated else []), "victims", measure, "95 %", "found")
+    for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        union = line.attack == "union"
-        telling = line.works and line.threat != "naive"
+        union = line.attack == UNION
         table.add_row(
             line.policy,
-            line.attack if telling else f"({line.attack})",
+            line.attack if line.works and line.threat != "naive" else f"({line.attack})",
             f"{line.ratio:g}",
             *([line.remainder] if treated else []),
-            f"{line.ssim.mean:.3f}",
-            f"{line.ssim.low:.3f}-{line.ssim.high:.3f}",
+            str(line.victims),
+            f"{line.score.mean:.3f}",
+            f"{line.score.low:.3f}-{line.score.high:.3f}",
             f"{line.identified:.0%}",
             style="bold" if union else None,
             end_section=union,
@@ -55,8 +60,48 @@ def audit_table(lines: Sequence[Line], prior: Interval, case: str) -> Table:
     return table
 
 
+def case_table(
+    lines: Sequence[Line], priors: Mapping[str, Sequence[float]], accuracy: Mapping[str, float]
+) -> Table:
+    """The strongest attack in every case: the worst one first, then what is really sent.
+
+    Args:
+        lines: of the verdict on all cases.
+        priors: case to the score of each victim's guess.
+        accuracy: case to that of its model.
+
+    Returns:
+        The table.
+    """
+    table = _table(
+        "The worst case, and what federated learning really sends",
+        "excess: of the strongest attack over a guess without any update, with its 95 % interval; "
+        "found: share of the victims' samples told from 500 others. In brackets: no attack works "
+        "there with nothing encrypted, so that it says nothing about a mask.",
+    )
+    table.add_column("update")
+    table.add_column("encrypted", no_wrap=True)
+    for name in ("accuracy", "updates", "guess", "strongest", "excess", "found"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for case, prior in priors.items():
+        unions = [line for line in lines if line.case == case and line.attack == UNION]
+        for line in sorted(unions, key=lambda line: dearness(line.protection)):
+            score = f"{line.score.mean:.3f}"
+            table.add_row(
+                case,
+                str(line.protection),
+                f"{accuracy[case]:.0%}",
+                str(line.victims),
+                f"{mean(prior):.3f}",
+                score if line.works else f"({score})",
+                f"{line.excess.low:+.3f} to {line.excess.high:+.3f}",
+                f"{line.identified:.0%}",
+            )
+    return table
+
+
 def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Table:
-    """What leaks besides images: labels, and who was there.
+    """What leaks besides samples: labels, and who was there.
 
     Args:
         labels: how well they are inferred.
@@ -70,13 +115,11 @@ def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Tab
         (Protection(each.policy, each.ratio, each.remainder), each.batch): each.auc
         for each in presence
     }
-    table = Table(
-        title="Labels and presence",
-        caption="label error: total-variation distance of the inferred label histogram from the "
-        "truth, beside that of a uniform guess; right: share of labels named. AUC: how well images "
+    table = _table(
+        "Labels and presence",
+        "label error: total-variation distance of the inferred label histogram from the truth, "
+        "beside that of a uniform guess; right: share of labels named. AUC: how well samples "
         "of a batch of so many are told from others by its gradient; 0.5 is a coin's.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
     )
     table.add_column("protection", no_wrap=True)
     for name in ("label error", "guess", "right", *(f"AUC {b}" for b in batches)):
@@ -94,35 +137,50 @@ def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Tab
     return table
 
 
-def conclusion(lines: Sequence[Line], case: str) -> str:
-    """What the study says, in a sentence or two.
+def choice_table(
+    found: Sequence[Choice],
+    seconds: Mapping[Protection, float],
+    size: int,
+    kind: str,
+    confidence: float,
+    margin: float,
+) -> Table:
+    """Every protection of a study, from cheap to dear.
 
     Args:
-        lines: of the verdict.
-        case: what a victim's update is, in words.
+        found: the choices.
+        seconds: of CPU time of a client's round for each protection, where it is known.
+        size: P, of the model.
+        kind: of the samples.
+        confidence: of the intervals.
+        margin: of the score that counts as noise.
 
     Returns:
-        The text.
+        The table.
     """
-    unions = union_of(lines)
-    if not unions:
-        return (
-            "No attack tried works on this model with nothing encrypted, so the study says nothing "
-            "about masks: try more steps and starts, or other attacks."
-        )
-    safe = sorted(
-        (key.ratio, str(key)) for key, line in unions.items() if line.is_noise() and key.ratio > 0
+    table = _table(
+        f"What {size:,} parameters leak to the strongest attack, from cheap to dear",
+        f"MB (both ways), CPU s: of a client in a round, without training. excess: "
+        f"{MEASURES[kind]} above a guess, interval of {confidence:.1%}; it holds up to {margin:g}. "
+        f"found: share of victims told from others, in brackets what it may be at "
+        f"{confidence:.1%}; a walk leaves a protection at its first victim that is told.",
     )
-    if not safe:
-        return "No mask tried, not even ratio 1, kept the strongest attack within noise of a guess."
-    ratio, name = safe[0]
-    if ratio == EVERYTHING.ratio:
-        return (
-            "Only ratio 1 keeps the strongest attack tried within noise of a guess without any "
-            f"update. The updates attacked: {case}."
+    table.add_column("protection")  # wraps where the terminal is narrow: numbers must not be cut
+    for name in ("MB", *(["CPU s"] if seconds else []), "excess", "found", ""):
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
+    for each in found:
+        line = each.line
+        table.add_row(
+            str(each.protection),
+            f"{(each.bytes_up + each.bytes_down) / 1e6:.3g}",
+            *([f"{seconds[each.protection]:.2g}"] if seconds else []),
+            f"{line.excess.low:+.2f} to {line.excess.high:+.2f}",
+            f"{line.identified:.0%} ({line.possible:.0%})",
+            each.answer,
+            style="bold" if each.answer == "holds" else None,
         )
-    return (
-        "The smallest mask tried whose strongest attack is within noise of a guess without any "
-        f"update: {name}. The updates attacked: {case}. Stronger attacks than those tried may "
-        "exist; ratio 1 needs no such belief."
-    )
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -32,6 +32,19 @@ def image_of(coefficients: Tensor) -> Tensor:
     return GREY + rows.T @ (scale * coefficients) @ columns
 
 
+def coefficients_of(images: Tensor) -> Tensor:
+    """The inverse of ``image_of``.
+
+    Args:
+        images: of shape (..., height, width), double precision.
+
+    Returns:
+        Coefficients of the same shape.
+    """
+    scale, rows, columns = _basis(*images.shape[-2:])
+    return (rows @ (images - GREY) @ columns.T) / scale
+
+
 def gradient_by_coefficients(by_pixels: Tensor) -> Tensor:
     """The chain rule through ``image_of``.
 

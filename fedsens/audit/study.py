@@ -13,119 +13,175 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.audit.case import Case, Update, update_of
-from fedsens.audit.judge import guess, in_order, judge
-from fedsens.audit.registry import Effort, get_attack
+from fedsens.audit.metrics import guess, guess_tokens, in_order, judge, judge_tokens
+from fedsens.audit.registry import Effort, Kind, get_attack
 from fedsens.audit.remainder import noise_share, treated
-from fedsens.audit.trial import Outcome, Protection, Trial
-from fedsens.audit.view import AttackView, seen_gradients
+from fedsens.audit.target import Mode, answer_of, attackable
+from fedsens.audit.training import Federation
+from fedsens.audit.trial import NOTHING, PLAIN, Outcome, Protection, Trial
+from fedsens.audit.view import AttackView, view_of_update
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, get_policy, partition, select_mask
+from fedsens.mask import EncryptionMask, get_policy, partition, select_mask, visible_statistics
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
-CALIBRATION, CANDIDATES = 256, 500  # images for the map, and to tell the victim from
-PUBLIC = 1000  # images that the attacker has
+CALIBRATION, CANDIDATES = 256, 500  # samples for the map, and to tell the victim from
+PUBLIC = 1000  # samples that the attacker has
+SPARE = 0.6  # share of the samples that may be victims
 
 
 class Study:
-    """Attacks updates of a model: single images' gradients, the worst case, or what a case says.
+    """Attacks updates of a model: single samples' gradients, the worst case, or what cases say.
 
-    The images that are attacked are not among those that the map is made from or those that the
-    attacker's prior is from.
+    The samples that are attacked are not among those that the map is made from, that a model is
+    trained on or that the attacker's prior is from.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        images: Dataset,
+        samples: Dataset,
         *,
         victims: int,
         steps: int,
         starts: int,
         seed: int,
-        case: Case = Case(),  # noqa: B008 - frozen
+        cases: Sequence[Case] = (Case(),),
+        further: int = 256,
         rule: str = "vector",
         force: Sequence[str] = (),
+        mode: Mode = "auto",
     ) -> None:
         """Draw the victims.
 
         Args:
-            model: a classifier, in the mode it trains in.
-            images: more than are drawn: victims, 256 for the map, candidates.
-            victims: how many updates to attack, each from images of its own.
+            model: a classifier; it is not changed.
+            samples: images or sentences, more than are drawn: victims, 256 for the map, candidates.
+            victims: how many updates of the first case to attack, each from samples of its own.
             steps: of an attack's optimiser.
             starts: of each attack.
             seed: of what is random.
-            case: what the client of an update does.
+            cases: what the client of an update does.
+            further: samples to attack in every case but the first; fewer if there are few.
             rule: of the sensitivity map.
             force: tensors, modules or patterns to encrypt whole in every mask between the anchors.
+            mode: in which clients train.
 
         Raises:
-            ConfigurationError: there are too few images.
+            ConfigurationError: there are too few samples, or the model cannot be attacked.
         """
-        drawn = victims * case.images
-        if len(images) < drawn + 2:
+        self.cases = {str(case): case for case in cases}
+        most = min(further, int(SPARE * len(samples)))
+        self._counts = {name: max(1, most // case.images) for name, case in self.cases.items()}
+        self._counts[str(cases[0])] = victims
+        drawn = max(self._counts[name] * case.images for name, case in self.cases.items())
+        if len(samples) < drawn + 2:
             raise ConfigurationError(
-                f"expected at least {drawn + 2} images, got {len(images)}; attack fewer"
+                f"expected at least {drawn + 2} images, got {len(samples)}; attack fewer"
             )
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).numpy()
-        self.victims = images.subset(order[:drawn])
-        self.others = images.subset(order[drawn:])
-        self.model, self.case, self.seed = model, case, seed
-        self.layout = ParameterLayout.from_state_dict(model.state_dict())
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).numpy()
+        self.victims = samples.subset(order[:drawn])
+        self.others = samples.subset(order[drawn:])
+        batch = min(case.batch for case in cases)
+        own = samples.x[:batch], samples.y[:batch]
+        self.model = attackable(model, *own, samples.classes, mode)
+        self.seed, self.layout = seed, ParameterLayout.from_state_dict(self.model.state_dict())
+        self._outputs = int(answer_of(self.model, own[0]).shape[-1])
         self._steps, self._starts = steps, starts
         self._rule, self._force = rule, tuple(force)
-        self._masks: dict[tuple[str, float], EncryptionMask] = {}
-        self._memo: dict[Any, Any] = {}
+        self._federation = Federation(self.model, self.others, self.case.rate, seed)
+        self._masks: dict[tuple[str, float, bool], EncryptionMask] = {}
+        self._memos: dict[int, dict[Any, Any]] = {}
         self._scores = lru_cache(maxsize=2)(self._map)
         self._update = lru_cache(maxsize=1)(self._trained)
         self._seen = lru_cache(maxsize=1)(self._view)
 
-    def mask(self, policy: str, ratio: float) -> EncryptionMask:
-        """The mask of a policy, from the images that are not attacked.
+    @property
+    def kind(self) -> Kind:
+        """Of the samples."""
+        return "images" if self.others.x.is_floating_point() else "tokens"
+
+    @property
+    def case(self) -> Case:
+        """The first case."""
+        return next(iter(self.cases.values()))
+
+    def count(self, case: str) -> int:
+        """How many updates of a case are attacked."""
+        return self._counts[case]
+
+    def after(self, case: str) -> nn.Module:
+        """The global model that a case's client starts from, trained as many rounds as it says."""
+        return self._federation.after(self.cases[case].rounds)
+
+    def accuracy(self, case: str) -> float:
+        """Share of the victims' samples that the model of a case classifies right."""
+        model = self.after(case)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            right = [
+                (answer_of(model, x).argmax(dim=-1) == y).double().mean(dim=-1).mean() * len(y)
+                for x, y in self.victims.batches(64)
+            ]
+        return float(sum(right)) / len(self.victims)
+
+    def mask(self, protection: Protection) -> EncryptionMask:
+        """The mask of a protection, from samples that are not attacked and the untrained model.
+
+        Where the remainder is not plain, running statistics are encrypted, as a run demands.
 
         Args:
-            policy: a registered policy.
-            ratio: share to encrypt.
+            protection: policy, ratio and remainder.
 
         Returns:
             The mask.
         """
-        if (policy, ratio) not in self._masks:
+        policy, ratio, remainder = protection
+        whole = remainder != PLAIN and bool(visible_statistics(self.layout, ()))
+        key = policy, ratio, whole
+        if key not in self._masks:
             needs = get_policy(policy).needs
             rule = "true_label" if policy == "gradient" else self._rule
-            state = self.model.state_dict()
-            self._masks[policy, ratio] = select_mask(
+            force = (*self._force, *(["*running_*"] if whole else []))
+            self._masks[key] = select_mask(
                 self._scores(rule) if "scores" in needs else None,
                 self.layout,
                 policy,
                 ratio,
-                self._force if 0 < ratio < 1 else (),
+                force if 0 < ratio < 1 else (),
                 seed=self.seed,
-                weights=self.layout.flatten(state) if "weights" in needs else None,
+                weights=self.layout.flatten(self.model.state_dict())
+                if "weights" in needs
+                else None,
             )
-        return self._masks[policy, ratio]
+        return self._masks[key]
 
     def _map(self, rule: str) -> SensitivityMap:
-        return sensitivity_map(self.model, self.others.batches(64, CALIBRATION), rule=rule)
+        loss = "token_cross_entropy" if self.others.y.ndim > 1 else "cross_entropy"
+        return sensitivity_map(self.model, self.others.batches(64, CALIBRATION), loss, rule)
 
-    def images(self, victim: int) -> tuple[Tensor, Tensor]:
-        """The images that a victim's update is from, and their labels.
+    def images(self, victim: int, case: str | None = None) -> tuple[Tensor, Tensor]:
+        """The samples that a victim's update is from, and their labels.
 
         Args:
             victim: its number.
+            case: of the study; the first by default.
 
         Returns:
-            Images of shape (n, channels, height, width), and n labels.
+            The samples, the batch first, and as many labels.
         """
-        own = slice(victim * self.case.images, (victim + 1) * self.case.images)
+        size = (self.case if case is None else self.cases[case]).images
+        own = slice(victim * size, (victim + 1) * size)
         return self.victims.x[own], self.victims.y[own]
 
-    def _trained(self, victim: int) -> Update:
-        return update_of(self.model, *self.images(victim), self.case)
+    def _trained(self, victim: int, case: str) -> Update:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1000 * self.seed + victim)  # of dropout
+            return update_of(self.after(case), *self.images(victim, case), self.cases[case])
 
-    def view(self, policy: str, ratio: float, image: int, remainder: str = "plain") -> AttackView:
+    def view(
+        self, policy: str, ratio: float, image: int, remainder: str = PLAIN, case: str | None = None
+    ) -> AttackView:
         """What the server sees of a victim's update.
 
         Args:
@@ -133,48 +189,61 @@ class Study:
             ratio: share to encrypt.
             image: number of the victim.
             remainder: what happens to the rest.
+            case: of the study; the first by default.
 
         Returns:
             The view.
         """
-        return self._seen(Protection(policy, ratio, remainder), image)
+        return self._seen(Protection(policy, ratio, remainder), image, case or str(self.case))
 
-    def _view(self, protection: Protection, victim: int) -> AttackView:
+    def _view(self, protection: Protection, victim: int, case: str) -> AttackView:
         rng = np.random.default_rng([self.seed, victim])
-        return self.seen(self._update(victim), protection, self.case.images, rng)
+        return self.seen(self._update(victim, case), protection, self.cases[case], rng)
 
     def seen(
-        self, update: Update, protection: Protection, images: int, rng: np.random.Generator
+        self, update: Update, protection: Protection, case: Case, rng: np.random.Generator
     ) -> AttackView:
         """What the server sees of any update.
 
         Args:
-            update: of the study's model.
+            update: of a model of the study.
             protection: that the update leaves the client under.
-            images: how many the update is from.
+            case: what the client did.
             rng: of the noise.
 
         Returns:
             The view.
         """
-        mask = self.mask(protection.policy, protection.ratio)
+        mask, model = self.mask(protection), self._federation.after(case.rounds)
         before, after = (partition(s, mask, self.layout)[0] for s in (update.before, update.after))
         plain = treated(protection.remainder, before, after, rng)
-        free = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        sent = {name: update.before[name] for name in free}
-        gradients = seen_gradients(sent, plain, mask, self.layout, update.step)
-        channels, height, width = self.others.x.shape[1:]
-        values = torch.cat([g[~g.isnan()] for g in gradients.values()])
-        size = float(values.square().mean().sqrt()) if len(values) else 0.0
-        view = AttackView(
-            self.model, gradients, (channels, height, width), self.victims.classes, images
+        view = view_of_update(
+            model,
+            update.before,
+            plain,
+            mask,
+            self.layout,
+            step=update.step,
+            shape=tuple(self.others.x.shape[1:]),
+            classes=self._outputs,
+            batch=case.images,
+            local_steps=max(1, case.local_steps),
         )
+        values = torch.cat([g[~g.isnan()] for g in view.gradients.values()])
+        size = float(values.square().mean().sqrt()) if len(values) else 0.0
+        if case.rounds not in self._memos:
+            self._memos = {case.rounds: {}}  # of one model at a time: it may hold gigabytes
         return replace(
             view,
             public=(self.others.x[:PUBLIC], self.others.y[:PUBLIC]),
             noise=noise_share(protection.remainder) * size,
-            memo=self._memo,
+            memo=self._memos[case.rounds],
         )
+
+    def applies(self, attack: str, case: str | None = None) -> bool:
+        """Whether an attack has something to attack in a case's updates, if nothing is hidden."""
+        view = self.view(*NOTHING[:2], 0, case=case)
+        return get_attack(attack).kind == self.kind and get_attack(attack).applies(view)
 
     def attack(self, trial: Trial) -> tuple[Tensor, float]:
         """Run one trial.
@@ -183,36 +252,48 @@ class Study:
             trial: the trial.
 
         Returns:
-            The reconstructions in the order of the victim's images, of shape
-            (n, channels, height, width), and CPU seconds.
+            What was recovered, images in the order of the victim's, and CPU seconds.
         """
         generator = torch.Generator().manual_seed(1000 * self.seed + trial.image)
-        view = self.view(trial.policy, trial.ratio, trial.image, trial.remainder)
+        view = self.view(*trial.protection[:2], trial.image, trial.remainder, trial.case)
         started = time.process_time()
         found = get_attack(trial.attack).run(view, Effort(self._steps, self._starts, generator))
         seconds = time.process_time() - started
-        return in_order(found, self.images(trial.image)[0]), seconds
+        true = self.images(trial.image, trial.case)[0]
+        return (in_order(found, true) if self.kind == "images" else found), seconds
 
     def judge(self, trial: Trial, found: Tensor, seconds: float) -> Outcome:
-        """Measure the reconstructions of a trial.
+        """Measure what a trial recovered.
 
         Args:
             trial: the trial.
-            found: its reconstructions.
+            found: what was recovered.
             seconds: it took.
 
         Returns:
             The outcome.
         """
-        true = self.images(trial.image)[0]
-        return judge(trial, found, true, self.others.x[:CANDIDATES], seconds)
+        true = self.images(trial.image, trial.case)[0]
+        measure = judge if self.kind == "images" else judge_tokens
+        return measure(trial, found, true, self.others.x[:CANDIDATES], seconds)
 
-    def prior(self) -> list[float]:
-        """SSIM of a guess without any update: the mean public image of the victim's own class.
+    def prior(self, case: str | None = None) -> list[float]:
+        """Score of a guess without any update: the mean public image of the victim's own class.
+
+        Args:
+            case: of the study; the first by default.
 
         Returns:
-            One value for each victim.
+            One value for each victim; of tokens, that of naming the most frequent ones.
         """
-        count = len(self.victims) // self.case.images
+        own = [self.images(victim, case) for victim in range(self.count(case or str(self.case)))]
         public = self.others.x, self.others.y
-        return [guess(*self.images(victim), *public) for victim in range(count)]
+        if self.kind == "images":
+            return [guess(x, y, *public) for x, y in own]
+        return [guess_tokens(x, public[0], self.vocabulary) for x, _ in own]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that there are."""
+        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        return max([*sizes, int(self.victims.x.max()) + 1, int(self.others.x.max()) + 1])

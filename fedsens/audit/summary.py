@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedsens.audit.histogram import LabelLeak
-from fedsens.audit.membership import Presence
+from fedsens.audit.membership import LabelLeak, Presence
 from fedsens.audit.metrics import Interval
 from fedsens.audit.verdict import Line
-from fedsens.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,10 @@ class Summary:
     Attributes:
         settings: of the study.
         parameters: P, of the model.
-        prior: SSIM of each victim's guess without any update.
+        kind: of the samples.
+        mode: in which the model was attacked, in words.
+        prior: case to the score of each victim's guess without any update.
+        accuracy: case to that of the model that its updates are of.
         untried: trials that the time budget left over.
         lines: of the verdict.
         labels: how well they are inferred.
@@ -32,7 +33,10 @@ class Summary:
 
     settings: Mapping[str, Any]
     parameters: int
-    prior: Sequence[float]
+    kind: str
+    mode: str
+    prior: Mapping[str, Sequence[float]]
+    accuracy: Mapping[str, float]
     untried: int
     lines: Sequence[Line]
     labels: Sequence[LabelLeak]
@@ -50,29 +54,6 @@ def write_summary(summary: Summary, folder: Path) -> None:
     _write_rows(folder / "audit.csv", summary.lines)
     _write_rows(folder / "labels.csv", summary.labels)
     _write_rows(folder / "presence.csv", summary.presence)
-
-
-def read_facts(folder: Path) -> tuple[int, list[float]]:
-    """The size of a study's model and its victims' guesses.
-
-    Args:
-        folder: of the study.
-
-    Returns:
-        P, and SSIM of each victim's guess.
-
-    Raises:
-        ConfigurationError: the study has not come to its end, nor to that of its time budget.
-    """
-    path = folder / "audit.json"
-    try:
-        content = json.loads(path.read_text())
-        return int(content["parameters"]), [float(each) for each in content["prior"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"expected what a study found in {path}, got {type(error).__name__}; run fedsens audit "
-            f"--out {folder} with the study's options again, which goes on where it stopped"
-        ) from None
 
 
 def _write_rows(path: Path, rows: Iterable[Line | LabelLeak | Presence]) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PLAIN = "plain"
+WORST = "the gradient of one image"
+WORKS = 0.95  # SSIM, or share told from others, from which on a sample counts as recovered
+FIRST = 8  # victims on which every attack is tried with nothing encrypted
 
 
 class Protection(NamedTuple):
@@ -40,6 +43,7 @@ class Trial:
         attack: its name.
         image: number of the victim.
         remainder: what happens to the rest.
+        case: what the client of the update did, in words.
     """
 
     policy: str
@@ -47,6 +51,7 @@ class Trial:
     attack: str
     image: int
     remainder: str = PLAIN
+    case: str = WORST
 
     @property
     def protection(self) -> Protection:
@@ -60,17 +65,21 @@ class Outcome:
 
     Attributes:
         trial: the trial.
-        ssim: of the reconstruction, at most 1; the mean where an update is from several images.
-        psnr: in decibels, likewise.
-        identified: share of the victim's images that are the nearest of the candidates.
+        score: of the reconstruction, at most 1: SSIM of images, F1 of tokens; the mean where an
+            update is from several samples.
+        identified: share of the victim's samples that are told from other candidates.
         seconds: CPU time.
     """
 
     trial: Trial
-    ssim: float
-    psnr: float
+    score: float
     identified: float
     seconds: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether all of the victim is recovered, so that no other attack can change a verdict."""
+        return self.score >= WORKS and self.identified == 1
 
 
 def protections_of(
@@ -98,7 +107,7 @@ def protections_of(
 
 
 def trials_of(
-    protections: Sequence[Protection], attacks: Sequence[str], victims: int
+    protections: Sequence[Protection], attacks: Sequence[str], victims: int, case: str = WORST
 ) -> list[Trial]:
     """Every attack on every victim under every protection.
 
@@ -106,12 +115,13 @@ def trials_of(
         protections: to attack.
         attacks: names.
         victims: how many.
+        case: what their clients do.
 
     Returns:
         The trials, victim by victim, so that an interrupted study has seen every protection.
     """
     return [
-        Trial(each.policy, each.ratio, attack, victim, each.remainder)
+        Trial(each.policy, each.ratio, attack, victim, each.remainder, case)
         for victim in range(victims)
         for each in protections
         for attack in attacks

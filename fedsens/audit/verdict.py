@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedsens.audit.metrics import CONFIDENCE, Interval, interval
+from fedsens.audit.metrics import CONFIDENCE, Interval, interval, upper_bound
 from fedsens.audit.registry import get_attack
-from fedsens.audit.trial import EVERYTHING, NOTHING, Outcome, Protection
+from fedsens.audit.trial import EVERYTHING, FIRST, NOTHING, WORKS, Outcome, Protection
 
-IDENTIFIED = 0.01  # of the images, by chance
-MARGIN = 0.02  # of SSIM, above a guess
-# What an attack must reach with nothing encrypted to work: mean SSIM, or share identified.
-WORKS = 0.95
+IDENTIFIED = 0.01  # of the victims, by chance
+MARGIN = 0.02  # of the score, above a guess
+ALONE = 0.5  # as WORKS, of a server that deviates: images that share a bin are lost by design
 UNION = "union"
 
 
@@ -27,11 +26,16 @@ class Line:
         attack: an attack, or ``union``: for each victim, the best of all but the naive ones.
         threat: what the attacker knows; for the union, that of all.
         victims: how many were attacked.
-        ssim: over victims.
-        excess: SSIM above the guess, victim by victim; the guess is the class's mean image, or what
-            the union makes of an update of which everything is encrypted, if that is better.
-        identified: share of the images that were told from the candidates.
+        score: SSIM of images or F1 of tokens, over victims.
+        excess: score above the guess, victim by victim; the guess is the class's mean image, or
+            what the union makes of an update of which everything is encrypted, if that is better.
+        identified: share of the victims that were told from the candidates, those left out that
+            are told with everything encrypted, too: the grey image of an attack that sees nothing
+            is nearest to them by chance.
+        possible: upper bound on that share among all updates, one-sided (Clopper and Pearson
+            1934): what so many victims allow for.
         works: whether the attack works with nothing encrypted; if not, its failure means nothing.
+        case: what the client of the update did.
     """
 
     policy: str
@@ -40,10 +44,12 @@ class Line:
     attack: str
     threat: str
     victims: int
-    ssim: Interval
+    score: Interval
     excess: Interval
     identified: float
+    possible: float
     works: bool
+    case: str
 
     @property
     def protection(self) -> Protection:
@@ -54,11 +60,11 @@ class Line:
         """Whether the attack does no better than a guess without any update.
 
         Args:
-            margin: of SSIM.
+            margin: of the score.
 
         Returns:
             True if even the upper end of the excess's interval is within the margin, and at most
-            one image in a hundred is told from others.
+            one victim in a hundred is told from others.
         """
         return self.excess.high <= margin and self.identified <= IDENTIFIED
 
@@ -69,13 +75,14 @@ def verdict(
     """A line for each protection and attack, and one for the union of the attacks.
 
     Naive attacks never enter the union: they are there to reproduce published results. Without any
-    other attack that works with nothing encrypted there is no union, because then no failure says
-    anything about a mask. What a weaker attack finds nevertheless, is found, so it enters too. A
-    victim of which an attack is missing, because the study was interrupted, does not enter.
+    other attack that works with nothing encrypted the union does not work either, because then no
+    failure says anything about a mask. What a weaker attack finds nevertheless, is found, so it
+    enters too. A victim of which an attack is missing, because the study was interrupted, does not
+    enter, unless another has found it already.
 
     Args:
-        outcomes: of a study that has the anchor of nothing encrypted.
-        prior: SSIM of each victim's guess.
+        outcomes: of one case of a study that has the anchor of nothing encrypted.
+        prior: score of each victim's guess.
         confidence: of the intervals.
 
     Returns:
@@ -85,36 +92,73 @@ def verdict(
     for outcome in outcomes:
         some = tried.setdefault(outcome.trial.protection, {})
         some.setdefault(outcome.trial.attack, []).append(outcome)
-    works = {name: _works(some) for name, some in tried.get(NOTHING, {}).items()}
+    works = {name: works_at(name, some) for name, some in tried.get(NOTHING, {}).items()}
     aware = {name for some in tried.values() for name in some if not _naive(name)}
-    floor = dict(enumerate(prior))
+    floor, lucky = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
     for outcome in _union(tried.get(EVERYTHING, {}), aware):
         image = outcome.trial.image
-        floor[image] = max(floor[image], outcome.ssim)
+        floor[image] = max(floor[image], outcome.score)
+        lucky[image] = outcome.identified
     lines = []
     for protection, attacks in tried.items():
         for name, own in attacks.items():
             threat = get_attack(name).threat
             working = works.get(name, False)
-            lines.append(_line(protection, name, threat, own, working, floor, confidence))
+            lines.append(_line(protection, name, threat, own, working, floor, lucky, confidence))
         best = _union(attacks, aware)
-        if best and any(works.get(name, False) for name in aware):
-            lines.append(_line(protection, UNION, "all", best, True, floor, confidence))
+        if best:
+            working = any(works.get(name, False) for name in aware)
+            lines.append(_line(protection, UNION, "all", best, working, floor, lucky, confidence))
     return lines
 
 
+def verdicts(
+    outcomes: Iterable[Outcome],
+    priors: Mapping[str, Sequence[float]],
+    confidence: float = CONFIDENCE,
+) -> list[Line]:
+    """The verdict on each case of a study.
+
+    Args:
+        outcomes: of the study.
+        priors: case to the score of each victim's guess.
+        confidence: of the intervals.
+
+    Returns:
+        The lines, case by case.
+    """
+    by_case: dict[str, list[Outcome]] = {case: [] for case in priors}
+    for outcome in outcomes:
+        by_case[outcome.trial.case].append(outcome)
+    return [
+        line for case, some in by_case.items() for line in verdict(some, priors[case], confidence)
+    ]
+
+
 def union_of(lines: Iterable[Line]) -> dict[Protection, Line]:
-    """The union's line of every protection."""
-    return {line.protection: line for line in lines if line.attack == UNION}
+    """The union's line of every protection; none where no attack works."""
+    return {line.protection: line for line in lines if line.attack == UNION and line.works}
+
+
+def works_at(attack: str, some: Sequence[Outcome]) -> bool:
+    """Whether an attack works, so that its failure says something.
+
+    Args:
+        attack: its name.
+        some: its outcomes with nothing encrypted; the first 8 victims count.
+
+    Returns:
+        True if it recovers 95 % of them, by score or told from others; half if it is a deviating
+        server's.
+    """
+    least = ALONE if get_attack(attack).threat == "deviating" else WORKS
+    first = [each for each in some if each.trial.image < FIRST]
+    score, found = (sum(getattr(o, name) for o in first) for name in ("score", "identified"))
+    return bool(first) and max(score, found) >= least * len(first)
 
 
 def _naive(name: str) -> bool:
     return get_attack(name).threat == "naive"
-
-
-def _works(some: Sequence[Outcome]) -> bool:
-    found = sum(each.identified for each in some)
-    return sum(each.ssim for each in some) >= WORKS * len(some) or found >= WORKS * len(some)
 
 
 def _union(attacks: Mapping[str, Sequence[Outcome]], aware: set[str]) -> list[Outcome]:
@@ -122,9 +166,9 @@ def _union(attacks: Mapping[str, Sequence[Outcome]], aware: set[str]) -> list[Ou
     for outcome in (each for name in aware for each in attacks.get(name, ())):
         by_victim.setdefault(outcome.trial.image, []).append(outcome)
     return [
-        replace(max(some, key=lambda o: o.ssim), identified=max(o.identified for o in some))
+        replace(max(some, key=lambda o: o.score), identified=max(o.identified for o in some))
         for _, some in sorted(by_victim.items())
-        if len(some) == len(aware)
+        if len(some) == len(aware) or any(each.identified for each in some)
     ]
 
 
@@ -135,15 +179,25 @@ def _line(
     some: Sequence[Outcome],
     works: bool,
     floor: Mapping[int, float],
+    lucky: Mapping[int, float],
     confidence: float,
 ) -> Line:
+    told = _told(some, lucky)
     return Line(
         *protection,
         attack=name,
         threat=threat,
         victims=len(some),
-        ssim=interval([o.ssim for o in some], confidence=confidence),
-        excess=interval([o.ssim - floor[o.trial.image] for o in some], confidence=confidence),
-        identified=sum(o.identified for o in some) / len(some),
+        score=interval([o.score for o in some], confidence=confidence),
+        excess=interval([o.score - floor[o.trial.image] for o in some], confidence=confidence),
+        identified=sum(told) / len(told) if told else 0.0,
+        possible=upper_bound(sum(told), len(told), confidence),
         works=works,
+        case=some[0].trial.case,
     )
+
+
+def _told(some: Sequence[Outcome], lucky: Mapping[int, float]) -> list[float]:
+    """The share of each victim that is told from others, of what is not told from nothing, too."""
+    shares = [(o.identified, lucky[o.trial.image]) for o in some]
+    return [max(0.0, own - luck) / (1 - luck) for own, luck in shares if luck < 1]

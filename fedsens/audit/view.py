@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, with_nan
@@ -21,22 +23,25 @@ class AttackView:
     Attributes:
         model: the global model that the client started from, in the mode it trains in.
         gradients: name of each trained parameter to its gradient, NaN where it is encrypted.
-        shape: of one image: channels, height, width.
-        classes: number of them.
-        batch: how many images the update is from.
-        public: images of the same kind and their labels, if the attacker has any.
+        shape: of one sample: channels, height, width; or the number of tokens.
+        classes: outputs of the model.
+        batch: how many samples the update is from.
+        public: samples of the same kind and their labels, if the attacker has any.
         noise: standard deviation of the noise in each visible gradient, as far as it is known: the
             noise's relative size is public, and the size of the update is estimated from it.
+        statistics: name of each BatchNorm layer to the mean and the variance of the update's batch
+            as far as the running statistics that were sent back tell them, NaN where not.
         memo: what attacks keep from one view to the next of the same model and public images.
     """
 
     model: nn.Module
     gradients: Mapping[str, Tensor]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     batch: int
     public: tuple[Tensor, Tensor] | None = None
     noise: float = 0.0
+    statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -48,64 +53,81 @@ class AttackView:
 
 def view_of_update(
     model: nn.Module,
-    plain: Mapping[str, NDArray[Any]],
-    mask: EncryptionMask,
-    layout: ParameterLayout,
-    *,
-    step: float,
-    shape: tuple[int, int, int],
-    classes: int,
-    batch: int,
-) -> AttackView:
-    """Build the view from the plaintext remainder of a client's answer.
-
-    The gradient is (model before - model after) / step, exact for one step of SGD without momentum
-    and an average over several.
-
-    Args:
-        model: the global model that was sent out; its parameters are not changed.
-        plain: the remainder as it travels: whole tensors, and of masked tensors the visible values.
-        mask: the mask of the round.
-        layout: the model's layout.
-        step: learning rate times the number of local steps.
-        shape: of one image.
-        classes: number of them.
-        batch: how many images the update is from, which the server is told.
-
-    Returns:
-        The view.
-    """
-    before = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
-    gradients = seen_gradients(before, plain, mask, layout, step)
-    return AttackView(model, gradients, shape, classes, batch)
-
-
-def seen_gradients(
     before: Mapping[str, NDArray[Any]],
     plain: Mapping[str, NDArray[Any]] | None,
     mask: EncryptionMask,
     layout: ParameterLayout,
+    *,
     step: float,
-) -> dict[str, Tensor]:
-    """Gradients from the plaintext remainder of a client's answer.
+    shape: tuple[int, ...],
+    classes: int,
+    batch: int,
+    local_steps: int = 1,
+) -> AttackView:
+    """Build the view from the plaintext remainder of a client's answer.
+
+    The gradient is (before - after) / step, exact for one step of SGD without momentum and an
+    average over several.
 
     Args:
-        before: name to array of each trained parameter, as it was sent to the client.
-        plain: the remainder as it travels; None where it is withheld.
+        model: the global model that was sent out; its parameters are not changed.
+        before: name to array, the whole state as it was sent to the client.
+        plain: the remainder as it travels: whole tensors, and of masked tensors the visible values;
+            None where it is withheld.
         mask: the mask of the round.
         layout: the model's layout.
         step: learning rate times the number of local steps.
+        shape: of one sample.
+        classes: outputs of the model.
+        batch: how many samples the update is from, which the server is told.
+        local_steps: of the client.
 
     Returns:
-        Name to gradient, NaN where nothing of it is visible.
+        The view.
     """
     if plain is None:
-        return {name: torch.full(array.shape, torch.nan) for name, array in before.items()}
-    after = with_nan(plain, layout, mask)
-    return {
-        name: (torch.tensor(array) - torch.from_numpy(after[name].copy())) / step
-        for name, array in before.items()
+        after = {name: np.full_like(array, np.nan, float) for name, array in before.items()}
+    else:
+        after = with_nan(plain, layout, mask)
+    gradients = {
+        name: torch.from_numpy((before[name] - after[name]) / step).to(parameter.dtype)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
+    statistics = batch_statistics(model, before, after, local_steps)
+    return AttackView(model, gradients, shape, classes, batch, statistics=statistics)
+
+
+def batch_statistics(
+    model: nn.Module,
+    before: Mapping[str, NDArray[Any]],
+    after: Mapping[str, NDArray[Any]],
+    steps: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What running statistics tell about the batches that moved them.
+
+    After one step in training mode they are (1 - m) old + m batch; after s steps the average of
+    the batches has the weight 1 - (1 - m)^s.
+
+    Args:
+        model: whose BatchNorm layers moved, where they are in training mode.
+        before: the state that was sent to the client.
+        after: the one that came back, NaN where it is encrypted.
+        steps: s, of the client.
+
+    Returns:
+        Layer to mean and variance of its inputs.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) or not module.training or module.momentum is None:
+            continue
+        share = 1 - (1 - module.momentum) ** steps
+        names = [f"{name}.running_{what}".lstrip(".") for what in ("mean", "var")]
+        if share > 0 and all(each in before for each in names):
+            pairs = [torch.from_numpy(after[n] - (1 - share) * before[n]) / share for n in names]
+            found[name] = pairs[0].float(), pairs[1].float()
+    return found
 
 
 def view_of_gradient(
@@ -113,7 +135,7 @@ def view_of_gradient(
     gradients: Mapping[str, Tensor],
     mask: EncryptionMask,
     layout: ParameterLayout,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: int,
     batch: int,
 ) -> AttackView:

@@ -1,101 +1,302 @@
-"""What ``fedsens audit`` does once its study is laid out: progress, verdict, files."""
+"""What ``fedsens audit`` and ``fedsens audit recommend`` share: a study, its trials, its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import torch
+from pydantic import BaseModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
 
+from fedsens.audit.attacks.imprint import Imprinted
+from fedsens.audit.case import Case
 from fedsens.audit.figure import draw_leakage, draw_sheet
-from fedsens.audit.histogram import label_leaks
-from fedsens.audit.membership import membership
-from fedsens.audit.metrics import interval
-from fedsens.audit.record import Record
-from fedsens.audit.running import run_trials
-from fedsens.audit.screen import audit_table, conclusion, rest_table
+from fedsens.audit.membership import label_leaks, membership
+from fedsens.audit.metrics import CONFIDENCE
+from fedsens.audit.models import leaking_lenet
+from fedsens.audit.recommend import choices, recommendation
+from fedsens.audit.record import Record, run_trials
+from fedsens.audit.registry import attack_names, get_attack
+from fedsens.audit.screen import audit_table, case_table, rest_table
+from fedsens.audit.sentences import load_samples
 from fedsens.audit.study import Study
 from fedsens.audit.summary import Summary, write_summary
-from fedsens.audit.trial import Protection, Trial, trials_of
-from fedsens.audit.verdict import verdict
+from fedsens.audit.target import Mode, mode_of
+from fedsens.audit.trial import Trial
+from fedsens.audit.verdict import Line, verdicts
 from fedsens.cli.common import console
+from fedsens.config import FedSensConfig
 from fedsens.crypto import CkksParameters
+from fedsens.data import Dataset
+from fedsens.errors import ConfigurationError
+from fedsens.files import digest_of
+from fedsens.mapping.model import build_model, load_weights
 from fedsens.protocol import traffic
+
+PRESET = FedSensConfig().preset
+REAL_ROUNDS, REAL_BATCHES, REAL_STEPS = (0, 1, 5, 20), (8, 64), 4
+REAL_IMAGES = 256  # attacked in each of these cases, in updates of 32 and of 256
+
+
+class StudySettings(BaseModel, frozen=True, extra="forbid"):
+    """What a study's outcomes depend on; kept in its folder.
+
+    Attributes:
+        model: ``module:function``, or empty for the LeNet of DLG.
+        arguments: ``key=value`` for it.
+        state_dict: file of weights, or empty.
+        data: name or path of the samples.
+        classes: number of classes; 0 to find out.
+        images: updates to attack.
+        batch: samples of a step of the client.
+        local_steps: its steps of SGD; 0 for the gradient.
+        learning_rate: of its SGD.
+        steps: of an attack's optimiser.
+        starts: of an attack.
+        seed: of whatever is random.
+        force: layers to encrypt whole.
+        mode: in which clients train.
+        imprint: bins of a layer that a deviating server puts in front of the model; 0 for none.
+        imports: modules that register attacks.
+        real: whether what federated learning really sends is attacked, too.
+        weights: digest of the model's state.
+    """
+
+    model: str = ""
+    arguments: tuple[str, ...] = ()
+    state_dict: str = ""
+    data: str = "digits"
+    classes: int = 0
+    images: int = 64
+    batch: int = 1
+    local_steps: int = 0
+    learning_rate: float = 0.1
+    steps: int = 200
+    starts: int = 1
+    seed: int = 0
+    force: tuple[str, ...] = ()
+    mode: Mode = "auto"
+    imprint: int = 0
+    imports: tuple[str, ...] = ()
+    real: bool = False
+    weights: str = ""
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules that register attacks; those in the current folder are found.
+
+    Args:
+        names: of the modules.
+
+    Raises:
+        ConfigurationError: one cannot be imported.
+    """
+    for name in names:
+        if os.getcwd() not in sys.path:  # as with python -m
+            sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"expected an importable module after --import, got {name}: {error}; install it, "
+                "or run this in the folder that holds it"
+            ) from error
+
+
+def make_study(settings: StudySettings) -> Study:
+    """Load model and samples.
+
+    Args:
+        settings: of the study.
+
+    Returns:
+        The study.
+    """
+    samples = load_samples(settings.data, settings.classes or None)
+    text = not samples.x.is_floating_point()
+    noun = "sentence" if text else "image"
+    rate = settings.learning_rate
+    cases = [Case(settings.batch, settings.local_steps, rate, noun=noun)]
+    if settings.real:
+        cases += [
+            Case(batch, REAL_STEPS, rate, rounds, noun)
+            for rounds in REAL_ROUNDS
+            for batch in REAL_BATCHES
+        ]
+    return Study(
+        _model(settings, samples),
+        samples,
+        victims=settings.images,
+        steps=settings.steps,
+        starts=settings.starts,
+        seed=settings.seed,
+        cases=cases,
+        further=REAL_IMAGES,
+        force=settings.force,
+        mode=settings.mode,
+    )
+
+
+def _model(settings: StudySettings, samples: Dataset) -> nn.Module:
+    text = not samples.x.is_floating_point()
+    if text and (not settings.model or settings.imprint):
+        raise ConfigurationError(
+            "expected a text model (--model) and no imprint layer for sentences, got neither; the "
+            "default model and imprint layers are for images"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # a model that draws its weights
+        if settings.model:
+            made = build_model(settings.model, settings.arguments)
+        else:
+            channels, height, width = samples.x.shape[1:]
+            made = leaking_lenet(channels, max(height, width), samples.classes, settings.seed)
+        if settings.state_dict:
+            load_weights(made, Path(settings.state_dict))
+        return Imprinted(made, samples.x, settings.imprint) if settings.imprint else made
+
+
+def open_record(folder: Path, settings: StudySettings, study: Study) -> Record:
+    """The record of a study, begun or gone on with.
+
+    Args:
+        folder: of the study.
+        settings: of the study; the digest of the model's weights is added.
+        study: the study.
+
+    Returns:
+        The record.
+    """
+    state = {name: value.numpy() for name, value in study.model.state_dict().items()}
+    return Record(folder, settings.model_dump(mode="json") | {"weights": digest_of(state)})
+
+
+def attacks_on(study: Study, names: Sequence[str]) -> list[str]:
+    """The attacks to try, those that can recover most for least first.
+
+    Args:
+        study: the study.
+        names: that were asked for; all that apply but naive ones if there are none.
+
+    Returns:
+        Names.
+
+    Raises:
+        ConfigurationError: one that was asked for recovers another kind of samples, or none is
+            left.
+    """
+    wanted = [get_attack(name) for name in names or attack_names()]
+    wrong = [each.name for each in wanted if each.kind != study.kind]
+    if names and wrong:
+        raise ConfigurationError(
+            f"expected attacks that recover {study.kind}, got {', '.join(wrong)}; leave --attack "
+            "out for all that apply"
+        )
+    applying = [each for each in wanted if names or each.threat != "naive"]
+    chosen = [each.name for each in applying if names or study.applies(each.name)]
+    if not chosen:
+        raise ConfigurationError(f"expected an attack on {study.kind}, got none; register one")
+    return chosen
 
 
 def try_all(
-    study: Study,
-    record: Record,
-    protections: Sequence[Protection],
-    attacks: Sequence[str],
-    minutes: float,
+    study: Study, record: Record, trials: Iterable[Trial], count: int, minutes: float
 ) -> list[Trial]:
-    """Run the trials that the record does not have, with a bar and an estimate of the time left.
+    """Run trials, with a bar.
 
     Args:
         study: the study.
         record: what is known already; outcomes are added.
-        protections: to attack.
-        attacks: names.
+        trials: to run.
+        count: how many these are at most.
         minutes: after which none is begun; 0 for all.
 
     Returns:
-        All trials of the study, whether they have been tried or not.
+        The trials that were come to; fewer than there are if the time was up.
     """
-    trials = trials_of(protections, attacks, len(study.victims) // study.case.images)
-    new = [trial for trial in trials if trial not in record.known]
+    done: list[Trial] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("attacks", total=len(trials), completed=len(trials) - len(new))
-        for outcome in run_trials(study, new, record.add, minutes):
-            name = f"{outcome.trial.protection} {outcome.trial.attack}"
-            progress.update(task, description=name)
-            progress.advance(task)
-    return trials
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("attacks", total=count)
+        for trial in run_trials(study, trials, record, minutes):
+            done.append(trial)
+            progress.update(task, description=f"{trial.protection} {trial.attack}", advance=1)
+    return done
 
 
-def conclude(
-    study: Study, record: Record, trials: Sequence[Trial], out: Path, presence: bool
-) -> None:
+def conclude(study: Study, record: Record, out: Path, presence: bool, untried: int) -> list[Line]:
     """Say and write what the study found.
 
     Args:
         study: the study.
         record: its outcomes.
-        trials: of the study.
         out: its folder.
         presence: whether to tell members of a batch, too.
+        untried: trials that the time budget left over.
+
+    Returns:
+        The verdict on the first case.
     """
-    tried = [trial for trial in trials if trial in record.known]
-    prior, case = study.prior(), str(study.case)
-    lines = verdict((record.known[trial][0] for trial in tried), prior)
-    protections = list(dict.fromkeys(trial.protection for trial in tried))
+    priors = {case: study.prior(case) for case in study.cases}
+    accuracy = {case: study.accuracy(case) for case in study.cases}
+    lines = verdicts((outcome for outcome, _ in record.known.values()), priors)
+    first = [line for line in lines if line.case == str(study.case)]
+    protections = list(dict.fromkeys(line.protection for line in first))
+    labelled = study.others.y.ndim == 1
     with console.status("labels and presence"):
-        labels = label_leaks(study, protections, len(prior))
-        told = membership(study, protections) if presence else []
-    size, untried = study.layout.size, len(trials) - len(tried)
-    summary = Summary(record.settings, size, prior, untried, lines, labels, told)
+        labels = label_leaks(study, protections, study.count(str(study.case))) if labelled else []
+        told = membership(study, protections) if presence and labelled else []
+    mode = mode_of(study.model)
+    summary = Summary(
+        record.settings, study.layout.size, study.kind, mode, priors, accuracy, untried, lines,
+        labels, told,
+    )  # fmt: skip
     write_summary(summary, out)
-    codec = CkksParameters.preset("compact")
+    _draw(study, record, first, out)
+    if first:
+        prior = priors[str(study.case)]
+        console.print(audit_table(first, prior, study.kind, mode))
+        if labels:
+            console.print(rest_table(labels, told))
+        if len(priors) > 1:
+            console.print(case_table(lines, priors, accuracy))
+    return first
+
+
+def say_verdict(lines: Sequence[Line], size: int) -> None:
+    """The verdict in words, by the defaults of ``recommend``.
+
+    Args:
+        lines: of the first case.
+        size: P, of the model.
+    """
+    found = choices(lines, size, CkksParameters.preset(PRESET))
+    console.print(recommendation(found, CONFIDENCE), soft_wrap=True)
+
+
+def say_untried(untried: Sequence[Trial]) -> None:
+    """What a time budget left over."""
+    if untried:
+        names = list(dict.fromkeys(str(trial.protection) for trial in untried))
+        console.print(
+            f"The time budget left {len(untried)} trials untried ({', '.join(names)}). The same "
+            "command again goes on with the rest.",
+            soft_wrap=True,
+        )
+
+
+def _draw(study: Study, record: Record, lines: Sequence[Line], out: Path) -> None:
+    if not lines:
+        return
+    codec, size = CkksParameters.preset(PRESET), study.layout.size
     ratios = {line.ratio for line in lines}
     megabytes = {r: sum(traffic(codec, size, round(r * size))) / 1e6 for r in ratios}
-    draw_leakage(lines, interval(prior), megabytes, out / "leakage.png")
-    draw_sheet(lines, record.known, study.victims.x[:: study.case.images], out / "sheet.png")
-    console.print(audit_table(lines, interval(prior), case))
-    console.print(rest_table(labels, told))
-    console.print(conclusion(lines, case))
-    if untried:
-        console.print(_left_over(trials, record), soft_wrap=True)
-    console.print(
-        f"audit.json, audit.csv, leakage.png, sheet.png and more in {out}", soft_wrap=True
-    )
-
-
-def _left_over(trials: Sequence[Trial], record: Record) -> str:
-    left = [trial for trial in trials if trial not in record.known]
-    names = list(dict.fromkeys(str(trial.protection) for trial in left))
-    victims = min(trial.image for trial in left)
-    return (
-        f"The time budget left {len(left)} of {len(trials)} trials untried ({', '.join(names)}); "
-        f"{victims} victims are complete. The same command again goes on with the rest."
-    )
+    draw_leakage(lines, study.prior(), megabytes, study.kind, out / "leakage.png")
+    if study.kind == "images":
+        shown = study.victims.x[: study.count(str(study.case)) * study.case.images]
+        draw_sheet(lines, record.known, shown[:: study.case.images], out / "sheet.png")

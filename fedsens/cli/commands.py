@@ -9,10 +9,11 @@ import typer
 
 from fedsens.cli.audit import audit
 from fedsens.cli.bench import bench
-from fedsens.cli.common import Importing, ImportingGroup, console, named_errors
+from fedsens.cli.common import Importing, console, named_errors
 from fedsens.cli.keys import identity, keygen, roster
 from fedsens.cli.models import inspect, open_file
 from fedsens.cli.plan import plan
+from fedsens.cli.recommend import recommend
 from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
 from fedsens.mapping.command import map_command
@@ -48,7 +49,8 @@ app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
 app.command()(report)
-app.add_typer(audit, name="audit", cls=ImportingGroup)
+audit.command()(recommend)
+app.add_typer(audit, name="audit")
 app.command()(keygen)
 app.command("open")(open_file)
 app.command()(inspect)

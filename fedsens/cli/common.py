@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from fedsens.errors import ConfigurationError, FedSensError
 from fedsens.extensions import load_extensions
@@ -49,13 +49,6 @@ def named_errors() -> Iterator[None]:
 
 class Importing(TyperCommand):
     """A command with ``--import MODULE``, where policies, losses, readers or attacks are named."""
-
-    def __init__(self, *given: Any, params: list[click.Parameter] | None = None, **named: Any):
-        super().__init__(*given, params=[*(params or ()), _import_option()], **named)
-
-
-class ImportingGroup(TyperGroup):
-    """A group of commands with ``--import MODULE``."""
 
     def __init__(self, *given: Any, params: list[click.Parameter] | None = None, **named: Any):
         super().__init__(*given, params=[*(params or ()), _import_option()], **named)

@@ -42,4 +42,4 @@ WORST = Case()
 
 def study(model="lenet", victims=2, steps=100, starts=1, case=WORST):
     made = MODELS[model]()
-    return Study(made, digits(), victims=victims, steps=steps, starts=starts, seed=0, case=case)
+    return Study(made, digits(), victims=victims, steps=steps, starts=starts, seed=0, cases=(case,))

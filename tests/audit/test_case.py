@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsens.audit.case import Case, update_of
-from fedsens.audit.judge import in_order, judge
+from fedsens.audit.metrics import in_order, judge
 from fedsens.audit.trial import Trial
 
 from .kit import MODELS, study
@@ -70,16 +70,16 @@ def test_reconstructions_are_told_apart_by_what_they_show():
     half = torch.cat([true[:2], torch.full((2, 1, 8, 8), torch.nan)])
     outcome = judge(trial, half, true, 0 * true, 1.0)
     assert outcome.identified >= 0.5
-    assert 0.5 < outcome.ssim < 0.8
+    assert 0.5 < outcome.score < 0.8
 
 
 def test_a_batch_is_attacked_and_judged_as_a_whole():
     made = study("lenet", victims=1, steps=150, case=Case(2))
-    trial = Trial("none", 0.0, "dlg", 0)
+    trial = Trial("none", 0.0, "dlg", 0, case=str(made.case))
     found, seconds = made.attack(trial)
     assert found.shape == (2, 1, 8, 8)
     outcome = made.judge(trial, found, seconds)
-    assert outcome.ssim > made.prior()[0]
+    assert outcome.score > made.prior()[0]
     assert outcome.identified == 1
 
 

@@ -2,18 +2,20 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.audit.record import Record
-from fedsens.audit.running import run_trials
-from fedsens.audit.screen import conclusion
+from fedsens.audit.recommend import choices, recommendation
+from fedsens.audit.record import Record, read_settings, run_trials
+from fedsens.audit.registry import attack_names, get_attack
 from fedsens.audit.study import Study
 from fedsens.audit.trial import (
     EVERYTHING,
     NOTHING,
+    WORST,
     Outcome,
     Protection,
     Trial,
@@ -22,6 +24,8 @@ from fedsens.audit.trial import (
 )
 from fedsens.audit.verdict import union_of, verdict
 from fedsens.cli import app
+from fedsens.cli.auditing import PRESET
+from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 
 from .kit import MODELS, digits, study
@@ -37,7 +41,7 @@ def trial_of(mask, attack, image):
 def outcomes(mask, **scores):
     """One outcome for each attack and score."""
     return [
-        Outcome(trial_of(mask, name.replace("_", "-"), image), score, 20.0, score > 0.5, 1.0)
+        Outcome(trial_of(mask, name.replace("_", "-"), image), score, score > 0.5, 1.0)
         for name, values in scores.items()
         for image, score in enumerate(values)
     ]
@@ -50,7 +54,7 @@ def test_the_union_takes_the_best_of_all_but_naive_attacks():
         *outcomes(("random", 0.5), inverting=[0.6, 0.3]),  # weak, but what it finds is found
     ], PRIOR)  # fmt: skip
     union = union_of(lines)["random", 0.5, "plain"]
-    assert union.ssim.mean == pytest.approx((0.6 + 0.9) / 2)
+    assert union.score.mean == pytest.approx((0.6 + 0.9) / 2)
     assert union.identified == 1
     works = {line.attack: line.works for line in lines if line.ratio == 0.5}
     assert works == {
@@ -59,19 +63,21 @@ def test_the_union_takes_the_best_of_all_but_naive_attacks():
 
 
 def concluded(*some):
-    return conclusion(verdict([each for these in some for each in these], PRIOR), "one image")
+    lines = verdict([each for these in some for each in these], [0.3] * 8)
+    return recommendation(choices(lines, 1000, CkksParameters.preset(PRESET)), 0.95)
 
 
-def test_the_conclusion_names_the_smallest_mask_that_is_no_better_than_a_guess():
-    open_ = outcomes(NOTHING, dlg=[1, 1])
-    closed = outcomes(EVERYTHING, dlg=[0, 0])
-    weak = outcomes(("random", 0.5), dlg=[0.9, 0.9])
-    strong = outcomes(("random", 0.9, "laplace:1"), dlg=[0.1, 0.2])
-    assert "random 0.9 laplace:1" in concluded(open_, closed, weak, strong)
-    assert concluded(open_, closed, weak).startswith("Only ratio 1 keeps")
-    assert concluded(open_, weak).startswith("No mask tried")
-    void = outcomes(NOTHING, dlg=[0.5, 0.5], dlg_naive=[1, 1])
-    assert concluded(void, closed).startswith("No attack tried works")
+def test_the_conclusion_names_the_cheapest_protection_that_is_no_better_than_a_guess():
+    open_, closed = outcomes(NOTHING, dlg=[1] * 8), outcomes(EVERYTHING, dlg=[0] * 8)
+    weak = outcomes(("random", 0.5), dlg=[0.9] * 8)
+    strong = outcomes(("random", 0.9, "laplace:1"), dlg=[0.1, 0.2] * 4)
+    assert concluded(open_, closed, weak, strong).startswith("random 0.9 laplace:1: no attack")
+    assert concluded(open_, closed, weak).startswith("Only ratio 1: no smaller mask")
+    assert concluded(open_, weak).startswith("Nothing that was tried")
+    void = outcomes(NOTHING, dlg=[0.5] * 8, dlg_naive=[1] * 8)
+    assert concluded(void, closed).startswith("Only ratio 1: no attack tried works")
+    found = outcomes(("random", 0.5), dlg=[0.6] * 8)
+    assert concluded(void, closed, found).endswith("nevertheless: none 0, random 0.5.")
 
 
 def test_the_guess_is_what_attacks_make_of_nothing_if_that_is_better():
@@ -83,34 +89,49 @@ def test_the_guess_is_what_attacks_make_of_nothing_if_that_is_better():
 
 def test_a_victim_of_which_an_attack_is_missing_is_not_in_the_union():
     some = [*outcomes(NOTHING, dlg=[1, 1], idlg=[1, 1])]
-    some += outcomes(("random", 0.5), dlg=[0.1, 0.9], idlg=[0.2])
+    some += outcomes(("random", 0.5), dlg=[0.1, 0.4], idlg=[0.2])
     line = union_of(verdict(some, PRIOR))["random", 0.5, "plain"]
-    assert (line.victims, line.ssim.mean) == (1, 0.2)
+    assert (line.victims, line.score.mean) == (1, 0.2)
     alone = [*some, *outcomes(("random", 0.9), dlg=[0.1])]
     assert ("random", 0.9, "plain") not in union_of(verdict(alone, PRIOR))
 
 
+def test_a_victim_that_one_attack_has_found_needs_no_other():
+    some = [*outcomes(NOTHING, dlg=[1, 1], idlg=[1, 1]), *outcomes(("random", 0.5), dlg=[0.6, 0.2])]
+    line = union_of(verdict(some, PRIOR))["random", 0.5, "plain"]
+    assert (line.victims, line.score.mean, line.identified) == (1, 0.6, 1)
+
+
 def test_an_attack_that_tells_images_apart_works():
-    told = [Outcome(trial_of(NOTHING, "learned", i), 0.7, 9.0, True, 1.0) for i in range(2)]
+    told = [Outcome(trial_of(NOTHING, "learned", i), 0.7, True, 1.0) for i in range(2)]
     hidden = outcomes(("random", 0.9), learned=[0.6, 0.7])
     assert union_of(verdict([*told, *hidden], PRIOR))[
         "random", 0.9, "plain"
-    ].ssim.mean == pytest.approx(0.65)
+    ].score.mean == pytest.approx(0.65)
 
 
 def test_one_image_told_from_others_is_more_than_a_guess():
-    told = [Outcome(Trial("random", 0.9, "dlg", 0), 0.1, 9.0, True, 1.0)]
+    told = [Outcome(Trial("random", 0.9, "dlg", 0), 0.1, True, 1.0)]
     lines = verdict([*outcomes(NOTHING, dlg=[1, 1]), *told], PRIOR)
     assert not union_of(lines)["random", 0.9, "plain"].is_noise()
 
 
+def test_an_image_that_is_told_from_nothing_does_not_count_as_told():
+    closed = [Outcome(trial_of(EVERYTHING, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
+    some = [Outcome(Trial("random", 0.9, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
+    line = union_of(verdict([*outcomes(NOTHING, dlg=[1, 1]), *closed, *some], PRIOR))
+    assert line[NOTHING].identified == 1
+    assert line["random", 0.9, "plain"].identified == 0
+    assert line["random", 0.9, "plain"].possible == pytest.approx(0.95)  # one of one might be
+
+
 def test_the_union_has_told_an_image_if_any_attack_has():
-    best = Outcome(Trial("random", 0.9, "dlg", 0), 0.4, 9.0, False, 1.0)
-    other = Outcome(Trial("random", 0.9, "learned", 0), 0.3, 9.0, True, 1.0)
+    best = Outcome(Trial("random", 0.9, "dlg", 0), 0.4, False, 1.0)
+    other = Outcome(Trial("random", 0.9, "learned", 0), 0.3, True, 1.0)
     for some in ([best, other], [other, best]):
         lines = verdict([*outcomes(NOTHING, dlg=[1], learned=[0.4]), *some], PRIOR)
         union = union_of(lines)["random", 0.9, "plain"]
-        assert (union.ssim.mean, union.identified) == (0.4, 1)
+        assert (union.score.mean, union.identified) == (0.4, 1)
 
 
 def test_trials_begin_with_the_anchors_and_go_image_by_image():
@@ -130,7 +151,26 @@ def test_no_trial_begins_after_the_time_budget():
     assert len(list(run_trials(made, trials))) == 6
 
 
+def test_a_victim_that_is_recovered_is_not_attacked_further(tmp_path):
+    made = study("perceptron", victims=10, steps=1)
+    record = Record(tmp_path, {})
+    masks = [NOTHING, Protection("random", 0.5), EVERYTHING]
+    trials = trials_of(masks, ["analytic", "learned", "dlg-naive"], 10)
+    assert list(run_trials(made, trials, record)) == trials
+    tried = {(t.protection, t.attack): [] for t in trials}
+    for trial in record.known:
+        tried[trial.protection, trial.attack].append(trial.image)
+    for attack in ("analytic", "dlg-naive"):
+        assert all(tried[mask, attack] == list(range(10)) for mask in masks)
+    assert tried[NOTHING, "learned"] == list(range(8))  # to see which attacks work
+    assert tried[masks[1], "learned"] == []
+    assert tried[EVERYTHING, "learned"] == list(range(10))
+    lines = union_of(verdict([o for o, _ in record.known.values()], [0.3] * 10))
+    assert lines[masks[1]].victims == 10
+
+
 def test_a_record_goes_on_and_refuses_another_study(tmp_path):
+    assert read_settings(tmp_path) is None
     record = Record(tmp_path, {"steps": 1})
     (one,) = outcomes(NOTHING, dlg=[0.75])
     found = torch.linspace(0, 1, 12).reshape(1, 3, 4)
@@ -140,17 +180,33 @@ def test_a_record_goes_on_and_refuses_another_study(tmp_path):
     outcome, picture = known[one.trial]
     assert outcome == one
     assert torch.allclose(picture, found, atol=1 / 255)
+    assert read_settings(tmp_path) == {"steps": 1}
     with pytest.raises(ConfigurationError, match="got other settings"):
         Record(tmp_path, {"steps": 2})
+
+
+def test_a_line_that_an_interruption_has_cut_is_left_out_and_a_damaged_one_named(tmp_path):
+    record, path = Record(tmp_path, {}), tmp_path / "audit.jsonl"
+    for one in outcomes(NOTHING, dlg=[0.75, 0.5]):
+        record.add(one, torch.zeros(1, 2, 2))
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    assert len(Record(tmp_path, {}).known) == 1
+    record = Record(tmp_path, {})
+    record.add(outcomes(NOTHING, dlg=[0.75, 0.5])[1], torch.zeros(1, 2, 2))
+    assert path.read_text() == whole
+    path.write_text(whole.replace('"image": 0', '"picture": 0'))
+    with pytest.raises(ConfigurationError, match="trial in line 2"):
+        Record(tmp_path, {})
 
 
 def test_masks_are_made_without_the_victims():
     made = study(victims=3)
     both = torch.cat([made.victims.x, made.others.x])
     assert len(both) == 1797
-    mask = made.mask("sensitivity", 0.1)
+    mask = made.mask(Protection("sensitivity", 0.1))
     assert mask.k == int(0.1 * made.layout.size)
-    assert made.mask("sensitivity", 0.1) is mask
+    assert made.mask(Protection("sensitivity", 0.1)) is mask
     with pytest.raises(ConfigurationError, match="expected at least 2002 images"):
         study(victims=2000)
 
@@ -163,19 +219,22 @@ def test_forced_layers_are_in_every_mask_but_the_anchors():
     assert view.gradients["1.weight"].isnan().all()
     assert not made.view("none", 0.0, 0).gradients["1.weight"].isnan().any()
     with pytest.raises(ConfigurationError, match="forced layers"):
-        made.mask("random", 0.1)
+        made.mask(Protection("random", 0.1))
 
 
 def invoke(*options):
-    return CliRunner().invoke(app, ["audit", *map(str, options)], env={"COLUMNS": "100"})
+    return CliRunner().invoke(app, ["audit", *map(str, options)], env={"COLUMNS": "110"})
+
+
+def said(result):
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
-    options = ["--out", tmp_path, "--images", 2, "--steps", 40, "--starts", 1, "--ratio", 0.5]
+    options = ["--out", tmp_path, "--images", 2, "--steps", 40, "--ratio", 0.5]
     options += ["--policy", "sensitivity", "--attack", "idlg", "--attack", "dlg-naive"]
-    result = invoke(*options)
-    assert result.exit_code == 0, result.output
-    assert "Only ratio 1" in result.output
+    assert "Only ratio 1" in said(invoke(*options))
     with (tmp_path / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["policy"], row["attack"]) for row in rows] == [
@@ -183,7 +242,7 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
         for policy in ("none", "all", "sensitivity")
         for attack in ("idlg", "dlg-naive", "union")
     ]
-    scores = {(row["policy"], row["attack"]): float(row["ssim"]) for row in rows}
+    scores = {(row["policy"], row["attack"]): float(row["score"]) for row in rows}
     assert scores["sensitivity", "idlg"] >= 0.95 > 0.5 > scores["sensitivity", "dlg-naive"]
     assert json.loads((tmp_path / "audit.json").read_text())["settings"]["steps"] == 40
     for name in ("leakage.png", "sheet.png"):
@@ -201,10 +260,55 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
         assert "got other settings" in " ".join(result.output.split())
 
 
-def test_ones_own_model_is_audited(tmp_path):
-    options = ["--model", "tests.audit.kit:perceptron", "--attack", "analytic", "--ratio", 0.5]
-    options += ["--no-presence", "--policy", "random", "--images", 1, "--out", tmp_path]
-    result = invoke(*options)
-    assert result.exit_code == 0, result.output
-    assert "analytic" in result.output
-    assert invoke("--attack", "x", "--out", tmp_path / "x").exit_code == 1
+def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsens.cli.auditing.REAL_ROUNDS", (0, 2))
+    monkeypatch.setattr("fedsens.cli.auditing.REAL_BATCHES", (2,))
+    monkeypatch.setattr("fedsens.cli.auditing.REAL_IMAGES", 16)
+    options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-presence"]
+    options += ["--policy", "random", "--attack", "idlg", "--setting", "real"]
+    options += ["--model", "tests.audit.kit:perceptron"]
+    text = said(invoke(*options))
+    assert "The worst case, and what federated learning really sends" in text
+    content = json.loads((tmp_path / "audit.json").read_text())
+    worst, fresh, trained = content["prior"]
+    assert (worst, trained) == (WORST, "4 steps of SGD of 2 images each, after 2 rounds")
+    assert len(content["prior"][fresh]) == 2  # updates of 8 images
+    assert content["accuracy"][trained] > content["accuracy"][fresh]
+    assert {line["case"] for line in content["lines"]} == {worst, fresh, trained}
+
+
+ONES_OWN = """
+import torch
+from fedsens.audit.registry import register_attack
+
+@register_attack("one-grey", threat="aware")
+def grey(view, effort):
+    return torch.full((view.batch, *view.shape), 0.5)
+"""
+
+
+def test_ones_own_model_and_attack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("fedsens.audit.registry._attacks", dict(registered()))
+    (tmp_path / "ones_own_attack.py").write_text(ONES_OWN)
+    options = ["--model", "tests.audit.kit:perceptron", "--ratio", 0.5]
+    options += ["--attack", "analytic", "--no-presence", "--policy", "random", "--images", 1]
+    assert invoke("--attack", "one-grey", "--out", tmp_path / "x").exit_code == 1
+    own = ["--import", "ones_own_attack", "--attack", "one-grey", "--out", tmp_path / "a"]
+    assert "one-grey" in said(invoke(*options, *own))
+    result = invoke(*options, "--import", "ones_own_attacks", "--out", tmp_path / "b")
+    assert "expected an importable module" in " ".join(result.output.split())
+
+
+def registered():
+    return {name: get_attack(name) for name in attack_names()}
+
+
+def test_a_missing_extra_is_said_before_anything_else(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    for command in ((), ("recommend",)):
+        result = invoke(*command)
+        assert result.exit_code == 1
+        assert "pip install" in " ".join(result.output.split())
+        assert isinstance(result.exception, SystemExit)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedsens.audit.case import Case
-from fedsens.audit.histogram import label_accuracy, label_leaks, label_shares, share_error
+from fedsens.audit.labels import label_accuracy, label_shares, share_error
+from fedsens.audit.membership import label_leaks
 from fedsens.audit.trial import EVERYTHING, NOTHING, Protection
 
 from .kit import study

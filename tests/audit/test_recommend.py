@@ -3,15 +3,16 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from fedsens.audit.recommend import choices
-from fedsens.audit.recommending import recommendation
-from fedsens.audit.trial import EVERYTHING, NOTHING
+from fedsens.audit.recommend import choices, dearness, recommendation, walk
+from fedsens.audit.trial import EVERYTHING, NOTHING, Outcome, Protection
 from fedsens.audit.verdict import verdict
 from fedsens.cli import app
+from fedsens.cli.auditing import PRESET
 from fedsens.crypto import CkksParameters
-from fedsens.errors import ConfigurationError
+from fedsens.planning.plan import Speed
 
 from .test_command import outcomes
 
@@ -25,15 +26,14 @@ def anchors(count=8):
 
 def chosen(*some, count=8, confidence=0.95, margin=0.02):
     lines = verdict([*anchors(count), *(o for each in some for o in each)], [0.3] * 8, confidence)
-    codec = CkksParameters.preset("compact")
-    return choices(lines, SIZE, codec, confidence, margin)
+    return choices(lines, SIZE, CkksParameters.preset(PRESET), margin)
 
 
 def answers(found):
     return {str(each.protection): each.answer for each in found}
 
 
-def test_the_cheapest_that_holds_is_recommended():
+def test_the_first_that_holds_is_recommended():
     found = chosen(
         outcomes(FRONT, dlg=[0.9] * 8),
         outcomes(NOISED, dlg=[0.25] * 8),
@@ -46,9 +46,12 @@ def test_the_cheapest_that_holds_is_recommended():
         "random 0.5": "holds",
         "all 1": "holds",
     }
-    costs = [each.bytes_up + each.bytes_down for each in found]
-    assert costs == sorted(costs)
-    assert recommendation(found, 0.95).startswith("first_layers 0.1 gaussian:3: no attack tried")
+    assert [str(each.protection) for each in found] == [
+        "none 0", "first_layers 0.1", "random 0.5", "first_layers 0.1 gaussian:3", "all 1"
+    ]  # fmt: skip
+    text = recommendation(found, 0.95)
+    assert text.startswith("random 0.5: no attack tried is above a guess")
+    assert "none of 8 found allows for up to 31% of all at 95%" in text
 
 
 def test_only_ratio_1_is_said_when_it_is_the_truth():
@@ -75,7 +78,7 @@ def test_a_higher_confidence_and_a_smaller_margin_ask_for_more():
 def test_few_victims_leave_it_open():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 7), count=7)
     assert answers(found)["first_layers 0.1"] == "open"
-    assert "Not decided with 7 victims: first_layers 0.1" in recommendation(found, 0.95)
+    assert "Not decided with 7 attacked: first_layers 0.1" in recommendation(found, 0.95)
 
 
 def test_one_image_found_is_a_leak():
@@ -84,36 +87,92 @@ def test_one_image_found_is_a_leak():
 
 def test_the_share_that_may_be_found_is_bounded():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 8))
-    bounds = {str(each.protection): each.found for each in found}
+    bounds = {str(each.protection): each.line.possible for each in found}
     assert bounds["first_layers 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
     assert bounds["none 0"] == 1
 
 
 def test_nothing_is_recommended_where_no_attack_works():
     void = [*outcomes(NOTHING, dlg=[0.5, 0.5]), *outcomes(EVERYTHING, dlg=[0, 0])]
-    with pytest.raises(ConfigurationError, match="an attack works with nothing encrypted"):
-        choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset("compact"), 0.95, 0.02)
+    found = choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset(PRESET))
+    assert answers(found) == {"none 0": "leaks", "all 1": "holds"}
+    assert recommendation(found, 0.95).startswith("Only ratio 1: no attack tried works")
+    first = Protection("first_layers", 0.1)
+    assert walked({first: 0}, [first], bare=0.5) == {
+        "none 0": 9, "all 1": 9
+    }  # fmt: skip
 
 
-def test_the_command_reads_a_study(tmp_path):
-    runner = CliRunner()
+def walked(scores, wanted, victims=9, bare=1):
+    """The protections that a walk attacks, and on how many victims each."""
+    known, places = {}, {}
 
-    def audit(*options):
-        return runner.invoke(app, ["audit", *map(str, options)], env={"COLUMNS": "140"})
+    def holds(protection):
+        return scores[protection] == 0
 
-    result = audit("recommend", tmp_path)
-    assert result.exit_code == 1
-    assert "expected a study" in " ".join(result.output.split())
-    options = ["--out", tmp_path, "--images", 8, "--attack", "learned", "--policy", "first_layers"]
-    options += ["--ratio", 0.1, "--remainder", "plain,noised:3"]
-    first = audit(*options, "--minutes", 1e-9)
-    assert "The time budget left 32 of 32 trials untried" in " ".join(first.output.split())
-    result = audit(*options, "--no-presence")
+    for trial in walk(wanted, ["dlg", "idlg"], victims, known, holds):
+        score = {NOTHING: bare, EVERYTHING: 0}.get(trial.protection, scores.get(trial.protection))
+        known[trial] = Outcome(trial, score, score > 0.5, 0.0), torch.zeros(0)
+        places.setdefault(str(trial.protection), set()).add(trial.image)
+    return {name: len(images) for name, images in places.items()}
+
+
+def test_a_walk_leaves_what_is_refuted_and_stops_at_what_holds():
+    plain, noised = Protection("first_layers", 0.1), Protection("first_layers", 0.1, "gaussian:3")
+    weak, late = Protection("random", 0.3), Protection("first_layers", 0.1, "withheld")
+    wanted = [EVERYTHING, late, noised, plain, weak, NOTHING]
+    ends = {"none 0": 9, "all 1": 9}
+    assert walked({plain: 0.9, weak: 0.3, noised: 0, late: 0}, wanted) == ends | {
+        "first_layers 0.1": 1, "random 0.3": 9, "first_layers 0.1 gaussian:3": 9
+    }  # fmt: skip
+    assert walked({plain: 0, weak: 0, noised: 0, late: 0}, wanted) == ends | {"first_layers 0.1": 9}
+    assert walked(dict.fromkeys([plain, weak, noised, late], 0.6), wanted) == ends | {
+        "first_layers 0.1": 1, "random 0.3": 1, "first_layers 0.1 gaussian:3": 1,
+        "first_layers 0.1 withheld": 1
+    }  # fmt: skip
+    assert sorted(wanted, key=dearness) == [NOTHING, plain, weak, noised, late, EVERYTHING]
+
+
+def run(*options):
+    result = CliRunner().invoke(app, ["audit", *map(str, options)], env={"COLUMNS": "100"})
     assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
+    options = ["--images", 8, "--attack", "learned", "--policy", "first_layers", "--ratio", 0.1]
+    options += ["--remainder", "plain,noised:3"]
+    first = run("--out", tmp_path, *options, "--minutes", 1e-9)
+    assert "The time budget left 32 trials untried" in first
+    text = run("--out", tmp_path, *options, "--no-presence")
+    verdict_ = "first_layers 0.1 gaussian:3: no attack tried is above a guess"
+    assert verdict_ in text
     content = json.loads((tmp_path / "audit.json").read_text())
     assert (content["untried"], content["presence"], len(content["labels"])) == (0, [], 4)
-    result = audit("recommend", tmp_path)
-    assert result.exit_code == 0, result.output
-    text = " ".join(result.output.split())
-    assert "first_layers 0.1 gaussian:3: no attack tried is above a guess" in text
-    assert "first_layers 0.1 0.0" in text
+    assert verdict_ in run("recommend", tmp_path, "--no-run")
+    told = json.loads((tmp_path / "recommend.json").read_text())["verdict"]
+    assert told in text
+    page = (tmp_path / "recommend.html").read_text()
+    assert told in page
+    assert "data:image/png" in page
+
+
+def test_what_is_missing_is_run_and_a_study_begun_if_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
+    options = ["--policy", "first_layers", "--ratio", 0.1, "--remainder", "plain,noised:3,withheld"]
+    options += ["--attack", "learned"]
+    folder = tmp_path / "new"
+    text = run("recommend", folder, "--images", 8, *options)
+    assert "first_layers 0.1 gaussian:3: no attack tried" in text
+    lines = (folder / "audit.jsonl").read_text().splitlines()[1:]
+    tried = [json.loads(line)["trial"] for line in lines]
+    assert [
+        t["image"] for t in tried if (t["policy"], t["remainder"]) == ("first_layers", "plain")
+    ] == [0]
+    assert not [t for t in tried if t["remainder"] == "withheld"]
+    assert (
+        text.split("MB (both ways)")[1]
+        == run("recommend", folder, *options).split("MB (both ways)")[1]
+    )
+    assert len((folder / "audit.jsonl").read_text().splitlines()) == 1 + len(lines)

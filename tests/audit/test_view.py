@@ -39,8 +39,9 @@ def test_a_captured_update_gives_the_gradient_where_it_is_visible(tmp_path, monk
     content = captured[0]
     plain = to_arrays(content[model_key(content)])
     model, mask, layout = build_model(), run.strategy.model.mask, run.strategy.model.layout
+    sent = arrays_of(ArrayRecord(model.state_dict()))
     view = view_of_update(
-        model, plain, mask, layout, step=RATE, shape=(1, 2, 3), classes=3, batch=20
+        model, sent, plain, mask, layout, step=RATE, shape=(1, 2, 3), classes=3, batch=20
     )
     x, y = data_of(grid.nodes[1000])
     model = build_model()
@@ -69,7 +70,9 @@ def test_a_frozen_parameter_is_not_part_of_the_view():
 
     layout = ParameterLayout.from_state_dict(model.state_dict())
     mask = EncryptionMask(np.zeros(layout.size, bool), layout.digest)
-    view = view_of_update(model, state, mask, layout, step=1, shape=(1, 2, 3), classes=3, batch=1)
+    view = view_of_update(
+        model, state, state, mask, layout, step=1, shape=(1, 2, 3), classes=3, batch=1
+    )
     assert "0.weight" not in view.gradients
     assert all((gradient == 0).all() for gradient in view.gradients.values())
 
@@ -81,8 +84,17 @@ def test_several_steps_give_their_mean_gradient(steps):
     model = torch.nn.Linear(3, 2)
     layout = ParameterLayout.from_state_dict(model.state_dict())
     mask = EncryptionMask(np.zeros(layout.size, bool), layout.digest)
-    after = {name: value.numpy() - RATE * steps * 0.5 for name, value in model.state_dict().items()}
+    before = {name: value.numpy() for name, value in model.state_dict().items()}
+    after = {name: value - RATE * steps * 0.5 for name, value in before.items()}
     view = view_of_update(
-        model, after, mask, layout, step=RATE * steps, shape=(1, 1, 3), classes=2, batch=steps
+        model,
+        before,
+        after,
+        mask,
+        layout,
+        step=RATE * steps,
+        shape=(1, 1, 3),
+        classes=2,
+        batch=steps,
     )
     assert all(torch.allclose(g, torch.tensor(0.5)) for g in view.gradients.values())

@@ -8,20 +8,30 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from fedsens.audit.matching import total_variation
 from fedsens.audit.registry import Effort, register_attack
+from fedsens.audit.spectrum import (
+    coefficients_of,
+    gradient_by_coefficients,
+    image_of,
+    random_coefficients,
+)
+from fedsens.audit.target import answer_of
 from fedsens.audit.view import AttackView
 
 SWEEPS = 100  # of alternating least squares
-SMOOTHNESS = 1e-4
+SMOOTHNESS = 1e-2
+RIDGE = 1e-3  # relative to the mean diagonal of the kernel
 
 
-@register_attack("analytic", threat="analytic")
+@register_attack("analytic", threat="analytic", applies=lambda view: view.batch == 1)
 def analytic(view: AttackView, effort: Effort) -> Tensor:
     """The input of the first linear layer of which enough is visible, traced back to an image.
 
@@ -52,8 +62,9 @@ def layer_input(view: AttackView, name: str) -> Tensor | None:
         name: of the layer.
 
     Returns:
-        The input's values, NaN where nothing tells; where no bias is visible, up to their scale.
-        None if less than half of them are found.
+        The input's values, NaN where nothing tells; where no bias is visible, up to their scale,
+        and with the sign that makes their sum positive, as after ReLU and sigmoid. None if less
+        than half of them are found.
     """
     weight = view.gradients.get(f"{name}.weight")
     if weight is None:
@@ -62,11 +73,9 @@ def layer_input(view: AttackView, name: str) -> Tensor | None:
     row, column = complete_rank_one(weight)
     if column.isnan().float().mean() > 0.5:
         return None
-    if bias is None:
-        return column
-    usable = ~bias.isnan() & (row != 0)
-    if not usable.any():
-        return column
+    usable = ~bias.isnan() & (row != 0) if bias is not None else torch.zeros(1, dtype=torch.bool)
+    if bias is None or not usable.any():
+        return -column if column.nansum() < 0 else column
     back, mine = bias[usable], row[usable]
     scale = float((mine * back).sum() / back.square().sum().clamp_min(1e-30))
     return column * scale
@@ -108,7 +117,7 @@ def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
     caught: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     try:
-        model(image)
+        answer_of(model, image)
     finally:
         hook.remove()
     return caught[0]
@@ -119,29 +128,66 @@ def _sees_image(model: nn.Module, module: nn.Module, image: Tensor) -> bool:
 
 
 def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) -> Tensor:
+    """The smooth image whose features are the ones found, by L-BFGS on cosine coefficients.
+
+    It starts from what a ridge regression on public images makes of the features, if there are any.
+    """
     known = ~found.isnan()
-    wanted = found[known] / found[known].norm().clamp_min(1e-30)
+    wanted = (found[known] / found[known].norm().clamp_min(1e-30)).double()
+    model = copy.deepcopy(view.model).double()
+    inside = model.get_submodule(
+        next(name for name, each in view.model.named_modules() if each is module)
+    )
+    decoded, spread = _decoded(view, module, found)
     best, lowest = torch.full((1, *view.shape), 0.5), math.inf
-    for _ in range(effort.starts):
-        guess = torch.rand((1, *view.shape), generator=effort.generator).requires_grad_()
+    for start in range(effort.starts):
+        guess = random_coefficients((1, *view.shape), effort.generator)
+        if start == 0 and decoded is not None:
+            guess = coefficients_of(decoded)
         optimizer = torch.optim.LBFGS(
             [guess], max_iter=effort.steps, history_size=50, line_search_fn="strong_wolfe"
         )
 
-        def loss_of(guess: Tensor) -> Tensor:
-            made = _features(view.model, module, guess).flatten()[known]
-            away: Tensor = (made / made.norm().clamp_min(1e-30) - wanted).square().sum()
-            across = (guess[..., 1:] - guess[..., :-1]).abs().mean()
-            return away + SMOOTHNESS * (
-                across + (guess[..., 1:, :] - guess[..., :-1, :]).abs().mean()
-            )
+        def objective(guess: Tensor) -> tuple[float, Tensor]:
+            image = image_of(guess).requires_grad_()
+            made = _features(model, inside, image).flatten()[known]
+            away = (made / made.norm().clamp_min(1e-30) - wanted).square().sum() / spread
+            (slope,) = torch.autograd.grad(away, [image])
+            rough, by_pixels = total_variation(image.detach())
+            loss = float(away.detach()) + SMOOTHNESS * rough
+            return loss, gradient_by_coefficients(slope + SMOOTHNESS * by_pixels)
 
         def closure(guess: Tensor = guess) -> float:
-            loss = loss_of(guess)
-            (guess.grad,) = torch.autograd.grad(loss, [guess])
-            return loss.item()
+            loss, guess.grad = objective(guess)
+            return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        if (loss := loss_of(guess).item()) < lowest:
-            best, lowest = guess.detach(), loss
+        if (loss := objective(guess)[0]) < lowest:
+            best, lowest = image_of(guess).float(), loss
     return best.clamp(0, 1)
+
+
+def _decoded(view: AttackView, module: nn.Module, found: Tensor) -> tuple[Tensor | None, float]:
+    """Ridge regression from the direction of the features to the image, and how directions vary."""
+    if view.public is None:
+        return None, 1.0
+    known = ~found.isnan()
+    key = ("decoder", id(module), known.numpy().tobytes())
+    if key not in view.memo:
+        images = view.public[0]
+        with torch.no_grad():
+            made = torch.cat([
+                _features(view.model, module, image).flatten()[None, known]
+                for image in torch.split(images, 1)
+            ]).double()  # fmt: skip
+        made = made / made.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        centre, mean = made.mean(dim=0), images.double().flatten(1).mean(dim=0)
+        kernel = (made - centre) @ (made - centre).T
+        spread = max(float(kernel.diagonal().mean()), 1e-12)
+        kernel.diagonal().add_(RIDGE * spread)
+        weights = torch.linalg.solve(kernel, images.double().flatten(1) - mean)
+        view.memo[key] = (made - centre).T @ weights, centre, mean, spread
+    matrix, centre, mean, spread = view.memo[key]
+    direction = found[known].double() / found[known].norm().clamp_min(1e-30)
+    decoded: Tensor = mean + (direction - centre) @ matrix
+    return decoded.clamp(0, 1).reshape(1, *view.shape), spread

@@ -13,7 +13,7 @@ RIDGE = 1e-4  # relative to the mean diagonal of the kernel
 LEVELS = 2  # of the noise's size in a factor of two, so that victims can share a regression
 
 
-@register_attack("learned", threat="learned")
+@register_attack("learned", threat="learned", applies=lambda view: view.batch == 1)
 def learned(view: AttackView, effort: Effort) -> Tensor:
     """Ridge regression from the visible coordinates of a gradient to the image behind it.
 

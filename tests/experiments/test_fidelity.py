@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from fedsens.audit.fidelity import uqi, vif
+from experiments.privacy.fidelity import psnr, uqi, vif
 
 
 def images(seed, channels=1, size=48):
@@ -101,3 +101,9 @@ def test_flat_images_have_a_value():
     assert vif(flat, flat) == 1
     assert vif(torch.full_like(true, 0.5), true) == pytest.approx(0, abs=1e-6)
     assert all(math.isfinite(measure(flat, black)) for measure in (uqi, vif))
+
+
+def test_psnr_is_its_definition():
+    x, y = images(0)
+    assert psnr(x, y) == pytest.approx(-10 * np.log10((x - y).square().mean().item()), abs=1e-4)
+    assert psnr(x, x) == 100

@@ -1,10 +1,11 @@
-"""The measures that FedML-HE shows beside SSIM: universal quality index and visual information."""
+"""The measures that FedML-HE shows beside SSIM: universal quality, information and noise."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
@@ -67,6 +68,21 @@ def vif(found: Tensor, true: Tensor) -> float:
         mine, all_of_it = _information(x, y, window)
         kept, whole = kept + mine, whole + all_of_it
     return kept / whole if whole > 0 else 1.0
+
+
+def psnr(found: Tensor, true: Tensor) -> float:
+    """Peak signal-to-noise ratio in decibels, for a data range of 1; at most 100.
+
+    Args:
+        found: an image, values in [0, 1].
+        true: the image that was attacked.
+
+    Returns:
+        The ratio.
+    """
+    if (found - true).square().mean() < 1e-10:
+        return 100.0
+    return float(peak_signal_noise_ratio(true.numpy(), found.numpy(), data_range=1.0))
 
 
 def _information(x: Tensor, y: Tensor, window: Tensor) -> tuple[float, float]:

@@ -59,16 +59,6 @@ class TextClassifier(nn.Module):
         logits: Tensor = self.head(state.mean(dim=1))
         return logits
 
-    @torch.no_grad()
-    def first_inputs(self) -> Tensor:
-        """What the first linear layers are given, for every token at every position.
-
-        Returns:
-            Inputs of query, key and value, of shape (vocabulary, length, width).
-        """
-        inputs: Tensor = self.before(self.embedding.weight[:, None] + self.position.weight[None])
-        return inputs
-
 
 def zipf_sentences(
     sentences: int, length: int, vocabulary: int, generator: torch.Generator

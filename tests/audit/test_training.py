@@ -1,0 +1,52 @@
+"""Federated averaging, for the models that real updates are of."""
+
+import copy
+
+import torch
+from torch import nn
+
+from fedsens.audit.target import attackable
+from fedsens.audit.training import CLIENTS, Federation
+from fedsens.data import Dataset
+
+
+def two_classes(count=320):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 2
+    x = torch.rand((count, 1, 4, 4), generator=generator) * 0.5 + 0.5 * y[:, None, None, None]
+    return Dataset(x, y, 2)
+
+
+def model(*more):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(*more, nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_a_federation_learns_keeps_its_models_and_repeats_itself():
+    data, first = two_classes(), model()
+    given = copy.deepcopy(first.state_dict())
+    federation = Federation(first, data, 0.3)
+    assert federation.after(0) is first
+    last = federation.after(8)
+    assert federation.after(8) is last
+    assert all(torch.equal(v, given[n]) for n, v in first.state_dict().items())
+    assert (last(data.x).argmax(dim=1) == data.y).double().mean() > 0.9
+    again = Federation(model(), data, 0.3).after(8)
+    assert torch.equal(again[-1].weight, last[-1].weight)
+
+
+def test_one_step_each_is_the_mean_gradient():
+    data, first = two_classes(CLIENTS * 2), model()
+    trained = Federation(first, data, 0.1).after(1)
+    loss = nn.functional.cross_entropy(first(data.x), data.y)
+    (gradient,) = torch.autograd.grad(loss, [first[-1].weight])
+    assert torch.allclose(trained[-1].weight, first[-1].weight - 0.1 * gradient, atol=1e-6)
+
+
+def test_clients_train_in_training_mode_and_the_attacked_mode_stays():
+    data = two_classes()
+    first = attackable(model(nn.BatchNorm2d(1), nn.Dropout(0.5)), data.x[:4], data.y[:4], 2, "eval")
+    trained = Federation(first, data, 0.1).after(1)
+    assert not trained.training
+    assert not torch.equal(trained[0].running_mean, first[0].running_mean)
