@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ from fedsens.config import FedSensConfig
 from fedsens.crypto import CkksParameters
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
+from fedsens.extensions import load_extensions
 from fedsens.files import digest_of
 from fedsens.mapping.model import build_model, load_weights
 from fedsens.protocol import traffic
@@ -88,24 +88,14 @@ class StudySettings(BaseModel, frozen=True, extra="forbid"):
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import modules that register attacks; those in the current folder are found.
+    """Load what installed packages announce, and the modules that a user names.
 
     Args:
-        names: of the modules.
-
-    Raises:
-        ConfigurationError: one cannot be imported.
+        names: modules that register attacks or policies; the current folder is importable.
     """
-    for name in names:
-        if os.getcwd() not in sys.path:  # as with python -m
-            sys.path.insert(0, os.getcwd())
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigurationError(
-                f"expected an importable module after --import, got {name}: {error}; install it, "
-                "or run this in the folder that holds it"
-            ) from error
+    if names and os.getcwd() not in sys.path:  # as with python -m
+        sys.path.insert(0, os.getcwd())
+    load_extensions(names)
 
 
 def make_study(settings: StudySettings) -> Study:

@@ -298,7 +298,7 @@ def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     own = ["--import", "ones_own_attack", "--attack", "one-grey", "--out", tmp_path / "a"]
     assert "one-grey" in said(invoke(*options, *own))
     result = invoke(*options, "--import", "ones_own_attacks", "--out", tmp_path / "b")
-    assert "expected an importable module" in " ".join(result.output.split())
+    assert "expected modules that can be imported" in " ".join(result.output.split())
 
 
 def registered():

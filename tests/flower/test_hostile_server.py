@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedsens import Aggregator, EncryptionMask, FedSensConfig
+from fedsens import Aggregator, EncryptionMask, FedSensConfig, crypto
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
@@ -112,12 +112,12 @@ def secrets(monkeypatch):
     """The secrets that a client decrypts with, whatever it answers."""
     seen = []
 
-    class Observed(_opening.Decryptor):
+    class Observed(crypto.Decryptor):
         def decrypt(self, data, secret, *more):
             seen.append(secret.to_array().tolist())
             return super().decrypt(data, secret, *more)
 
-    monkeypatch.setattr(_opening, "Decryptor", Observed)
+    monkeypatch.setattr(crypto, "Decryptor", Observed)
     return seen
 
 

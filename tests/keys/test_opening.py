@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsens import crypto
 from fedsens.crypto import MAP_PARAMETERS, PRESETS, Aggregator, CkksParameters, residues
 from fedsens.crypto._wire import SUM, to_wire, write_batch
 from fedsens.errors import (
@@ -302,13 +303,13 @@ def test_values_at_the_very_edge_of_the_range_open():
 def test_what_is_not_genuine_is_never_decrypted_under_its_own_secret(honest, lie, monkeypatch):
     """The work is the same, but with a secret of the client's own making."""
     used = []
-    real = _opening.Decryptor.decrypt
+    real = crypto.Decryptor.decrypt
 
     def noted(self, data, secret, *rest):
         used.append(secret)
         return real(self, data, secret, *rest)
 
-    monkeypatch.setattr(_opening.Decryptor, "decrypt", noted)
+    monkeypatch.setattr(crypto.Decryptor, "decrypt", noted)
     opened(honest)
     with pytest.raises(ModelError):
         opened(LIES[lie](honest))
