@@ -16,10 +16,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedsens import Aggregator, Decryptor, FedSensConfig, OneTimeSecret
+from fedsens import Aggregator, Decryptor, FedSensConfig, OneTimeSecret, crypto
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import KeyMismatchError, StrategyError, ValueRangeError
-from fedsens.flower import LocalGrid, SelectiveEncryption, _client
+from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
 from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_ANSWER, MAP
 from fedsens.keys import _pads
@@ -60,7 +60,7 @@ def edit(content, **fields):
     content[HEADER] = ConfigRecord({"json": json.dumps({**header_of(content), **fields})})
 
 
-class Noting(_client.Encryptor):
+class Noting(crypto.Encryptor):
     """Keeps the secrets that it encrypts under, which the real one hands out and forgets."""
 
     drawn: ClassVar[list[np.ndarray]] = []
@@ -74,7 +74,7 @@ class Noting(_client.Encryptor):
 @pytest.fixture
 def drawn(monkeypatch):
     monkeypatch.setattr(Noting, "drawn", [])
-    monkeypatch.setattr(_client, "Encryptor", Noting)
+    monkeypatch.setattr(crypto, "Encryptor", Noting)
     return Noting.drawn
 
 
