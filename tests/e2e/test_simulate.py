@@ -87,8 +87,8 @@ def test_fedsens_open_opens_the_servers_file(run, tmp_path):
 def test_the_server_side_files_hold_no_key(run):
     latest, _ = run
     keys = [json.loads(path.read_text()) for path in (latest / "state").glob("run-*/node-*/key")]
-    secrets = {item["secret"].encode() for key in keys for item in key["keys"]}
-    assert len(secrets) == 2  # one key for all clients, of two parameter sets
+    secrets = {key["key"].encode() for key in keys}
+    assert len(secrets) == 1  # one key for all clients
     for path in latest.rglob("*"):
         if path.is_file() and "state" not in path.relative_to(latest).parts:
             data = path.read_bytes()
