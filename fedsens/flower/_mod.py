@@ -9,7 +9,13 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsens.errors import ConfigurationError, ContributorsError, FedSensError, ModelError
+from fedsens.errors import (
+    ConfigurationError,
+    ContributorsError,
+    FedSensError,
+    ModelError,
+    ProtocolError,
+)
 from fedsens.files import Arrays
 from fedsens.flower._client import Client
 from fedsens.flower._keys import answer_keys
@@ -58,7 +64,7 @@ class SelectiveEncryptionMod:
                 ``{"labels"}`` for ``@app.query("labels")``.
         """
         self.min_ratio = min_ratio
-        self._passed = QUERIES | {f"query.{name}" for name in pass_queries}
+        self._passed = frozenset(f"query.{name}" for name in pass_queries)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Handle one message.
@@ -71,9 +77,11 @@ class SelectiveEncryptionMod:
         Returns:
             The protected answer, or an error.
         """
-        if message.metadata.message_type in self._passed:
+        if message.metadata.message_type in QUERIES:
             return call_next(message, context)  # install()'s handlers guard themselves
         try:
+            if message.metadata.message_type in self._passed:
+                return self._pass(message, context, call_next)
             return self._handle(message, context, call_next)
         except FedSensError as error:
             return refusal_reply(message, error)
@@ -102,6 +110,18 @@ class SelectiveEncryptionMod:
         if reply.content is not message.content:
             message.content.pop(received.key, None)
         client.protect(reply, received, bound, before)
+        return reply
+
+    @staticmethod
+    def _pass(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Let a query of the app's own through, whose answer must hold no arrays."""
+        reply = call_next(message, context)
+        if reply.has_content() and reply.content.array_records:
+            raise ProtocolError(
+                "expected an answer without arrays to a query that passes unencrypted, got "
+                f"{sorted(reply.content.array_records)}; send metrics, or leave the query out of "
+                "pass_queries"
+            )
         return reply
 
     @staticmethod

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod
 
@@ -17,6 +17,7 @@ from .federation import (
     arrays_of,
     data_of,
     evaluate,
+    initial_arrays,
     largest_difference,
     make_app,
     rounding,
@@ -136,3 +137,39 @@ def test_log_lines_can_be_shown_among_flowers():
     finally:
         logger.parent = parent
         logger.setLevel(level)
+
+
+def own_query(answer, **options):
+    """What a server gets for a query of the app's own."""
+    app = ClientApp(mods=[SelectiveEncryptionMod(**options)])
+    app.query("labels")(answer)
+    grid = LocalGrid(app, 1)
+    question = Message(RecordDict(), 1000, "query.labels")
+    (reply,) = grid.send_and_receive([question])
+    return reply
+
+
+def metrics_of(message, context):
+    return Message(RecordDict({"m": MetricRecord({"classes": 3})}), reply_to=message)
+
+
+def arrays_in(message, context):
+    return Message(RecordDict({"m": initial_arrays()}), reply_to=message)
+
+
+def raising(message, context):
+    raise ValueError("weights 0.25")
+
+
+def test_an_own_query_passes_where_it_is_named_only():
+    reply = own_query(metrics_of, pass_queries={"labels"})
+    assert reply.content["m"]["classes"] == 3
+    assert own_query(metrics_of).has_error()
+
+
+def test_an_own_query_that_passes_sends_no_arrays_and_no_text_of_an_exception():
+    refused = own_query(arrays_in, pass_queries={"labels"})
+    assert "ProtocolError: expected an answer without arrays" in refused.error.reason
+    failed = own_query(raising, pass_queries={"labels"})
+    assert failed.error.reason.startswith("ValueError in the app")
+    assert "0.25" not in failed.error.reason
