@@ -1,6 +1,6 @@
 """Tries inputs on every parser and writes docs/reliability/fuzz.json: ``make fuzz``.
 
-Each target has a process of its own, with a limit of memory and of time for each input. A run that
+Each target has processes of its own, with a limit of memory and of time for each input. A run that
 was stopped goes on where it ended, if neither fedsens nor the fuzzers have changed since.
 """
 
@@ -19,11 +19,12 @@ from . import table
 from .targets import ALL, BY_NAME
 from .version import version
 
+AT_ONCE = 200_000  # inputs for a process: atheris keeps up to a KiB of memory for each
 COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)/")
 
 
 def run(name: str, runs: int, work: Path, *options: str) -> dict[str, Any]:
-    """Try inputs on one target in a process of its own.
+    """Try inputs on one target, ``AT_ONCE`` in each process.
 
     Args:
         name: the target.
@@ -36,11 +37,15 @@ def run(name: str, runs: int, work: Path, *options: str) -> dict[str, Any]:
     """
     work.mkdir(parents=True, exist_ok=True)
     log = work / f"{name}.log"
-    with log.open("ab") as file:
-        command = [sys.executable, "-m", "tests.fuzz.drive", name, str(runs), str(work), *options]
-        done = subprocess.run(command, stdout=file, stderr=file, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: exit status {done.returncode}; see {log} and {work}/finding-*")
+    drive = [sys.executable, "-m", "tests.fuzz.drive", name]
+    for upto in [*range(AT_ONCE, runs, AT_ONCE), runs]:
+        with log.open("ab") as file:
+            command = [*drive, str(upto), str(work), *options]
+            done = subprocess.run(command, stdout=file, stderr=file, check=False)
+        if done.returncode:
+            raise SystemExit(
+                f"{name}: exit status {done.returncode}; see {log} and {work}/finding-*"
+            )
     return result_of(name, work)
 
 
