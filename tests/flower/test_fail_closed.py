@@ -19,7 +19,7 @@ from fedsens import (
 )
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.errors import LayoutError, PhaseError
-from fedsens.flower import LocalGrid, _client
+from fedsens.flower import LocalGrid, _client_uploads
 from fedsens.flower._records import (
     CIPHERTEXT,
     HEADER,
@@ -461,7 +461,7 @@ def test_an_unexpected_error_within_the_mod_quotes_nothing(ask, monkeypatch):
     def fail(*args):
         raise RuntimeError(f"weight {SECRET} is odd")
 
-    monkeypatch.setattr(_client, "tied_but_masked_apart", fail)
+    monkeypatch.setattr(_client_uploads, "tied_but_masked_apart", fail)
     reply = ask()
     assert not reply.has_content()
     assert SECRET not in reply.error.reason
