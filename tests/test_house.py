@@ -13,6 +13,7 @@ import fedsens
 import fedsens.crypto
 import fedsens.flower
 from fedsens import errors
+from tests import house
 
 ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -117,6 +118,10 @@ def test_dependencies_point_downwards(path):
         if parts[1] not in LEVELS:  # a name of the public surface, which imports everything
             pytest.fail(f"{by_name(path)} imports {name}; import it from its own module")
         assert LEVELS[parts[1]] < LEVELS[home], f"{by_name(path)} imports {name}"
+
+
+def test_no_modules_import_each_other():
+    assert house.circles(house.modules()) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)
