@@ -3,6 +3,7 @@
 import ast
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_what_is_imported_when_used_is_what_type_checkers_see(package):
         for node in block.body
     }
     assert seen == package._HOMES
+
+
+def test_the_architecture_page_names_what_exists():
+    page = (ROOT.parent / "docs/explanation/architecture.md").read_text()
+    found = re.findall(r"`(?:fedsens/)?((?!tests)[a-z]+/_?\w+)\.py(?::\s+(\w+))?", page)
+    assert len(found) > 20
+    for module, name in found:
+        tree = ast.parse((ROOT / f"{module}.py").read_text())
+        names = {getattr(node, "name", None) for node in ast.walk(tree)}
+        assert not name or name in names, f"{module}.py has no {name}"
 
 
 def test_an_unknown_name_is_an_attribute_error():
