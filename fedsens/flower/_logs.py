@@ -56,6 +56,22 @@ def log_through_flower(log_format: str | None = None) -> None:
         logger.addHandler(handler)
 
 
+def tell(logger: logging.Logger, text: str, *values: object, **figures: object) -> None:
+    """Log what every user of a run is to see.
+
+    It goes to a logger of fedsens where somebody has chosen to see its information, and else
+    among Flower's own lines.
+
+    Args:
+        logger: of the module that tells it.
+        text: the line, with places for values.
+        values: for these places.
+        figures: what the line says, as numbers.
+    """
+    chosen = logger if logger.isEnabledFor(logging.INFO) else logging.getLogger("flwr")
+    chosen.info(text, *values, extra={FIGURES: figures} if figures else None)
+
+
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON: time (UTC), level, logger, message and figures."""
 

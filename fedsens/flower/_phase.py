@@ -22,6 +22,7 @@ from fedsens.protocol import Phase as PhaseName
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE
+LISTED = 8  # nodes whose reasons an error tells
 T = TypeVar("T")
 Bytes = tuple[int, int]  # plaintext and encrypted
 
@@ -249,6 +250,13 @@ def ask(
         else:
             take(asked, node, reply.content)
     return asked, {node: kept[node] for node in questions if node in kept}
+
+
+def listed(reasons: Mapping[int, str]) -> str:
+    """What nodes gave as reasons, in one line."""
+    told = [f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED]]
+    more = [f"and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
+    return "; ".join([*told, *more]) or "nobody answered in time"
 
 
 def match_replies(

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedProx, Result, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
 from fedsens.errors import PhaseError, ProtocolError, StrategyError
@@ -24,11 +25,17 @@ from fedsens.flower._checkpoints import (
     resume_rounds,
 )
 from fedsens.flower._grid import StreamingGrid
-from fedsens.flower._logs import FIGURES
-from fedsens.flower._phase import Phase
+from fedsens.flower._logs import tell
+from fedsens.flower._phase import Phase, listed
 from fedsens.flower._records import HEADER, examples_of, to_arrays, to_record
 from fedsens.flower._state import ServerState
-from fedsens.flower._updates import RecordSchema, RoundResult, Updates, usable_metrics
+from fedsens.flower._updates import (
+    RecordSchema,
+    RoundResult,
+    Updates,
+    usable_metrics,
+    without_uneven_lists,
+)
 from fedsens.mask import partition, with_nan
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
@@ -38,7 +45,6 @@ logger = logging.getLogger(__name__)
 NAMELESS = "0" * 32  # an experiment, where only the terms matter
 FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
 FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
-LISTED = 8  # clients whose reasons an error tells
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
 
 
@@ -140,6 +146,7 @@ class SelectiveEncryption(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        **further: Any,
     ) -> Result:
         """Run the federation, as :meth:`flwr.serverapp.strategy.Strategy.start` does.
 
@@ -151,17 +158,25 @@ class SelectiveEncryption(Strategy):
             train_config: configuration for the clients' train function.
             evaluate_config: configuration for the clients' evaluate function.
             evaluate_fn: only with ratio 0, see the error.
+            further: what the start of the installed Flower takes besides, such as the
+                ``should_stop`` of 1.43; handed on as it is.
 
         Returns:
             Flower's result.
 
         Raises:
-            StrategyError: ``evaluate_fn`` is given, but the server will not know the model.
+            StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
+                resumed run is given what only Flower's own start understands.
         """
         if evaluate_fn is not None and self.config.encrypts:
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
+            )
+        if further and self.config.resume:
+            raise StrategyError(
+                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
+                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
             )
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, 0
@@ -200,6 +215,7 @@ class SelectiveEncryption(Strategy):
                 rounds.train_config,
                 rounds.evaluate_config,
                 rounds.evaluate_fn,
+                **further,
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
@@ -222,7 +238,7 @@ class SelectiveEncryption(Strategy):
         run.restore(checkpoint)
         self._state, done = run, checkpoint.progress.round
         self.summary()
-        logger.info("resuming after round %d of %d", done, rounds.last)
+        tell(logger, "resuming after round %d of %d", done, rounds.last)
         for report in checkpoint.progress.reports:
             self._keep(report)
         if done <= rounds.last:
@@ -249,7 +265,8 @@ class SelectiveEncryption(Strategy):
     def summary(self) -> None:
         """Log what is encrypted and how, then the inner strategy's summary."""
         config, parameters = self.config, self.config.parameters
-        logger.info(
+        tell(
+            logger,
             "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
             config.policy,
             f"ratio {config.effective_ratio:g}"
@@ -260,7 +277,7 @@ class SelectiveEncryption(Strategy):
             config.maps,
         )
         if told := config.remainder_terms(NAMELESS).policy().describe():
-            logger.info("%s", told)
+            tell(logger, "%s", told)
         self.inner.summary()
 
     def configure_train(
@@ -279,7 +296,9 @@ class SelectiveEncryption(Strategy):
             )
         if self._state is None:
             self._state = self._new_state(arrays)
-        self._run.prepare(server_round, grid)
+        key = str(getattr(self.inner, "configrecord_key", "config"))
+        told = RecordDict({self._record: ArrayRecord(), key: ConfigRecord(dict(config))})
+        self._run.prepare(server_round, grid, told)
         shown = self._shown(arrays)
         messages = self.inner.configure_train(server_round, shown, config, grid)
         return self._prepare("train", messages, server_round, grid)
@@ -312,7 +331,7 @@ class SelectiveEncryption(Strategy):
         record = None if stand_in is None else RecordDict({self._record: to_record(stand_in)})
         updates = self._add_updates(phase, replies, record)
         result = self._round_result(updates, server_round)
-        good = phase.sort_by_request(result.replies)
+        good = self._even(phase.sort_by_request(result.replies), "train")
         arrays, metrics = self._averaged(server_round, good)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
@@ -353,10 +372,9 @@ class SelectiveEncryption(Strategy):
         limit = most or (FIRST_EMPTY if all_wrong and not self._run.model.round else LATER_EMPTY)
         if self._empty_rounds < limit:
             return
-        listed = "; ".join(f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED])
         raise PhaseError(
             f"expected at least one client's update within {limit} rounds, got none up to round "
-            f"{server_round}: {listed or 'no client answered in time'}; mend the clients, or raise "
+            f"{server_round}: {listed(reasons)}; mend the clients, or raise "
             "fedsens.max-empty-rounds if rounds may be empty",
             nodes=reasons,
         )
@@ -479,7 +497,7 @@ class SelectiveEncryption(Strategy):
             reply.content.pop(HEADER, None)
         came = len(good)
         if run.mask.k:
-            good = usable_metrics(good, self._weighted_by)
+            good = self._even(usable_metrics(good, self._weighted_by), "evaluate")
         metrics = self.inner.aggregate_evaluate(server_round, [*good, *phase.errors.values()])
         if phase.sent:
             self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
@@ -487,8 +505,13 @@ class SelectiveEncryption(Strategy):
             self._metrics.evaluate[server_round] = metrics
         return metrics
 
+    def _even(self, replies: list[Message], kind: str) -> list[Message]:
+        """Replies whose metrics the inner strategy can average; its own function gets them all."""
+        function = getattr(self.inner, f"{kind}_metrics_aggr_fn", None)
+        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
+
     def _emit(self, report: PhaseReport) -> None:
-        logger.info("%s", report, extra={FIGURES: report.model_dump()})
+        tell(logger, "%s", report, **report.model_dump())
         self._keep(report)
 
     def _keep(self, report: PhaseReport) -> None:
