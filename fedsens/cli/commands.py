@@ -9,14 +9,13 @@ import typer
 
 from fedsens.cli.audit import audit
 from fedsens.cli.bench import bench
-from fedsens.cli.common import Importing, console, named_errors
+from fedsens.cli.common import console
 from fedsens.cli.keys import identity, keygen, roster
+from fedsens.cli.map import map_command
 from fedsens.cli.models import inspect, open_file
 from fedsens.cli.plan import plan
-from fedsens.cli.recommend import recommend
 from fedsens.cli.report import report
 from fedsens.cli.run import simulate, submit
-from fedsens.mapping.command import map_command
 
 PACKAGES = ("fedsens", "flwr", "torch", "tenseal")
 
@@ -49,7 +48,6 @@ app.command()(simulate)
 app.command()(submit)
 app.command()(plan)
 app.command()(report)
-audit.command()(recommend)
 app.add_typer(audit, name="audit")
 app.command()(keygen)
 app.command("open")(open_file)
@@ -57,4 +55,4 @@ app.command()(inspect)
 app.command()(identity)
 app.command()(roster)
 app.add_typer(bench, name="bench")
-app.command("map", cls=Importing)(named_errors()(map_command))
+app.command("map")(map_command)
