@@ -23,7 +23,7 @@ from fedsens.bench.measure import measuring
 from fedsens.bench.round import bench_round, initial_state
 from fedsens.bench.scale import bench_scale
 from fedsens.bench.tables import codec_table, round_table, scale_table
-from fedsens.planning.predict import predicted_memory, predicted_rounds
+from fedsens.planning.calibrate import predicted_memory, predicted_rounds
 
 FEW_MAPS = ("lenet28", "lenet-100", "resnet18-10", "transformer")  # the other takes too long
 

@@ -70,9 +70,8 @@ def map_command(
     take more samples.
     """
     from fedsens.extras import require
-    from fedsens.mapping.job import MapJob, make_map
+    from fedsens.mapping.job import MapJob, bytes_of, make_map, rows_of
     from fedsens.mapping.screen import conclusion, layer_table
-    from fedsens.mapping.units import bytes_of, rows_of
     from fedsens.sensitivity import StoppingRule, save_map
 
     with named_errors():
