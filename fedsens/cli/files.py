@@ -1,4 +1,4 @@
-"""``fedsens open``, ``inspect``, ``keygen``, ``identity``, ``roster``: the files of a federation."""
+"""``fedsens open``, ``inspect``, ``keygen``, ``identity``, ``roster``: models and keys in files."""
 
 from __future__ import annotations
 

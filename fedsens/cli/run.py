@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def simulate(
     from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.runner import RunOptions
     from fedsens.simulation.screen import SimulationScreen
-    from fedsens.simulation.simulate import check_options
+    from fedsens.simulation.simulate import check_options, with_baseline
     from fedsens.simulation.simulate import simulate as run
 
     with named_errors():
@@ -84,17 +85,17 @@ def simulate(
 
         known = (app.value(ROUNDS, config), app.value(RATIO, config))
         with SimulationScreen(console, *known, compare, metric) as screen:
-            summary = run(
-                options,
-                runs,
-                baseline=compare,
-                progress=screen.show,
-                key_file=key_file,
-                metric=metric,
-            )
-        draw(summary, summary.folder / "curves.png")
-        screen.conclude(summary)
-        write_json(json_file, json.loads(summary.model_dump_json()))
+            show = partial(screen.show, "encrypted")
+            summary = run(options, runs, show, key_file=key_file, metric=metric)
+            try:
+                if compare:
+                    show = partial(screen.show, "baseline")
+                    summary = with_baseline(summary, options, show, metric)
+            finally:  # what has completed is told also where the baseline fails
+                screen.stop()
+                draw(summary, summary.folder / "curves.png")
+                screen.conclude(summary)
+                write_json(json_file, json.loads(summary.model_dump_json()))
 
 
 def submit(

@@ -82,6 +82,10 @@ class SimulationScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the live display."""
         self._progress.stop()
 
     def show(self, run: str, report: PhaseReport) -> None:
