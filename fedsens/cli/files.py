@@ -30,9 +30,9 @@ def open_file(
     ] = 2,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
-    from fedsens.cli.inspect import load_model
+    from fedsens.cli.inspect import load_key, load_model
     from fedsens.files import digest_of
-    from fedsens.keys import FederationKey, open_model
+    from fedsens.keys import open_model
     from fedsens.protocol import save_model
 
     with named_errors():
@@ -42,7 +42,7 @@ def open_file(
             )
         must_be_new(out)
         protected = load_model(model)
-        secret = FederationKey.load(key, lambda: passphrase_of(passphrase_file))
+        secret = load_key(key, lambda: passphrase_of(passphrase_file))
         arrays = open_model(protected, secret, min_contributors)
         save_model(arrays, out)
     console.print(

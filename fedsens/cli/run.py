@@ -7,13 +7,16 @@ import os
 import tomllib
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsens.cli.common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 from fedsens.extras import require
+
+if TYPE_CHECKING:
+    from fedsens.protocol import PhaseReport
 
 ROUNDS, RATIO, POLICY = "num-server-rounds", "fedsens.ratio", "fedsens.policy"
 
@@ -94,7 +97,7 @@ def simulate(
             finally:  # what has completed is told also where the baseline fails
                 screen.stop()
                 draw(summary, summary.folder / "curves.png")
-                screen.conclude(summary)
+                screen.conclude(summary, runs / "latest")
                 write_json(json_file, json.loads(summary.model_dump_json()))
 
 
@@ -132,10 +135,15 @@ def submit(
         console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
         folder = output_dir or Path(os.devnull)
 
-        def show(news: object) -> None:
-            console.print(str(news), soft_wrap=True, highlight=False)
+        def show(news: str) -> None:
+            console.print(news, soft_wrap=True, highlight=False, markup=False)
 
-        outcome = follow(superlink, run_id, folder, show, show)
+        def show_phase(report: PhaseReport) -> None:
+            show(str(report))
+            for node, reason in report.reasons.items():
+                show(f"  node {node} is lost: {reason}")
+
+        outcome = follow(superlink, run_id, folder, show, show_phase)
         if not (folder / "protected.safetensors").exists():
             where = f"in {output_dir} of the server" if output_dir else "not kept: no --output-dir"
             console.print(f"reports and protected model: {where}")

@@ -18,6 +18,7 @@ FORMATS = ("text", "json")
 LONGEST = 2000  # characters of a client's reason that are shown
 FIGURES = "figures"  # key of a record's extra: what a line says, as numbers
 
+MISSING_QUERY = "No query function registered with name 'fedsens_"  # as Flower says it
 REMEDIES = {
     1: "see the traceback in its log: its app does not start",
     3: "it could not fetch the message before the deadline: raise that, or see its log",
@@ -108,6 +109,8 @@ def reason_of(error: Error) -> str:
         One sentence; a client's own refusal says what to do by itself.
     """
     remedy, text = REMEDIES.get(error.code), (error.reason or "no reason given")[:LONGEST]
+    if MISSING_QUERY in text:
+        return "its app has no install(app, ...) of fedsens.flower: call it where the app is made"
     # It is the client's text, and must not be able to forge lines of the server's log.
     reason = "".join(each if each.isprintable() else " " for each in text)
     return f"{reason}; {remedy}" if remedy else reason

@@ -176,6 +176,7 @@ class Phase:
         metrics: MetricRecord | None = None,
         epsilon: float | None = None,
         seconds: Mapping[str, float] | None = None,
+        reasons: Mapping[int, str] | None = None,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -186,6 +187,7 @@ class Phase:
             metrics: the inner strategy's.
             epsilon: privacy cost of the plaintext remainder so far.
             seconds: CPU seconds of encrypting, adding and decrypting.
+            reasons: node to why its answer was left out, beside those that answered with an error.
 
         Returns:
             The report.
@@ -197,6 +199,7 @@ class Phase:
             clients=clients,
             lost=len(self.sent) - clients if lost is None else lost,
             refused=refused,
+            reasons=dict(sorted({**self.reasons(), **(reasons or {})}.items())[:LISTED]),
             bytes_up_plain=self.up[0],
             bytes_up_encrypted=self.up[1],
             bytes_down_plain=self.down[0],

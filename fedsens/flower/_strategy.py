@@ -337,7 +337,7 @@ class SelectiveEncryption(Strategy):
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
-        self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
+        self._finish_training(server_round, len(good), metrics, updates)
         usable = updates.schema is not None  # though too few of them, or without their keys
         reasons = {**phase.reasons(), **updates.reasons}
         self._count_empty(server_round, len(good), reasons, usable)
@@ -454,16 +454,16 @@ class SelectiveEncryption(Strategy):
         server_round: int,
         clients: int,
         metrics: MetricRecord | None,
-        refused: int = 0,
-        seconds: Mapping[str, float] | None = None,
+        updates: Updates | None = None,
     ) -> None:
         """Report the round, and save it."""
         report = self._asked.report(
             clients,
-            refused=refused,
+            refused=updates.refused if updates else 0,
             metrics=metrics,
             epsilon=self._run.terms.policy().epsilon(server_round),
-            seconds=seconds,
+            seconds=updates.seconds() if updates else None,
+            reasons=updates.reasons if updates else None,
         )
         self._emit(report)
         if metrics is not None:

@@ -144,6 +144,32 @@ def test_a_phase_that_all_clients_refuse_ends_with_their_reasons(name, least, mo
         Federation().start(**options)
 
 
+def test_an_app_without_install_is_told_so():
+    app = ClientApp(mods=[SelectiveEncryptionMod()])
+    app.train()(echo)
+    federation = Federation()
+    federation.grid = LocalGrid(app, 3)
+    with pytest.raises(PhaseError, match=r"node 1000: its app has no install\(app, ...\)"):
+        federation.start()
+
+
+def test_a_report_says_why_clients_are_lost():
+    def tire(message, context):
+        if context.node_id == 1001:
+            raise ValueError("no data today")
+        reply = echo(message, context)
+        if context.node_id == 1002:
+            reply.content["metrics"]["num-examples"] = 0
+        return reply
+
+    federation = Federation(tire, clients=4)
+    federation.start(rounds=1)
+    (report,) = [each for each in federation.strategy.reports if each.phase == "train"]
+    assert (report.clients, report.lost) == (2, 2)
+    assert report.reasons[1001].startswith("ValueError in the app")
+    assert "'num-examples'" in report.reasons[1002]
+
+
 def test_variables_of_the_prefix_that_are_no_misspelling_do_no_harm(monkeypatch, caplog):
     monkeypatch.setenv("FEDSENS_ANYTHING", "1")
     federation = Federation()
