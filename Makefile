@@ -37,6 +37,7 @@ check: .venv/installed ## Lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.house
 
 .venv/fuzz: .venv/installed
 	$(PIP) --editable '.[fuzz]'

@@ -6,8 +6,9 @@ start without loading torch. The Flower halves live in :mod:`fedsens.flower`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsens._lazy import attach
 
 if TYPE_CHECKING:
     from fedsens.config import FedSensConfig
@@ -25,23 +26,6 @@ if TYPE_CHECKING:
     from fedsens.sensitivity import SensitivityMap, reference_map, sensitivity_map
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "Aggregator": "fedsens.crypto",
-    "CkksParameters": "fedsens.crypto",
-    "Decryptor": "fedsens.crypto",
-    "EncryptionMask": "fedsens.mask",
-    "Encryptor": "fedsens.crypto",
-    "FedSensConfig": "fedsens.config",
-    "FedSensError": "fedsens.errors",
-    "FederationKey": "fedsens.keys",
-    "OneTimeSecret": "fedsens.crypto",
-    "ParameterLayout": "fedsens.layout",
-    "SensitivityMap": "fedsens.sensitivity",
-    "reference_map": "fedsens.sensitivity",
-    "select_mask": "fedsens.mask",
-    "sensitivity_map": "fedsens.sensitivity",
-}
 
 __all__ = [
     "Aggregator",
@@ -61,12 +45,13 @@ __all__ = [
     "sensitivity_map",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fedsens' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+_HOMES = {
+    "fedsens.config": ("FedSensConfig",),
+    "fedsens.crypto": ("Aggregator", "CkksParameters", "Decryptor", "Encryptor", "OneTimeSecret"),
+    "fedsens.errors": ("FedSensError",),
+    "fedsens.keys": ("FederationKey",),
+    "fedsens.layout": ("ParameterLayout",),
+    "fedsens.mask": ("EncryptionMask", "select_mask"),
+    "fedsens.sensitivity": ("SensitivityMap", "reference_map", "sensitivity_map"),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

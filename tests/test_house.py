@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import pytest
 
 import fedsens
+import fedsens.crypto
+import fedsens.flower
 from fedsens import errors
+from tests import house
 
 ROOT = Path(fedsens.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
+    "_lazy": 0,
     "errors": 0,
     "extensions": 1,
     "extras": 1,
@@ -47,6 +53,7 @@ ALLOWED = {
     "typer": {"cli", "mapping"},
 }
 LIGHT = {
+    "_lazy",
     "errors",
     "files",
     "layout",
@@ -114,6 +121,10 @@ def test_dependencies_point_downwards(path):
         assert LEVELS[parts[1]] < LEVELS[home], f"{by_name(path)} imports {name}"
 
 
+def test_no_modules_import_each_other():
+    assert house.circles(house.modules()) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=by_name)
 def test_private_modules_are_imported_by_their_own_package_only(path):
     for name in imports(path):
@@ -150,21 +161,33 @@ def test_nothing_forbidden_is_written(path):
 
 def test_the_public_surface_is_sorted_complete_and_importable():
     assert fedsens.__all__ == sorted(fedsens.__all__)
-    assert set(fedsens.__all__) == set(fedsens._HOME) | {"__version__"}
+    assert set(fedsens.__all__) == {*itertools.chain(*fedsens._HOMES.values()), "__version__"}
     assert dir(fedsens) == fedsens.__all__
     for name in fedsens.__all__:
         assert getattr(fedsens, name) is not None
 
 
-def test_the_public_surface_agrees_with_what_type_checkers_see():
-    tree = ast.parse((ROOT / "__init__.py").read_text())
+@pytest.mark.parametrize(
+    "package", [fedsens, fedsens.crypto, fedsens.flower], ids=lambda package: package.__name__
+)
+def test_what_is_imported_when_used_is_what_type_checkers_see(package):
+    tree = ast.parse(Path(package.__file__).read_text())
     seen = {
-        alias.name: node.module
+        node.module: tuple(alias.name for alias in node.names)
         for block in filter(is_type_checking, tree.body)
         for node in block.body
-        for alias in node.names
     }
-    assert seen == fedsens._HOME
+    assert seen == package._HOMES
+
+
+def test_the_architecture_page_names_what_exists():
+    page = (ROOT.parent / "docs/explanation/architecture.md").read_text()
+    found = re.findall(r"`(?:fedsens/)?((?!tests)[a-z]+/_?\w+)\.py(?::\s+(\w+))?", page)
+    assert len(found) > 20
+    for module, name in found:
+        tree = ast.parse((ROOT / f"{module}.py").read_text())
+        names = {getattr(node, "name", None) for node in ast.walk(tree)}
+        assert not name or name in names, f"{module}.py has no {name}"
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -19,8 +19,7 @@ from experiments.benchmarks.readme import BENCHMARKS, update_readme
 from experiments.benchmarks.secagg import measure_secagg
 from experiments.benchmarks.tables import methods_table, thresholds_table
 from experiments.cases import console, environment
-from fedsens.bench.measure import measuring
-from fedsens.bench.round import bench_round, initial_state
+from fedsens.bench.round import bench_round, initial_state, measure_round, measuring_rounds
 from fedsens.bench.scale import bench_scale
 from fedsens.bench.tables import codec_table, round_table, scale_table
 from fedsens.planning.calibrate import predicted_memory, predicted_rounds
@@ -90,11 +89,13 @@ def codecs(repeats: int) -> Measured:
 def rounds(repeats: int, model: str = "resnet18", images: int = 500, clients: int = 4) -> Measured:
     """A round beside plain Flower's FedAvg and SecAgg+, and beside what is planned."""
     report = bench_round(model, images, clients, repeats=repeats)
-    with measuring():
-        # Slow, and without a warm-up: SecAgg+ does the same in every round.
-        secagg = measure_secagg(initial_state(model), clients, repeats=1)
-    report = replace(report, rows=(*report.rows, secagg))
     plans = predicted_rounds(report, "precise", repeats)
+    state = initial_state(model)
+    with measuring_rounds():
+        three = measure_round("ratio 1, compact", 1.0, state, clients, repeats, "compact")
+        # Slow, and without a warm-up: SecAgg+ does the same in every round.
+        secagg = measure_secagg(state, clients, repeats=1)
+    report = replace(report, rows=(*report.rows, three, secagg))
     planned = {name: plan.round for name, plan in plans.items()}
     content = {"planned": {name: asdict(plan) for name, plan in plans.items()}}
     return Measured([round_table(report, planned)], report.content() | content)

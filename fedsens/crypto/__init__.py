@@ -12,9 +12,9 @@ NumPy only; :class:`Encryptor` and :class:`Decryptor` load TenSEAL, and nothing 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedsens._lazy import attach
 from fedsens.crypto._aggregator import Aggregator
 from fedsens.crypto._encoding import NameOf, check_range
 from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, PresetName
@@ -24,11 +24,6 @@ from fedsens.crypto._wire import Batch, parse_batch, residues
 if TYPE_CHECKING:
     from fedsens.crypto._decryptor import Decryptor
     from fedsens.crypto._encryptor import Encryptor
-
-_WITH_TENSEAL = {
-    "Decryptor": "fedsens.crypto._decryptor",
-    "Encryptor": "fedsens.crypto._encryptor",
-}
 
 __all__ = [
     "MAP_PARAMETERS",
@@ -46,12 +41,8 @@ __all__ = [
     "residues",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WITH_TENSEAL:
-        raise AttributeError(f"module 'fedsens.crypto' has no attribute {name!r}")
-    return getattr(import_module(_WITH_TENSEAL[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+_HOMES = {
+    "fedsens.crypto._decryptor": ("Decryptor",),
+    "fedsens.crypto._encryptor": ("Encryptor",),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsens.crypto._parameters import CkksParameters
 from fedsens.crypto._wire import (
     CHUNK,
     FRESH,
     MAX_SUMMANDS,
+    PLANES,
     SUM,
     Batch,
     Words,
@@ -24,9 +27,9 @@ from fedsens.errors import CiphertextError
 class Aggregator:
     """Adds ciphertext batches one by one; memory does not depend on how many.
 
-    Built from public parameters only. It keeps the sum of the residues modulo p, 8 bytes a value,
-    and beside it nothing but the batch that is being added. Adding is all or nothing: a batch that
-    is damaged, of another number of values (CiphertextError) or under other parameters
+    Built from public parameters only. It keeps the sum of the residues, twice as many bytes a value
+    as travel, and beside it nothing but the batch that is being added. Adding is all or nothing: a
+    batch that is damaged, of another number of values (CiphertextError) or under other parameters
     (KeyMismatchError) leaves the sum as it was.
     """
 
@@ -39,10 +42,14 @@ class Aggregator:
         """
         self.parameters = parameters
         self._values = values
-        self._sum: Words | None = None
+        # Each plane is added up by itself, in numbers of twice its width, so that residues are put
+        # together once for a sum and not for every batch.
+        self._planes = PLANES[parameters.wire_bytes]
+        self._sums: dict[int, NDArray[Any]] = {}
         self._summands = 0
-        # Residues are below p, so this many fit into 64 bits before they must be reduced.
-        self._room = (2**64 - 1) // (parameters.wire_modulus - 1)
+        # This many residues below p fit into 64 bits, and this many digits into a plane's sums.
+        rooms = [np.iinfo(kind).max + 2 for _, kind in self._planes]
+        self._room = min((2**64 - 1) // (parameters.wire_modulus - 1), *rooms)
         self._unreduced = 0
 
     @property
@@ -59,21 +66,34 @@ class Aggregator:
         """
         batch = parse_batch(data, self.parameters)
         self._check(batch, fresh)
-        if self._sum is None:
-            self._sum = np.zeros((batch.blocks, self.parameters.degree), np.uint64)
+        for shift, kind in self._planes if not self._sums else ():
+            double = f"u{2 * np.dtype(kind).itemsize}"
+            self._sums[shift] = np.zeros((batch.blocks, self.parameters.degree), double)
         if self._unreduced == self._room:
-            self._reduce(self._sum)
-        for part, words in batch.chunks():
-            self._sum[part] += words
+            self._reduce(batch.blocks)
+        for low in range(0, batch.blocks, CHUNK):
+            for shift, sums in self._sums.items():
+                digits = batch.planes[str(shift)][low : low + CHUNK]
+                sums[low : low + CHUNK] += digits.astype(sums.dtype)
         self._unreduced += 1
         self._values = batch.values
         self._summands += batch.summands
 
-    def _reduce(self, words: Words) -> None:
+    def _reduce(self, blocks: int) -> None:
         """Bring the sums below p, which counts as one summand."""
-        for low in range(0, len(words), CHUNK):
-            words[low : low + CHUNK] %= np.uint64(self.parameters.wire_modulus)
+        for part, words in self._residues(blocks):
+            for shift, kind in self._planes:
+                self._sums[shift][part] = (words >> np.uint64(shift)).astype(kind)
         self._unreduced = 1
+
+    def _residues(self, blocks: int) -> Iterator[tuple[slice, Words]]:
+        """The sums modulo p, shape (blocks, N), in pieces that stay small."""
+        for low in range(0, blocks, CHUNK):
+            part = slice(low, low + CHUNK)
+            total = np.zeros((min(CHUNK, blocks - low), self.parameters.degree), np.uint64)
+            for shift, sums in self._sums.items():
+                total += sums[part].astype(np.uint64) << np.uint64(shift)
+            yield part, total % np.uint64(self.parameters.wire_modulus)
 
     def _check(self, batch: Batch, fresh: bool) -> None:
         if self._values is not None and batch.values != self._values:
@@ -101,15 +121,11 @@ class Aggregator:
         Raises:
             CiphertextError: nothing was added yet.
         """
-        if self._sum is None or self._values is None:
+        if self._values is None:
             raise CiphertextError("expected at least one batch to sum, got none")
-        self._reduce(self._sum)
-        pieces = self._pieces(self._sum)
+        residues = self._residues(self.parameters.blocks(self._values))
+        pieces = (to_wire(words, self.parameters) for _, words in residues)
         return write_batch(self.parameters, SUM, self._values, self._summands, pieces)
-
-    def _pieces(self, words: Words) -> Iterator[bytes]:
-        for low in range(0, len(words), CHUNK):
-            yield to_wire(words[low : low + CHUNK], self.parameters)
 
     def sum(self, batches: Iterable[bytes]) -> bytes:
         """The sum of these batches and of those added before.

@@ -218,15 +218,15 @@ def _check_residues(batch: Batch) -> None:
 
 
 def _reach(blocks: NDArray[np.void], parameters: CkksParameters) -> bool:
-    """Whether a residue of some blocks is p or more, without building the residues."""
+    """Whether a residue of some blocks is p or more; only those with p's top digit are built."""
     modulus, planes = parameters.wire_modulus, PLANES[parameters.wire_bytes]
     top, _ = planes[-1]
-    if int(blocks[str(top)].max()) < modulus >> top:  # always so where p is just below 2^32
+    digits, limit = blocks[str(top)], modulus >> top
+    if int(digits.max()) < limit:  # always so where p is just below 2^32
         return False
-    low, *others = [
-        (blocks[str(shift)], modulus >> shift & np.iinfo(kind).max) for shift, kind in planes
-    ]
-    reach = low[0] >= low[1]
-    for digits, limit in others:  # higher digits decide, unless they are equal
-        reach = (digits > limit) | ((digits == limit) & reach)
-    return bool(reach.any())
+    # (blocks, N) -> flat -> (block, place): as fast again as nonzero in two dimensions.
+    places = np.divmod(np.flatnonzero(digits >= limit), parameters.degree)
+    words = np.zeros(len(places[0]), np.uint64)
+    for shift, _ in planes:
+        words |= blocks[str(shift)][places].astype(np.uint64) << np.uint64(shift)
+    return bool((words >= modulus).any())

@@ -7,8 +7,9 @@ simulation) imports flwr.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsens._lazy import attach
 
 if TYPE_CHECKING:
     from fedsens.flower._logs import log_through_flower
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
     from fedsens.flower._records import size_of
     from fedsens.flower._strategy import SelectiveEncryption
     from fedsens.flower._testing import LocalGrid
-
-_HOME = {
-    "LocalGrid": "fedsens.flower._testing",
-    "SelectiveEncryption": "fedsens.flower._strategy",
-    "SelectiveEncryptionMod": "fedsens.flower._mod",
-    "install": "fedsens.flower._mod",
-    "log_through_flower": "fedsens.flower._logs",
-    "size_of": "fedsens.flower._records",
-}
 
 __all__ = [
     "LocalGrid",
@@ -35,12 +27,11 @@ __all__ = [
     "size_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fedsens.flower' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+_HOMES = {
+    "fedsens.flower._logs": ("log_through_flower",),
+    "fedsens.flower._mod": ("SelectiveEncryptionMod", "install"),
+    "fedsens.flower._records": ("size_of",),
+    "fedsens.flower._strategy": ("SelectiveEncryption",),
+    "fedsens.flower._testing": ("LocalGrid",),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -354,10 +354,10 @@ def answer_keys(content: RecordDict, client: Client, examples: int) -> RecordDic
     request = take_header(content, KeyRequest)
     answer = RecordDict()
     if request.step == "hello":
-        client.adopt_key(request)
+        client.keys.adopt(request)
     elif request.step == "share":
-        answer[ENVELOPES] = ConfigRecord(dict(client.share_key(request)))
+        answer[ENVELOPES] = ConfigRecord(dict(client.keys.share(request)))
     else:
-        client.accept_key(request, record_to_bytes(content, ENVELOPES))
-    put_header(answer, client.introduce(request, examples))
+        client.keys.accept(request, record_to_bytes(content, ENVELOPES))
+    put_header(answer, client.keys.introduce(request, examples))
     return answer

@@ -182,7 +182,7 @@ def answer_map(
             "the server what this client's data are sensitive to; set the server's fedsens.maps to "
             "encrypted, or allow it with fedsens-allow-plain-maps"
         )
-    bound = None if plain else client.begin_upload("map", received)
+    bound = None if plain else client.uploads.begin("map", received)
     key = next(iter(message.content.config_records), "config")  # as the strategy names it
     config = message.content.config_records.get(key, ConfigRecord())
     message.content[key] = ConfigRecord({**config, "rule": request.rule, "round": header.round})
@@ -196,7 +196,7 @@ def answer_map(
         put_header(answer, PlainMapHeader(weight=weight, samples=smap.count, work_seconds=seconds))
         answer[PLAIN_MAP] = bytes_to_record(encoded)
     else:
-        told, encoded = client.encrypt(
+        told, encoded = client.uploads.encrypt(
             bound, header, np.asarray(flat, np.float64), weight, received.layout.name_of
         )
         update = {"samples": smap.count, "work_seconds": seconds}

@@ -104,7 +104,7 @@ class SelectiveEncryptionMod:
         policy.check(received.mask, settings.remainder, settings.min_noise)
         bound, before = None, None
         if received.mask.k and message.metadata.message_type == "train":
-            bound = client.begin_upload("update", received)
+            bound = client.uploads.begin("update", received)
             before = self._before(message, received.key) if policy.needs_received else None
         try:
             reply = call_next(message, context)
@@ -116,7 +116,7 @@ class SelectiveEncryptionMod:
         # The app is done with the model that it got, which may be large, unless it answers with it.
         if reply.content is not message.content:
             message.content.pop(received.key, None)
-        client.protect(reply, received, bound, before)
+        client.uploads.protect(reply, received, bound, before)
         return reply
 
     @staticmethod

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, TypeVar
@@ -252,9 +253,9 @@ def put_model(
         mask: the mask for the answer.
     """
     put_header(content, header)
-    content[MASK] = bytes_to_record(mask.to_bytes())
+    _put_mask(content, MASK, mask)
     if model.mask != mask:
-        content[MODEL_MASK] = bytes_to_record(model.mask.to_bytes())
+        _put_mask(content, MODEL_MASK, model.mask)
     if model.aggregate is not None:
         put_aggregate(content, model.aggregate, CIPHERTEXT, KEY_SUM)
 
@@ -304,10 +305,9 @@ def take_model(content: RecordDict) -> tuple[ProtectedModel, Received]:
     base = base_digest(content)
     header = take_header(content, ModelHeader)
     layout = ParameterLayout.from_json(header.layout)
-    mask = _take_mask(content, MASK, header.mask)
-    split_by = _take_mask(content, MODEL_MASK, header.model_mask) if MODEL_MASK in content else mask
-    if split_by.digest != header.model_mask:
-        raise ProtocolError("expected the mask that the model is split by, got another")
+    mask = split_by = _take_mask(content, MASK, header.mask, layout)
+    if MODEL_MASK in content or header.model_mask != header.mask:
+        split_by = _take_mask(content, MODEL_MASK, header.model_mask, layout)
     aggregate = None
     if header.aggregate is not None:
         aggregate = take_aggregate(content, header.aggregate, CIPHERTEXT, KEY_SUM)
@@ -353,13 +353,34 @@ def _hashable(value: Any) -> Any:
     return [type(value).__name__, value.hex() if isinstance(value, bytes) else repr(value)]
 
 
-def _take_mask(content: RecordDict, name: str, digest: str) -> EncryptionMask:
-    mask = EncryptionMask.from_bytes(record_to_bytes(content, name))
-    if mask.digest != digest:
-        raise ProtocolError(
-            f"expected the mask {digest[:16]}... that the header names, got {mask.digest[:16]}..."
+def _put_mask(content: RecordDict, name: str, mask: EncryptionMask) -> None:
+    """Add a mask, unless its digest says it all: everything is selected, or nothing."""
+    if 0 < mask.k < mask.size:
+        content[name] = bytes_to_record(mask.to_bytes())
+
+
+def _take_mask(
+    content: RecordDict, name: str, digest: str, layout: ParameterLayout
+) -> EncryptionMask:
+    """The mask that a header names; one that did not travel selects everything or nothing."""
+    masks: Iterable[EncryptionMask]
+    if name in content:
+        masks = [EncryptionMask.from_bytes(record_to_bytes(content, name))]
+    elif layout.size > sum(size_of(content)):  # of one byte a parameter at least; a forged layout
+        raise ProtocolError(  # may claim more than fits into memory
+            f"expected a message with a model of {layout.size} parameters, got {size_of(content)} "
+            "bytes; the server deviates from the protocol"
         )
-    return mask
+    else:
+        masks = (
+            EncryptionMask(np.full(layout.size, every), layout.digest) for every in (True, False)
+        )
+    for mask in masks:
+        if mask.digest == digest:
+            return mask
+    raise ProtocolError(
+        f"expected the mask {digest[:16]}... that the header names, got another or none"
+    )
 
 
 def examples_of(content: RecordDict, name: str) -> float:

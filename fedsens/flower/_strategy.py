@@ -11,8 +11,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedProx, Result, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
 from fedsens.errors import PhaseError, ProtocolError, StrategyError
@@ -25,26 +24,24 @@ from fedsens.flower._checkpoints import (
     resume_rounds,
 )
 from fedsens.flower._grid import StreamingGrid
+from fedsens.flower._inner import InnerStrategy
 from fedsens.flower._logs import tell
-from fedsens.flower._phase import Phase, listed
-from fedsens.flower._records import HEADER, examples_of, to_arrays, to_record
+from fedsens.flower._phase import Phase
+from fedsens.flower._records import HEADER, examples_of, to_record
 from fedsens.flower._state import ServerState
 from fedsens.flower._updates import (
+    EmptyRounds,
     RecordSchema,
     RoundResult,
     Updates,
     usable_metrics,
-    without_uneven_lists,
 )
-from fedsens.mask import partition, with_nan
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
 
 logger = logging.getLogger(__name__)
 
 NAMELESS = "0" * 32  # an experiment, where only the terms matter
-FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
-FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
 
 
@@ -96,7 +93,7 @@ class SelectiveEncryption(Strategy):
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
-        check_strategy(strategy, self.config.encrypts, weighted_mean)
+        self._inner = InnerStrategy(strategy, self.config.encrypts, weighted_mean)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
         folder = os.environ.get(OUTPUT_DIR) or output_dir  # whoever starts a simulation looks there
@@ -107,18 +104,12 @@ class SelectiveEncryption(Strategy):
         self._metrics = Metrics()
         self._deadline = math.inf
         self._started = False
-        self._weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         self._state: ServerState | None = None
         self._grid: Grid | None = None
         self._phase: Phase | None = None
         self._schema: RecordSchema | None = None
         self._initial = ArrayRecord()
-        self._empty_rounds = 0
-        # FedAvg's own averaging and sampling do not look at shapes, so that they can be spared the
-        # work of making whole tensors.
-        own = type(strategy)
-        self._averages_itself = own.aggregate_train is not FedAvg.aggregate_train
-        self._asks_itself = own.configure_train not in FLOWERS_OWN
+        self._empty_rounds = EmptyRounds(self.config.max_empty_rounds)
 
     @property
     def model(self) -> ProtectedModel:
@@ -179,7 +170,7 @@ class SelectiveEncryption(Strategy):
                 "start does not run, got it; leave it out, or begin a run without fedsens.resume"
             )
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
-        self._schema, self._empty_rounds = None, 0
+        self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
         if self._output is not None:
             self._report_file = ReportFile(self._output / "reports.jsonl")
@@ -251,7 +242,7 @@ class SelectiveEncryption(Strategy):
         return result
 
     def _new_state(self, initial: ArrayRecord) -> ServerState:
-        return ServerState(self.config, self._weighted_by, self._emit, initial)
+        return ServerState(self.config, self._inner.weighted_by, self._emit, initial)
 
     def _recorded_evaluate(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -296,18 +287,10 @@ class SelectiveEncryption(Strategy):
             )
         if self._state is None:
             self._state = self._new_state(arrays)
-        key = str(getattr(self.inner, "configrecord_key", "config"))
-        told = RecordDict({self._record: ArrayRecord(), key: ConfigRecord(dict(config))})
-        self._run.prepare(server_round, grid, told)
-        shown = self._shown(arrays)
+        self._run.prepare(server_round, grid, self._inner.told(config))
+        shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_train(server_round, shown, config, grid)
         return self._prepare("train", messages, server_round, grid)
-
-    def _shown(self, arrays: ArrayRecord) -> ArrayRecord:
-        """The global model as the inner strategy gets it: whole tensors, NaN where it is hidden."""
-        if self._asks_itself and self._run.model.mask.k:
-            return to_record(self._run.model.visible())
-        return arrays
 
     def _prepare(
         self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
@@ -328,56 +311,21 @@ class SelectiveEncryption(Strategy):
         if not run.mask.k:
             return self._aggregate_plain(server_round, dict(phase.replies(replies)))
         stand_in = run.stand_in()
-        record = None if stand_in is None else RecordDict({self._record: to_record(stand_in)})
+        record = None if stand_in is None else RecordDict({self._inner.record: to_record(stand_in)})
         updates = self._add_updates(phase, replies, record)
         result = self._round_result(updates, server_round)
-        good = self._even(phase.sort_by_request(result.replies), "train")
-        arrays, metrics = self._averaged(server_round, good)
+        good = self._inner.even(phase.sort_by_request(result.replies), "train")
+        arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round)
         self._finish_training(server_round, len(good), metrics, updates)
-        usable = updates.schema is not None  # though too few of them, or without their keys
         reasons = {**phase.reasons(), **updates.reasons}
-        self._count_empty(server_round, len(good), reasons, usable)
+        # Usable are answers too that are too few, or without their keys.
+        first = updates.schema is None and not run.model.round
+        self._empty_rounds.count(server_round, len(good), reasons, first)
         return arrays, metrics
-
-    def _averaged(
-        self, server_round: int, replies: list[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The inner strategy's mean of the plaintext remainders, in the form that travels."""
-        if not self._averages_itself:
-            return self.inner.aggregate_train(server_round, replies)
-        layout, mask, key = self._run.model.layout, self._run.mask, self._record
-        for reply in replies:
-            visible = with_nan(to_arrays(reply.content.array_records[key]), layout, mask)
-            reply.content[key] = to_record(visible)
-        arrays, metrics = self.inner.aggregate_train(server_round, replies)
-        if arrays is not None and replies:
-            arrays = to_record(partition(to_arrays(arrays), mask, layout)[0])
-        return arrays, metrics
-
-    def _count_empty(
-        self, server_round: int, clients: int, reasons: Mapping[int, str], usable: bool = False
-    ) -> None:
-        """End a run in which too many rounds in a row changed nothing, with the reasons.
-
-        Raises:
-            PhaseError: the first round had no usable answer, or the limit is reached.
-        """
-        self._empty_rounds = 0 if clients else self._empty_rounds + 1
-        most = self.config.max_empty_rounds
-        all_wrong = bool(reasons) and not usable
-        limit = most or (FIRST_EMPTY if all_wrong and not self._run.model.round else LATER_EMPTY)
-        if self._empty_rounds < limit:
-            return
-        raise PhaseError(
-            f"expected at least one client's update within {limit} rounds, got none up to round "
-            f"{server_round}: {listed(reasons)}; mend the clients, or raise "
-            "fedsens.max-empty-rounds if rounds may be empty",
-            nodes=reasons,
-        )
 
     def _aggregate_plain(
         self, server_round: int, answers: dict[int, Message]
@@ -389,7 +337,8 @@ class SelectiveEncryption(Strategy):
             self._run.replace_plain(arrays, server_round)
         clients = sum(reply.has_content() for reply in good)
         self._finish_training(server_round, clients, metrics)
-        self._count_empty(server_round, clients, self._asked.reasons())
+        first = not self._run.model.round
+        self._empty_rounds.count(server_round, clients, self._asked.reasons(), first)
         return arrays, metrics
 
     def _add_updates(
@@ -437,7 +386,8 @@ class SelectiveEncryption(Strategy):
 
     def _learn(self, server_round: int, result: RoundResult) -> None:
         for node, reply in result.replies.items():
-            self._run.keys.update_examples(node, examples_of(reply.content, self._weighted_by))
+            examples = examples_of(reply.content, self._inner.weighted_by)
+            self._run.keys.update_examples(node, examples)
         if result.replies and result.weight < SMALL_WEIGHT:
             logger.warning(
                 "the answers carry %.2g of the examples announced for round %d, so the masked part "
@@ -446,7 +396,7 @@ class SelectiveEncryption(Strategy):
                 result.weight,
                 server_round,
                 1 / result.weight,
-                self._weighted_by,
+                self._inner.weighted_by,
             )
 
     def _finish_training(
@@ -471,15 +421,11 @@ class SelectiveEncryption(Strategy):
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
 
-    @property
-    def _record(self) -> str:
-        return str(getattr(self.inner, "arrayrecord_key", "arrays"))
-
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample clients and give them what they need to open the model."""
-        shown = self._shown(arrays)
+        shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_evaluate(server_round, shown, config, grid)
         return self._prepare("evaluate", messages, server_round, grid)
 
@@ -497,18 +443,14 @@ class SelectiveEncryption(Strategy):
             reply.content.pop(HEADER, None)
         came = len(good)
         if run.mask.k:
-            good = self._even(usable_metrics(good, self._weighted_by), "evaluate")
+            usable = usable_metrics(good, self._inner.weighted_by)
+            good = self._inner.even(usable, "evaluate")
         metrics = self.inner.aggregate_evaluate(server_round, [*good, *phase.errors.values()])
         if phase.sent:
             self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
         if metrics is not None:
             self._metrics.evaluate[server_round] = metrics
         return metrics
-
-    def _even(self, replies: list[Message], kind: str) -> list[Message]:
-        """Replies whose metrics the inner strategy can average; its own function gets them all."""
-        function = getattr(self.inner, f"{kind}_metrics_aggr_fn", None)
-        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
 
     def _emit(self, report: PhaseReport) -> None:
         tell(logger, "%s", report, **report.model_dump())
@@ -520,49 +462,3 @@ class SelectiveEncryption(Strategy):
             self._report_file.append(report)
         if self._on_report is not None:
             self._on_report(report)
-
-
-def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
-    """Refuse a strategy whose aggregation is not a mean weighted by examples.
-
-    The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
-    qualifies if it aggregates as FedAvg does (FedAvg, FedProx and subclasses that leave
-    ``aggregate_train`` alone), or if the caller vouches for it.
-
-    Args:
-        strategy: the inner strategy.
-        encrypts: whether anything is encrypted; without that every strategy is allowed.
-        weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
-            weighted by their examples.
-
-    Raises:
-        StrategyError: the strategy cannot be used.
-    """
-    name = type(strategy).__name__
-    if not isinstance(strategy, Strategy):
-        raise StrategyError(
-            f"expected a strategy of flwr.serverapp.strategy, got {name} of "
-            f"{type(strategy).__module__}; classes of flwr.server.strategy are of Flower's old API"
-        )
-    if type(strategy).start is not Strategy.start:
-        raise StrategyError(
-            f"expected a strategy that leaves start() to Flower, got {name} with its own, which "
-            "would never be called, because fedsens runs the rounds; move what it does into "
-            "aggregate_train, aggregate_evaluate or on_report, or behind the call of start"
-        )
-    aggregate = type(strategy).aggregate_train
-    if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
-        return
-    flowers = type(strategy).__module__.startswith("flwr.")
-    why = (
-        "it needs values that are encrypted (medians, trimming, Krum, trees, clipping and adaptive "
-        "server optimisers do)"
-        if flowers
-        else "fedsens cannot know what its aggregate_train does with models of which the server "
-        "sees a part"
-    )
-    raise StrategyError(
-        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
-        f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
-        "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
-    )

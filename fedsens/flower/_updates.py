@@ -13,9 +13,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.crypto import Aggregator
-from fedsens.errors import FedSensError, LayoutError, ProtocolError, ValueRangeError
+from fedsens.errors import FedSensError, LayoutError, PhaseError, ProtocolError, ValueRangeError
 from fedsens.files import Arrays
-from fedsens.flower._phase import Phase
+from fedsens.flower._phase import Phase, listed
 from fedsens.flower._records import (
     CIPHERTEXT,
     PREFIX,
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Names of the records and metrics of an answer, and whether these are lists: a strategy can average
 # only what has the same.
 RecordSchema = frozenset[tuple[str, str, bool]]
+FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
 MAX_SCHEMAS = 4  # clients of one app have one; more are somebody's mistake or malice
 
 
@@ -216,6 +217,44 @@ class Updates:
             raise LayoutError(f"expected the layout's types, got others in {', '.join(wrong)}")
         if broken := not_finite(arrays):
             raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
+
+
+class EmptyRounds:
+    """Counts rounds in a row in which no update counted, and ends a run that has too many."""
+
+    def __init__(self, most: int | None) -> None:
+        """Count from now on.
+
+        Args:
+            most: rounds in a row that end a run; None for one where every answer of the first
+                round is wrong, else three.
+        """
+        self._most, self._rounds = most, 0
+
+    def count(
+        self, server_round: int, clients: int, reasons: Mapping[int, str], first: bool
+    ) -> None:
+        """Take note of a round.
+
+        Args:
+            server_round: the round.
+            clients: updates that counted.
+            reasons: node to why its update did not count.
+            first: no round changed the model yet, and no answer of this one could be used.
+
+        Raises:
+            PhaseError: the limit is reached; it tells the clients' reasons.
+        """
+        self._rounds = 0 if clients else self._rounds + 1
+        limit = self._most or (FIRST_EMPTY if first and reasons else LATER_EMPTY)
+        if self._rounds < limit:
+            return
+        raise PhaseError(
+            f"expected at least one client's update within {limit} rounds, got none up to round "
+            f"{server_round}: {listed(reasons)}; mend the clients, or raise "
+            "fedsens.max-empty-rounds if rounds may be empty",
+            nodes=reasons,
+        )
 
 
 def _check_metrics(content: RecordDict) -> None:

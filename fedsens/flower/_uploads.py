@@ -206,5 +206,5 @@ def answer_key_sum(content: RecordDict, client: Client) -> RecordDict:
         The answer.
     """
     request = take_header(content, KeySumRequest)
-    answer = client.answer_key_sum(request)
+    answer = client.uploads.answer_key_sum(request)
     return RecordDict({KEY_ANSWER: bytes_to_record(answer)})

@@ -52,6 +52,8 @@ class ScryptCost(BaseModel):
     def _bounded(self) -> Self:
         if 128 * self.n * self.r > MOST_MEMORY or self.n & (self.n - 1):
             raise ValueError(f"scrypt must use at most {MOST_MEMORY} bytes, and n a power of two")
+        if self.n >= 2 ** (16 * self.r):  # RFC 7914, section 2
+            raise ValueError(f"scrypt's n must be below 2^{16 * self.r} with r = {self.r}")
         return self
 
     def derive(self, passphrase: str) -> bytes:
@@ -113,9 +115,16 @@ class LockedKey(BaseModel):
 
         Raises:
             KeyFileError: the passphrase is wrong, or the file was altered: nobody can tell which.
+                Or there is too little memory for scrypt.
         """
         try:
             cipher = ChaCha20Poly1305(self.scrypt.derive(passphrase))
+        except MemoryError:
+            needed = 128 * self.scrypt.n * self.scrypt.r // 2**20
+            raise KeyFileError(
+                f"expected {needed} MiB of free memory to open a locked key, got less; free some"
+            ) from None
+        try:
             return cipher.decrypt(NONCE, base64.b64decode(self.sealed), self._context())
         except (InvalidTag, ValueError):
             raise KeyFileError(

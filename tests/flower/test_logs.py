@@ -51,7 +51,7 @@ def test_every_phase_and_round_is_one_line_with_counts_bytes_and_seconds(caplog)
     )
     phases = [re.fullmatch(form, line)[1] if "mask:" not in line else "mask" for line in lines]
     assert phases == ["keys", "map", "mask", "train", "evaluate", "train", "evaluate"]
-    ours = [x for x in lines_of(caplog, "fedsens.flower._client") if " train: " in x]
+    ours = [x for x in lines_of(caplog, "fedsens.flower._client_uploads") if " train: " in x]
     assert len(ours) == 6
     assert re.fullmatch(r"round 1 train: 57 of 115 parameters encrypted, \d+ B; .* s", ours[0])
 

@@ -691,7 +691,7 @@ import sys
 from fedsens.flower import SelectiveEncryption
 import server.app
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("tenseal", "seal")
-             or name.startswith("fedsens.keys") or name == "fedsens.flower._client"))
+             or name.startswith("fedsens.keys") or name.startswith("fedsens.flower._client")))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

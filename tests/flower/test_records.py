@@ -12,7 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsens.flower._records import base_digest, bytes_to_record, read_npy
+from fedsens.crypto import CkksParameters
+from fedsens.errors import ProtocolError
+from fedsens.flower._records import (
+    base_digest,
+    bytes_to_record,
+    put_header,
+    put_model,
+    read_npy,
+    take_model,
+    to_record,
+)
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask
+from fedsens.protocol import ModelHeader, ProtectedModel
 
 KINDS = st.one_of(
     hnp.boolean_dtypes(),
@@ -206,3 +219,55 @@ def test_digests_are_equal_exactly_for_equal_contents(one, other):
         for told in (one, other)
     ]
     assert (digests[0] == digests[1]) == (said[0] == said[1])
+
+
+def told(mask, model_mask=None):
+    """What a server says about an initial model of 600 parameters, and the message that says it."""
+    layout = ParameterLayout.from_shapes([("w", (600,), "float32")])
+    masks = [EncryptionMask(each, layout.digest) for each in (mask, model_mask) if each is not None]
+    header = ModelHeader(
+        round=1,
+        model_round=0,
+        layout=layout.to_json(),
+        model_mask=masks[-1].digest,
+        mask=masks[0].digest,
+        parameters=CkksParameters.preset("precise"),
+        reference=1.0,
+    )
+    model = ProtectedModel(layout, masks[-1], {"w": np.ones(600, "f4")}, None, header.parameters, 0)
+    message = RecordDict({"arrays": to_record(model.plain)})
+    put_model(message, model, header, masks[0])
+    return message, header, masks
+
+
+ALL, NONE, SOME = np.ones(600, bool), np.zeros(600, bool), np.arange(600) < 200
+
+
+@pytest.mark.parametrize("mask", [ALL, NONE, SOME], ids=["all", "none", "some"])
+def test_a_mask_of_all_or_nothing_travels_as_its_digest(mask):
+    message, _, (wanted, split_by) = told(mask, NONE)
+    assert ("fedsens.mask" in message) == (mask is SOME)
+    assert "fedsens.model-mask" not in message
+    model, received = take_model(message)
+    assert (received.mask, model.mask) == (wanted, split_by)
+    assert list(message) == ["arrays"]
+
+
+def test_a_mask_that_neither_travels_nor_is_all_or_nothing_is_refused():
+    message, *_ = told(SOME, NONE)
+    del message["fedsens.mask"]
+    with pytest.raises(ProtocolError, match=r"that the header names, got another or none"):
+        take_model(message)
+
+
+def test_a_layout_larger_than_its_message_takes_no_memory():
+    message, header, _ = told(ALL, NONE)
+    layout = ParameterLayout.from_shapes([("w", (10**12,), "float32")])
+    put_header(message, header.model_copy(update={"layout": layout.to_json()}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="a model of 1000000000000 parameters"):
+            take_model(message)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -63,7 +63,7 @@ def test_the_story_has_everything(story, secrets):
     assert kinds >= {f"output of fedsens {each}" for each in ("inspect", "open")}
     files = ("protected.safetensors", "reports.jsonl", "summary.json", "report.html")
     assert kinds >= {f"file output-3/{each}" for each in files} | {"file round-000001.safetensors"}
-    assert kinds >= {"log fedsens.flower._client", "log fedsens.flower._strategy"}
+    assert kinds >= {"log fedsens.flower._client_uploads", "log fedsens.flower._strategy"}
     # Two identities per client and run, two keys, and what each upload was encrypted under.
     assert len(secrets) == 20 + 2 + len(story.one_time)
     assert len(story.one_time) > 30

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import stat
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,6 +134,35 @@ def test_any_flipped_byte_is_a_named_error(locked, data):
     except KeyFileError:
         return
     assert key == KEY  # such as a space that became a tab
+
+
+@pytest.mark.parametrize("cost", [{"r": 1}, {"r": 1, "n": 2**16}, {"r": 1, "n": 2**20}, {"n": 3}])
+def test_costs_that_scrypt_does_not_know_are_refused(locked, cost):
+    content = json.loads(locked.read_text())
+    content["scrypt"] |= cost
+    with pytest.raises(KeyFileError, match="wrong scrypt"):
+        locked_key_in(json.dumps(content).encode())
+    known = content["scrypt"] | {"r": 1, "n": 2**15}
+    assert locked_key_in(json.dumps(content | {"scrypt": known}).encode())
+
+
+def test_too_little_memory_for_scrypt_is_a_named_error(locked):
+    code = f"""
+import resource
+from pathlib import Path
+from fedsens.errors import KeyFileError
+from fedsens.keys._file import locked_key_in
+found = locked_key_in(Path({str(locked)!r}).read_bytes())
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**26
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    found.unlock("x")
+except KeyFileError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("expected 128 MiB of free memory to open a locked key"), done
 
 
 def test_the_fingerprint_that_can_be_read_is_authenticated(locked):

@@ -1,0 +1,281 @@
+"""A client's half of uploads: each is encrypted under a secret that is given for one list only."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from fedsens.crypto import NameOf, check_range
+from fedsens.errors import LayoutError, MaskError, ProtocolError, ValueRangeError
+from fedsens.files import Arrays
+from fedsens.flower._records import (
+    CIPHERTEXT,
+    PREFIX,
+    Received,
+    bytes_to_record,
+    examples_of,
+    model_key,
+    put_header,
+    to_arrays,
+    to_record,
+)
+from fedsens.keys import PendingUpload, key_answer, make_tags
+from fedsens.layout import ParameterLayout
+from fedsens.mask import not_finite, tied_but_masked_apart
+from fedsens.protocol import (
+    Contributor,
+    KeySumRequest,
+    ModelHeader,
+    Party,
+    RoundContext,
+    UploadHeader,
+    check_weight,
+)
+
+if TYPE_CHECKING:
+    from fedsens.flower._client import Client
+
+logger = logging.getLogger(__name__)
+
+SMALL = 100  # times the error of a mean: a tensor of lower values is worth a word
+
+
+class Uploader:
+    """Makes this client's uploads, one for each kind and round, and gives their keys."""
+
+    def __init__(self, client: Client) -> None:
+        """Upload for a client."""
+        self._client = client
+
+    def begin(self, kind: str, received: Received) -> RoundContext:
+        """Note, before any work is done, that this client answers this question and no other.
+
+        Args:
+            kind: of the upload.
+            received: what the server said.
+
+        Returns:
+            What the upload is bound to.
+
+        Raises:
+            ProtocolError: this client is not in the cohort by its own identities.
+        """
+        header = received.header
+        mine = self._party
+        if mine not in header.cohort or len({each.name for each in header.cohort}) != len(
+            header.cohort
+        ):
+            raise ProtocolError(
+                f"expected a cohort of different clients with this one ({mine.name[:16]}) and the "
+                "identity that it made for this run, got another; the server must say hello again"
+            )
+        context = header.context(
+            "map" if kind == "map" else "update", self._client.store.run, received.base
+        )
+        self._client.records.begin(kind, header.round, context.digest)
+        return context
+
+    @property
+    def _party(self) -> Party:
+        return Party(name=self._client.store.name, run_key=self._client.store.run_public_key.hex())
+
+    def encrypt(
+        self,
+        context: RoundContext,
+        header: ModelHeader,
+        values: NDArray[np.floating],
+        weight: float,
+        name_of: NameOf,
+    ) -> tuple[UploadHeader, bytes]:
+        """Encrypt an upload under a fresh secret, which stays in this client's folder.
+
+        Args:
+            context: what it is bound to.
+            header: of the message that it answers.
+            values: 1-D, before they are weighted.
+            weight: their factor.
+            name_of: names the parameter at an index, for errors.
+
+        Returns:
+            The upload's header and the ciphertext.
+        """
+        from fedsens.crypto import Encryptor  # which loads SEAL; a key answer does without
+
+        check_weight(weight)
+        check_range(values, context.parameters, name_of)
+        started = time.process_time()
+        encryptor = Encryptor(context.parameters, context.digest, self._client.settings.processes)
+        ciphertext, secret = encryptor.encrypt(values, name_of, weight)
+        nonce = secrets.token_hex(16)
+        member = Contributor(name=self._client.store.name, weight=weight, nonce=nonce)
+        key = self._client.key_for(header)
+        tags = make_tags(ciphertext, context.parameters, key, context.digest, member)
+        pending = PendingUpload(
+            secret=secret.to_array(),
+            weight=weight,
+            nonce=bytes.fromhex(nonce),
+            context=context.digest,
+            cohort=tuple((each.name, each.run_key) for each in header.cohort),
+            key_index=header.key_index,
+        )
+        self._client.records.keep(context.kind, context.round, pending)
+        told = UploadHeader(
+            context=context.digest.hex(),
+            name=self._client.store.name,
+            weight=weight,
+            nonce=nonce,
+            tags=tags,
+            encrypt_seconds=time.process_time() - started,
+            decrypt_seconds=self._client.decrypt_seconds,
+        )
+        return told, ciphertext
+
+    def answer_key_sum(self, request: KeySumRequest) -> bytes:
+        """This client's padded secret for a list, which it gives for one list only.
+
+        Args:
+            request: the list, and of which uploads.
+
+        Returns:
+            2 N bytes. The same list again gets the same answer.
+        """
+        contributors = request.contributors
+        contributors.check(self._client.settings.min_contributors, self._client.store.members)
+        context = bytes.fromhex(request.context)
+        digest = contributors.digest(context)
+
+        def compute(pending: PendingUpload) -> bytes:
+            mine = Contributor(
+                name=self._client.store.name, weight=pending.weight, nonce=pending.nonce.hex()
+            )
+            parties = dict(pending.cohort)
+            known = set(contributors.names) <= set(parties)
+            if pending.context != context or mine not in contributors.members or not known:
+                raise ProtocolError(
+                    "expected a list within the context of this client's upload, of clients that "
+                    "were asked, with its own weight and nonce, got another; the server deviates "
+                    "from the protocol"
+                )
+            others = [
+                Party(name=name, run_key=parties[name])
+                for name in contributors.names
+                if name != self._client.store.name
+            ]
+            identities = self._client.store.identity, self._client.store.run_identity
+            key = self._client.store.key_of(pending.key_index)
+            if key is None:
+                raise ProtocolError("expected the key of this upload on this client, got none")
+            return key_answer(pending.secret, identities, others, key, digest)
+
+        return self._client.records.answer(request.kind, request.round, digest, compute)
+
+    def protect(
+        self,
+        reply: Message,
+        received: Received,
+        context: RoundContext | None,
+        before: Arrays | None,
+    ) -> None:
+        """Encrypt the masked coordinates of an answer, so that none leaves in plaintext.
+
+        Args:
+            reply: the answer of the user's function; changed in place.
+            received: the model it answers to.
+            context: what the upload is bound to; None where none was begun.
+            before: the model that training began with, where the remainder's policy needs it.
+
+        Raises:
+            MaskError: the mask would send a tied parameter in plaintext under its other name.
+            ProtocolError: the answer holds a record that would leave unprotected.
+        """
+        content, header = reply.content, received.header
+        if not content.array_records:
+            return
+        self._client.check_mask(received.mask)
+        if not received.mask.k:
+            return  # an unencrypted run is the inner strategy's alone
+        if strange := [name for name in content if name.startswith(PREFIX)]:
+            raise ProtocolError(
+                f"expected an answer without records of fedsens's names, got {strange}; they would "
+                "leave unprotected: name them otherwise"
+            )
+        if context is None:
+            raise ProtocolError(
+                "expected a model in answers to training only, got one in another answer; send "
+                "metrics"
+            )
+        key = model_key(content)
+        layout, mask = received.layout, received.mask
+        # A large model is held as few times as can be: the record goes as soon as it was read.
+        arrays = to_arrays(content.array_records[key])
+        del content[key]
+        _check_update(arrays, layout)
+        if pairs := tied_but_masked_apart(arrays, layout, mask):
+            raise MaskError(
+                f"expected tied parameters to be masked alike, got {pairs}; force both names "
+                "(fedsens.force), or send one of them only"
+            )
+        weight = examples_of(content, header.weighted_by) / header.reference
+        policy = header.remainder.policy()
+        folder = self._client.store.folder
+        leaving = policy.protect(before, arrays, mask, layout, header.round, folder)
+        if not header.model_round:
+            self._warn_of_small(arrays, received)
+        del arrays
+        told, ciphertext = self.encrypt(
+            context,
+            header,
+            leaving.masked,
+            weight,
+            lambda index: layout.name_of(int(np.flatnonzero(mask.selected)[index])),
+        )
+        content[CIPHERTEXT] = bytes_to_record(ciphertext)
+        if leaving.plain is not None:
+            content[key] = to_record(leaving.plain)
+        leaving.commit()
+        put_header(content, told)
+        logger.info(
+            "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
+            header.round,
+            mask.k,
+            layout.size,
+            len(ciphertext),
+            told.decrypt_seconds,
+            told.encrypt_seconds,
+        )
+
+    def _warn_of_small(self, arrays: Arrays, received: Received) -> None:
+        """Name tensors that the codec's error could change noticeably."""
+        error = received.header.parameters.error_rms(len(received.header.cohort))
+        small = []
+        for entry in received.layout.entries:
+            chosen = arrays[entry.name][received.mask.of(entry)].astype(np.float64)
+            rms = math.sqrt(float(chosen @ chosen) / chosen.size) if chosen.size else math.inf
+            if 0 < rms < SMALL * error:
+                small.append(entry.name)
+        if small:
+            logger.warning(
+                "the error of the encryption, %.1g, is more than a hundredth of the values of %s; "
+                "use fedsens.preset exact, or a smaller fedsens.value-range",
+                error,
+                ", ".join(small),
+            )
+
+
+def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
+    try:
+        layout.check(arrays)
+    except LayoutError as error:
+        raise LayoutError(f"the trained model differs from the one received: {error}") from None
+    if broken := not_finite(arrays):
+        raise ValueRangeError(
+            f"expected finite parameters after training, got NaN or infinity in "
+            f"{', '.join(broken)}; lower the learning rate"
+        )

@@ -1,0 +1,146 @@
+"""The strategy that SelectiveEncryption wraps: what it may be, what it sees, when it averages."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fedsens.errors import StrategyError
+from fedsens.flower._records import to_arrays, to_record
+from fedsens.flower._updates import without_uneven_lists
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, partition, with_nan
+from fedsens.protocol import ProtectedModel
+
+FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
+
+
+class InnerStrategy:
+    """A user's strategy, given whole tensors with NaN at what is hidden where it looks at them.
+
+    FedAvg's own averaging and sampling do not look at shapes, so that they are spared the work of
+    making whole tensors.
+
+    Attributes:
+        strategy: the strategy.
+        record: name of the ArrayRecord that holds the model.
+        weighted_by: name of the metric that counts examples.
+    """
+
+    def __init__(self, strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+        """Check a strategy; see :func:`check_strategy`."""
+        check_strategy(strategy, encrypts, weighted_mean)
+        self.strategy = strategy
+        self.record = str(getattr(strategy, "arrayrecord_key", "arrays"))
+        self.weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
+        own = type(strategy)
+        self._averages_itself = own.aggregate_train is not FedAvg.aggregate_train
+        self._asks_itself = own.configure_train not in FLOWERS_OWN
+
+    def shown(self, arrays: ArrayRecord, model: ProtectedModel) -> ArrayRecord:
+        """The global model as the strategy gets it.
+
+        Args:
+            arrays: as Flower hands them on, without what is hidden.
+            model: the same model.
+
+        Returns:
+            Whole tensors for a strategy that configures rounds itself, else ``arrays``.
+        """
+        if self._asks_itself and model.mask.k:
+            return to_record(model.visible())
+        return arrays
+
+    def told(self, config: ConfigRecord) -> RecordDict:
+        """What clients are told to make a map: a content like that of training, without a model."""
+        key = str(getattr(self.strategy, "configrecord_key", "config"))
+        return RecordDict({self.record: ArrayRecord(), key: ConfigRecord(dict(config))})
+
+    def even(self, replies: list[Message], kind: str) -> list[Message]:
+        """Replies whose metrics the strategy can average; its own function gets them all.
+
+        Args:
+            replies: those that count, changed in place.
+            kind: "train" or "evaluate".
+
+        Returns:
+            The replies.
+        """
+        function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
+        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
+
+    def average(
+        self,
+        server_round: int,
+        replies: list[Message],
+        layout: ParameterLayout,
+        mask: EncryptionMask,
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The strategy's mean of the plaintext remainders, in the form that travels.
+
+        Args:
+            server_round: the round.
+            replies: those that count; their records may be replaced.
+            layout: the model's layout.
+            mask: the mask that the replies are split by.
+
+        Returns:
+            The remainder's mean without the hidden coordinates, and the metrics.
+        """
+        if not self._averages_itself:
+            return self.strategy.aggregate_train(server_round, replies)
+        key = self.record
+        for reply in replies:
+            visible = with_nan(to_arrays(reply.content.array_records[key]), layout, mask)
+            reply.content[key] = to_record(visible)
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        if arrays is not None and replies:
+            arrays = to_record(partition(to_arrays(arrays), mask, layout)[0])
+        return arrays, metrics
+
+
+def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+    """Refuse a strategy whose aggregation is not a mean weighted by examples.
+
+    The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
+    qualifies if it aggregates as FedAvg does (FedAvg, FedProx and subclasses that leave
+    ``aggregate_train`` alone), or if the caller vouches for it.
+
+    Args:
+        strategy: the inner strategy.
+        encrypts: whether anything is encrypted; without that every strategy is allowed.
+        weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
+            weighted by their examples.
+
+    Raises:
+        StrategyError: the strategy cannot be used.
+    """
+    name = type(strategy).__name__
+    if not isinstance(strategy, Strategy):
+        raise StrategyError(
+            f"expected a strategy of flwr.serverapp.strategy, got {name} of "
+            f"{type(strategy).__module__}; classes of flwr.server.strategy are of Flower's old API"
+        )
+    if type(strategy).start is not Strategy.start:
+        raise StrategyError(
+            f"expected a strategy that leaves start() to Flower, got {name} with its own, which "
+            "would never be called, because fedsens runs the rounds; move what it does into "
+            "aggregate_train, aggregate_evaluate or on_report, or behind the call of start"
+        )
+    aggregate = type(strategy).aggregate_train
+    if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
+        return
+    flowers = type(strategy).__module__.startswith("flwr.")
+    why = (
+        "it needs values that are encrypted (medians, trimming, Krum, trees, clipping and adaptive "
+        "server optimisers do)"
+        if flowers
+        else "fedsens cannot know what its aggregate_train does with models of which the server "
+        "sees a part"
+    )
+    raise StrategyError(
+        f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
+        f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
+        "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
+    )
