@@ -19,7 +19,7 @@ from fedsens.config import FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
 from fedsens.errors import DowngradeError, FedSensError, MaskError, PhaseError, ProtocolError
 from fedsens.flower._keys import KeyAgreement
-from fedsens.flower._phase import Phase, ask
+from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     MAP,
     PLAIN_MAP,
@@ -66,6 +66,7 @@ class MapCollection:
         self._config, self._keys, self._size = config, keys, size
         self._plain = np.zeros(size)
         self._used = 0
+        self._reasons: dict[int, str] = {}
         self._uploads: UploadSum | None = None
 
     def collect(
@@ -99,8 +100,9 @@ class MapCollection:
         )
         if self._used < config.map_min_clients:
             raise PhaseError(
-                f"expected maps from at least {config.map_min_clients} clients, got {self._used}; "
-                "see the warnings above, or lower fedsens.map-min-clients"
+                f"expected maps from at least {config.map_min_clients} clients, got {self._used}: "
+                f"{listed(phase.reasons() | self._reasons)}; mend these, or lower "
+                "fedsens.map-min-clients"
             )
         if self._uploads is None:
             return self._plain, phase.report(self._used)
@@ -117,6 +119,7 @@ class MapCollection:
                 self._add_encrypted(phase, node, content)
             self._used += 1
         except FedSensError as error:
+            self._reasons[node] = str(error)
             logger.warning("left out the map of node %s: %s", node, error)
 
     def _add_encrypted(self, phase: Phase, node: int, content: RecordDict) -> None:
@@ -180,7 +183,9 @@ def answer_map(
             "encrypted, or allow it with fedsens-allow-plain-maps"
         )
     bound = None if plain else client.uploads.begin("map", received)
-    message.content["config"] = ConfigRecord({"rule": request.rule, "round": header.round})
+    key = next(iter(message.content.config_records), "config")  # as the strategy names it
+    config = message.content.config_records.get(key, ConfigRecord())
+    message.content[key] = ConfigRecord({**config, "rule": request.rule, "round": header.round})
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started

@@ -18,7 +18,7 @@ from fedsens.config import FedSensConfig
 from fedsens.errors import FedSensError, PhaseError, ProtocolError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
-from fedsens.flower._phase import ask
+from fedsens.flower._phase import ask, listed
 from fedsens.flower._records import (
     MAP,
     MAP_KEY_SUM,
@@ -135,6 +135,7 @@ class MaskMaker:
             seed=config.seed,
             aggregate=None if scores is None else scores.header,
         )
+        reasons: dict[int, str] = {}
         holders = sorted(set(grid.get_node_ids()) & set(self._keys.examples))
         for holder in holders[:ATTEMPTS]:
             content, _ = show([])
@@ -147,13 +148,14 @@ class MaskMaker:
             try:
                 mask = self._read(answers.get(holder, RecordDict()))
             except FedSensError as error:
+                reasons[holder] = phase.reasons().get(holder, str(error))
                 logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
             self.reports.append(phase.report(1))
             return mask
         raise PhaseError(
             f"expected a mask from one of {len(holders[:ATTEMPTS])} key holders within "
-            f"{config.mask_timeout:g} s each, got none; see the warnings above"
+            f"{config.mask_timeout:g} s each, got none: {listed(reasons)}; mend these"
         )
 
     def _read(self, content: RecordDict) -> EncryptionMask:
