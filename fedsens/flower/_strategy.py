@@ -158,17 +158,8 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
                 resumed run is given what only Flower's own start understands.
-        """
-        if evaluate_fn is not None and self.config.encrypts:
-            raise StrategyError(
-                "expected no evaluate_fn, because the server does not know masked parameters, got "
-                "one; evaluate on the clients, or open an exported model with the key"
-            )
-        if further and self.config.resume:
-            raise StrategyError(
-                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
-                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
-            )
+        """  # noqa: DOC502 - raised by _check_start
+        self._check_start(evaluate_fn, further)
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
@@ -208,6 +199,28 @@ class SelectiveEncryption(Strategy):
                 rounds.evaluate_fn,
                 **further,
             )
+        self._conclude(result)
+        return result
+
+    def _check_start(self, evaluate_fn: EvaluateFn | None, further: Mapping[str, Any]) -> None:
+        """Refuse what a start cannot do.
+
+        Raises:
+            StrategyError: as :meth:`start` says.
+        """
+        if evaluate_fn is not None and self.config.encrypts:
+            raise StrategyError(
+                "expected no evaluate_fn, because the server does not know masked parameters, got "
+                "one; evaluate on the clients, or open an exported model with the key"
+            )
+        if further and self.config.resume:
+            raise StrategyError(
+                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
+                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
+            )
+
+    def _conclude(self, result: Result) -> None:
+        """Keep the final model, and say what of it Flower's result has."""
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
         if self._state is not None and self.model.mask.k:
@@ -219,7 +232,6 @@ class SelectiveEncryption(Strategy):
                 self.model.mask.k,
                 self.model.mask.size,
             )
-        return result
 
     def _resume(
         self, checkpoints: Checkpoints, rounds: StartArguments, initial_arrays: ArrayRecord
