@@ -158,7 +158,8 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
                 resumed run is given what only Flower's own start understands.
-        """  # noqa: DOC502 - raised by _check_start
+            PhaseError: no round changed the model, or too many in a row did not.
+        """  # noqa: DOC502 - raised by _check_start and _conclude
         self._check_start(evaluate_fn, further)
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
@@ -199,7 +200,7 @@ class SelectiveEncryption(Strategy):
                 rounds.evaluate_fn,
                 **further,
             )
-        self._conclude(result)
+        self._conclude(result, num_rounds)
         return result
 
     def _check_start(self, evaluate_fn: EvaluateFn | None, further: Mapping[str, Any]) -> None:
@@ -219,8 +220,18 @@ class SelectiveEncryption(Strategy):
                 "start does not run, got it; leave it out, or begin a run without fedsens.resume"
             )
 
-    def _conclude(self, result: Result) -> None:
-        """Keep the final model, and say what of it Flower's result has."""
+    def _conclude(self, result: Result, num_rounds: int) -> None:
+        """Keep the final model, and say what of it Flower's result has.
+
+        Raises:
+            PhaseError: no round changed the model.
+        """
+        asked = any(each.phase == "train" and each.clients + each.lost for each in self.reports)
+        if self._state is not None and asked and not self.model.round:
+            raise PhaseError(
+                f"expected a round that changed the model, got none of {num_rounds}; see the "
+                "warnings above, and mend the clients or raise the number of rounds"
+            )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
         if self._state is not None and self.model.mask.k:
