@@ -226,8 +226,8 @@ class SelectiveEncryption(Strategy):
         Raises:
             PhaseError: no round changed the model.
         """
-        asked = any(each.phase == "train" and each.clients + each.lost for each in self.reports)
-        if self._state is not None and asked and not self.model.round:
+        trains = getattr(self.inner, "fraction_train", 1.0) > 0  # else it evaluates only
+        if self._state is not None and trains and not self.model.round:
             raise PhaseError(
                 f"expected a round that changed the model, got none of {num_rounds}; see the "
                 "warnings above, and mend the clients or raise the number of rounds"
