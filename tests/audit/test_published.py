@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax, softmax
 
-from fedsens.audit.attacks.imprint import Imprinted
-from fedsens.audit.case import Case
-from fedsens.audit.labels import infer_label
-from fedsens.audit.matching import total_variation
-from fedsens.audit.metrics import ssim
-from fedsens.audit.statistics import StatisticsDistance
-from fedsens.audit.study import Study
-from fedsens.audit.target import answer_of
-from fedsens.audit.trial import Trial
+from fedsens.audit._clients import Case
+from fedsens.audit._distance import StatisticsDistance
+from fedsens.audit._imprint import Imprinted
+from fedsens.audit._labels import infer_label
+from fedsens.audit._matching import total_variation
+from fedsens.audit._metrics import ssim
+from fedsens.audit._study import Study
+from fedsens.audit._target import answer_of
+from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
 
 from .kit import MODELS, digits, study

@@ -19,9 +19,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit.registry import Effort, register_attack
-from fedsens.audit.target import answer_of
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._target import answer_of
 
 RANK = 1e-6  # singular values below, relative to the largest, are rounding
 NEAR = 0.02  # share of an input's length outside of the span that still counts as within
