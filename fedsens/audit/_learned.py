@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -95,7 +96,9 @@ def _vmapped(model: nn.Module, names: list[str]) -> PerSample:
 
 def _tried(fast: PerSample, xs: Tensor, ys: Tensor) -> Tensor | None:
     try:
-        return fast(xs, ys)
+        with warnings.catch_warnings():  # torch says that a part of it is computed one by one
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return fast(xs, ys)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         LOGGER.info("samples' gradients one by one: torch.func says %s", str(error)[:200])
         return None

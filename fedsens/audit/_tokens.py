@@ -158,9 +158,31 @@ def _layers(view: AttackView) -> _Layers:
 
 
 def _vocabulary(view: AttackView) -> int:
-    sizes = [m.num_embeddings for m in view.model.modules() if isinstance(m, nn.Embedding)]
     assert view.public is not None
-    return max([*sizes, int(view.public[0].max()) + 1])
+    return vocabulary_of(_calm(view), view.public[0])
+
+
+def vocabulary_of(model: nn.Module, sentences: Tensor) -> int:
+    """Number of tokens that a model knows: of the embeddings that are given the tokens.
+
+    Others, such as of positions, may have more rows.
+
+    Args:
+        model: of :func:`~fedsens.audit._target.attackable`.
+        sentences: token ids, (n, length).
+
+    Returns:
+        The number; what occurs in the sentences where no embedding is given them as they are.
+    """
+    given = _given(model, sentences[:1])
+    sizes = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name in given
+        and torch.equal(given[name], sentences[:1])
+    ]
+    return max(sizes, default=int(sentences.max()) + 1)
 
 
 def _calm(view: AttackView) -> nn.Module:
