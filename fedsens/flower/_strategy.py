@@ -158,6 +158,7 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
                 resumed run is given what only Flower's own start understands.
+            PhaseError: no round changed the model, or too many in a row did not.
         """
         if evaluate_fn is not None and self.config.encrypts:
             raise StrategyError(
@@ -207,6 +208,11 @@ class SelectiveEncryption(Strategy):
                 rounds.evaluate_config,
                 rounds.evaluate_fn,
                 **further,
+            )
+        if self._state is not None and not self.model.round:
+            raise PhaseError(
+                f"expected a round that changed the model, got none of {num_rounds}; see the "
+                "warnings above, and mend the clients or raise the number of rounds"
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
