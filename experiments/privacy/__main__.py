@@ -14,7 +14,7 @@ from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.federation import DataSource
 from experiments.privacy.figure import draw, mean_of
 from experiments.privacy.leak import GUESS, Images, Scene, Steps, attack_image, masks_for, scene_of
-from fedsens.audit.models import leaking_lenet
+from fedsens.audit import leaking_lenet
 from fedsens.mask import EncryptionMask
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cases import Row
-from fedsens.audit.metrics import interval
+from fedsens.audit import interval
 
 ATTACKERS = {
     "dlg-naive": "naive: encrypted taken for 0",

@@ -15,9 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from experiments.cases import Row
 from experiments.privacy.fidelity import psnr, uqi, vif
-from fedsens.audit.metrics import class_mean, identified, ssim
-from fedsens.audit.registry import Effort, get_attack
-from fedsens.audit.view import AttackView, view_of_gradient
+from fedsens.audit import (
+    AttackView,
+    Effort,
+    class_mean,
+    get_attack,
+    identified,
+    ssim,
+    view_of_gradient,
+)
 from fedsens.data import Dataset, load_dataset
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, select_mask

@@ -16,9 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.privacy.text import TextClassifier, zipf_sentences
-from fedsens.audit.metrics import occurring, recall_and_precision
-from fedsens.audit.registry import Effort, get_attack
-from fedsens.audit.view import view_of_gradient
+from fedsens.audit import Effort, get_attack, occurring, recall_and_precision, view_of_gradient
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, select_mask
 from fedsens.sensitivity import SensitivityMap, sensitivity_map

@@ -26,7 +26,7 @@ from experiments.privacy.leak import (
 from experiments.staleness.audit_figure import draw
 from experiments.staleness.training import Federation, dealt
 from experiments.staleness.union import NEW, NOTHING, attacks_of, lines_of
-from fedsens.audit.models import leaking_lenet
+from fedsens.audit import leaking_lenet
 from fedsens.mask import EncryptionMask
 
 RESULTS = Path(__file__).parent / "results"

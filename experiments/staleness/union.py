@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from experiments.cases import Row, rows_of
 from experiments.privacy.leak import GUESS
-from fedsens.audit.trial import WORKS
+from fedsens.audit import WORKS
 
 NOTHING = "none"  # the policy of the anchor
 OLD, NEW = "initialisation", "this round"  # when a mask was made

@@ -9,23 +9,39 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from fedsens.audit.attacks.imprint import Imprinted
-from fedsens.audit.case import Case
-from fedsens.audit.figure import draw_leakage, draw_sheet
-from fedsens.audit.membership import label_leaks, membership
-from fedsens.audit.metrics import CONFIDENCE
-from fedsens.audit.models import leaking_lenet
-from fedsens.audit.recommend import choices, real_trials, recommendation
-from fedsens.audit.record import Record, run_trials
-from fedsens.audit.registry import attack_names, get_attack
-from fedsens.audit.remainder import remainder_name
-from fedsens.audit.screen import audit_table, case_table, rest_table
-from fedsens.audit.sentences import load_samples
-from fedsens.audit.study import Study
-from fedsens.audit.summary import Summary, write_summary
-from fedsens.audit.target import mode_of
-from fedsens.audit.trial import PLAIN, Protection, Trial, protections_of, trials_of
-from fedsens.audit.verdict import Line, verdicts
+from fedsens.audit import (
+    CONFIDENCE,
+    PLAIN,
+    Case,
+    Imprinted,
+    Line,
+    Protection,
+    Record,
+    Study,
+    Summary,
+    Trial,
+    attack_names,
+    audit_table,
+    case_table,
+    choices,
+    draw_leakage,
+    draw_sheet,
+    get_attack,
+    label_leaks,
+    leaking_lenet,
+    load_samples,
+    membership,
+    mode_of,
+    protections_of,
+    real_trials,
+    recommendation,
+    remainder_name,
+    rest_table,
+    run_trials,
+    trials_of,
+    verdicts,
+    write_summary,
+)
 from fedsens.cli._audit import StudySettings
 from fedsens.cli._common import console
 from fedsens.config import FedSensConfig

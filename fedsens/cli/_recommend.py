@@ -10,16 +10,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedsens.audit.figure import draw_choices
-from fedsens.audit.recommend import Choice, choices, recommendation, walk
-from fedsens.audit.record import read_settings
-from fedsens.audit.registry import get_attack
-from fedsens.audit.remainder import WITHHELD
-from fedsens.audit.screen import choice_table
-from fedsens.audit.study import Study
-from fedsens.audit.target import mode_of
-from fedsens.audit.trial import Protection, Trial
-from fedsens.audit.verdict import verdict
+from fedsens.audit import (
+    WITHHELD,
+    Choice,
+    Protection,
+    Study,
+    Trial,
+    choice_table,
+    choices,
+    draw_choices,
+    get_attack,
+    mode_of,
+    read_settings,
+    recommendation,
+    verdict,
+    walk,
+)
 from fedsens.cli._audit import StudySettings
 from fedsens.cli._auditing import (
     PRESET,

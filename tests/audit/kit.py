@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from fedsens.audit.case import Case
-from fedsens.audit.models import leaking_lenet
-from fedsens.audit.study import Study
+from fedsens.audit._clients import Case
+from fedsens.audit._inputs import leaking_lenet
+from fedsens.audit._study import Study
 from fedsens.data import load_dataset
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedsens.audit import registry
-from fedsens.audit.attacks.analytic import complete_rank_one, layer_input
-from fedsens.audit.labels import infer_label, label_scores
-from fedsens.audit.registry import Effort, attack_names, get_attack, register_attack
-from fedsens.audit.study import Study
-from fedsens.audit.trial import Trial
+from fedsens.audit import _attack as registry
+from fedsens.audit._analytic import complete_rank_one, layer_input
+from fedsens.audit._attack import Effort, attack_names, get_attack, register_attack
+from fedsens.audit._labels import infer_label, label_scores
+from fedsens.audit._study import Study
+from fedsens.audit._trial import Trial
 from fedsens.errors import ConfigurationError
 
 from .kit import digits, study
@@ -177,7 +177,7 @@ def test_learned_inversion_needs_public_images_and_visible_coordinates():
 
 def test_an_attack_is_one_function(monkeypatch):
     assert attack_names()  # which registers those of fedsens
-    monkeypatch.setattr("fedsens.audit.registry._attacks", deepcopy(registry._attacks))
+    monkeypatch.setattr("fedsens.audit._attack._attacks", deepcopy(registry._attacks))
 
     @register_attack("blank", threat="aware")
     def blank(view, effort):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedsens.audit.case import Case, update_of
-from fedsens.audit.metrics import in_order, judge
-from fedsens.audit.trial import Trial
+from fedsens.audit._clients import Case, update_of
+from fedsens.audit._metrics import in_order, judge
+from fedsens.audit._trial import Trial
 
 from .kit import MODELS, study
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.audit import registry
-from fedsens.audit.recommend import choices, recommendation
-from fedsens.audit.record import Record, read_settings, run_trials
-from fedsens.audit.registry import attack_names
-from fedsens.audit.study import Study
-from fedsens.audit.trial import (
+from fedsens.audit import _attack as registry
+from fedsens.audit._attack import attack_names
+from fedsens.audit._recommend import choices, recommendation
+from fedsens.audit._record import Record, read_settings, run_trials
+from fedsens.audit._study import Study
+from fedsens.audit._trial import (
     EVERYTHING,
     NOTHING,
     WORST,
@@ -24,7 +24,7 @@ from fedsens.audit.trial import (
     protections_of,
     trials_of,
 )
-from fedsens.audit.verdict import union_of, verdict
+from fedsens.audit._verdict import union_of, verdict
 from fedsens.cli import app
 from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters
@@ -281,7 +281,7 @@ def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
 
 ONES_OWN = """
 import torch
-from fedsens.audit.registry import register_attack
+from fedsens.audit._attack import register_attack
 
 @register_attack("one-grey", threat="aware")
 def grey(view, effort):
@@ -293,7 +293,7 @@ def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert attack_names()  # which registers those of fedsens
-    monkeypatch.setattr("fedsens.audit.registry._attacks", deepcopy(registry._attacks))
+    monkeypatch.setattr("fedsens.audit._attack._attacks", deepcopy(registry._attacks))
     (tmp_path / "ones_own_attack.py").write_text(ONES_OWN)
     options = ["--model", "tests.audit.kit:perceptron", "--ratio", 0.5]
     options += ["--attack", "analytic", "--no-presence", "--policy", "random", "--images", 1]

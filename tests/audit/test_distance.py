@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from fedsens.audit.distance import GradientDistance
-from fedsens.audit.matching import total_variation
-from fedsens.audit.spectrum import gradient_by_coefficients, image_of, random_coefficients
+from fedsens.audit._distance import GradientDistance
+from fedsens.audit._matching import total_variation
+from fedsens.audit._spectrum import gradient_by_coefficients, image_of, random_coefficients
 
 from .kit import study
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedsens.audit.case import Case
-from fedsens.audit.labels import label_accuracy, label_shares, share_error
-from fedsens.audit.membership import label_leaks
-from fedsens.audit.trial import EVERYTHING, NOTHING, Protection
+from fedsens.audit._clients import Case
+from fedsens.audit._labels import label_accuracy, label_shares, share_error
+from fedsens.audit._membership import label_leaks
+from fedsens.audit._trial import EVERYTHING, NOTHING, Protection
 
 from .kit import study
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedsens.audit.membership import area_under_curve, membership, membership_scores
-from fedsens.audit.public import gradients_of
-from fedsens.audit.trial import EVERYTHING, NOTHING, Protection
+from fedsens.audit._learned import gradients_of
+from fedsens.audit._membership import area_under_curve, membership, membership_scores
+from fedsens.audit._trial import EVERYTHING, NOTHING, Protection
 
 from .kit import study
 
@@ -56,8 +56,8 @@ def test_the_area_under_the_curve_is_the_share_of_right_pairs():
 
 
 def test_a_batch_of_more_than_half_of_the_pool_is_left_out(monkeypatch):
-    monkeypatch.setattr("fedsens.audit.membership.POOL", 10)
+    monkeypatch.setattr("fedsens.audit._membership.POOL", 10)
     found = membership(study("perceptron"), [NOTHING], (1, 5, 6))
     assert [each.batch for each in found] == [1, 5]
-    monkeypatch.setattr("fedsens.audit.membership.POOL", 1)
+    monkeypatch.setattr("fedsens.audit._membership.POOL", 1)
     assert membership(study("perceptron"), [NOTHING]) == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from fedsens.audit.metrics import identified, interval, ssim
+from fedsens.audit._metrics import identified, interval, ssim
 
 
 def images(seed, channels=3, size=12):

@@ -1,7 +1,7 @@
-"""The attacks beside the programs and figures that were published, at ratio 0 on the same images.
+"""The attacks beside figures of a third party's program or of a paper, at ratio 0.
 
-The reference attacks below are the authors' loops: autograd through the gradient, pixels, their
-optimisers. Ours must find as much: mean SSIM at least theirs less 0.02.
+The program is breaching 0.1.2, which was run once on the models and digits of these tests; its
+figures are below.
 """
 
 import math
@@ -9,78 +9,25 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import log_softmax, softmax
 
-from fedsens.audit.attacks.imprint import Imprinted
-from fedsens.audit.case import Case
-from fedsens.audit.labels import infer_label
-from fedsens.audit.matching import total_variation
-from fedsens.audit.metrics import ssim
-from fedsens.audit.statistics import StatisticsDistance
-from fedsens.audit.study import Study
-from fedsens.audit.target import answer_of
-from fedsens.audit.trial import Trial
+from fedsens.audit._clients import Case
+from fedsens.audit._distance import StatisticsDistance
+from fedsens.audit._imprint import Imprinted
+from fedsens.audit._labels import infer_label
+from fedsens.audit._matching import total_variation
+from fedsens.audit._study import Study
+from fedsens.audit._target import answer_of
+from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
 
 from .kit import MODELS, digits, study
 
-TOLERANCE = 0.02
-
-
-def seen(view):
-    return [gradient.double() for gradient in view.gradients.values()]
-
-
-def gradients(model, x, soft):
-    loss = -(soft * log_softmax(model(x), 1)).sum(1).mean()
-    return torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-
-
-def published_dlg(view, seed):
-    """Zhu et al. 2019: L-BFGS on pixels and soft labels, the squared distance of gradients."""
-    model, wanted = view.model.double(), seen(view)
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((1, *view.shape), generator=generator).double().requires_grad_()
-    y = torch.randn((1, view.classes), generator=generator).double().requires_grad_()
-    optimizer = torch.optim.LBFGS([x, y])
-
-    def closure():
-        optimizer.zero_grad()
-        made = gradients(model, x, softmax(y, 1))
-        away = sum(((a - b) ** 2).sum() for a, b in zip(made, wanted, strict=True))
-        away.backward()
-        return away
-
-    for _ in range(40):
-        optimizer.step(closure)
-    view.model.float()
-    return x.detach()[0].clamp(0, 1).float()
-
-
-def published_inverting(view, label, seed, steps):
-    """Geiping et al. 2020: cosine, total variation, Adam on the sign of the gradient."""
-    model, wanted = view.model.double(), seen(view)
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand((1, *view.shape), generator=generator).double().requires_grad_()
-    soft = nn.functional.one_hot(torch.tensor([label]), view.classes).double()
-    optimizer = torch.optim.Adam([x], lr=0.1)
-    milestones = [int(steps * part) for part in (0.375, 0.625, 0.875)]
-    decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    for _ in range(steps):
-        made = gradients(model, x, soft)
-        dot = sum((a * b).sum() for a, b in zip(made, wanted, strict=True))
-        lengths = [math.sqrt(sum(float((a**2).sum()) for a in side)) for side in (wanted,)]
-        own = sum((a**2).sum() for a in made).sqrt()
-        rough = (x[..., 1:] - x[..., :-1]).abs().mean() + (
-            x[..., 1:, :] - x[..., :-1, :]
-        ).abs().mean()
-        (slope,) = torch.autograd.grad(1 - dot / (own * lengths[0]) + 1e-3 * rough, [x])
-        x.grad = slope.sign()
-        optimizer.step()
-        decay.step()
-        x.data.clamp_(0, 1)
-    view.model.float()
-    return x.detach()[0].float()
+TOLERANCE, SIGNED_TOLERANCE = 0.02, 0.05
+# Mean SSIM that breaching 0.1.2 reaches on the same four digits and models: `deepleakage`, 300
+# iterations; `invertinggradients`, 2,400 iterations, total variation of 1e-3 (with its default of
+# 0.2, meant for photographs, it reaches 0.17 and 0.05).
+DEEP_LEAKAGE = {"perceptron": 1.0, "convolutional": 1.0, "lenet": 1.0}
+INVERTING = {"perceptron": 0.9993, "lenet": 0.7679}
 
 
 def ours(made, attack, victims):
@@ -88,28 +35,22 @@ def ours(made, attack, victims):
     return sum(made.judge(t, *made.attack(t)).score for t in trials) / victims
 
 
-@pytest.mark.parametrize("attack", ["dlg", "idlg", "dlg-tv"])
-def test_dlg_finds_what_its_authors_program_finds(attack):
-    made = study("lenet", victims=2, steps=150)
-    views = [made.view("none", 0.0, victim) for victim in range(2)]
-    theirs = [published_dlg(view, seed) for seed, view in enumerate(views)]
-    reached = [ssim(found, made.victims.x[i]) for i, found in enumerate(theirs)]
-    assert ours(made, attack, 2) >= sum(reached) / 2 - TOLERANCE
-    assert ours(made, attack, 2) >= 0.95
+@pytest.mark.parametrize(
+    ("attack", "net"),
+    [*(("dlg", net) for net in DEEP_LEAKAGE), ("idlg", "lenet"), ("dlg-tv", "lenet")],
+)
+def test_dlg_finds_what_a_third_partys_program_finds(attack, net):
+    assert ours(study(net, victims=4, steps=200), attack, 4) >= DEEP_LEAKAGE[net] - TOLERANCE
 
 
-def test_inverting_gradients_finds_what_its_authors_loop_finds():
-    made = study("perceptron", victims=2, steps=150)
-    reached = [
-        ssim(published_inverting(view, int(made.victims.y[i]), i, 150), made.victims.x[i])
-        for i in range(2)
-        for view in [made.view("none", 0.0, i)]
-    ]
-    assert ours(made, "inverting", 2) >= sum(reached) / 2 - TOLERANCE
+@pytest.mark.parametrize("net", ["perceptron", "lenet"])
+def test_inverting_gradients_finds_what_a_third_partys_program_finds(net):
+    found = ours(study(net, victims=4, steps=200), "inverting", 4)
+    assert found >= INVERTING[net] - SIGNED_TOLERANCE
 
 
 def test_idlg_reads_every_label():
-    """Zhao et al. 2020, table 1: 100 % on every data set."""
+    """Zhao et al. 2020, table 1: 100 % on MNIST, CIFAR-100 and LFW."""
     made = study("lenet", victims=64)
     found = [infer_label(made.view("none", 0.0, victim)) for victim in range(64)]
     assert found == made.victims.y.tolist()
@@ -135,7 +76,7 @@ def scored(made, attack, policy="none", ratio=0.0):
 
 
 def test_a_group_helps_a_batch_and_statistics_do_not_harm_it():
-    """Yin et al. 2021, table 1: guesses pulled to their mean find more than one does."""
+    """Of GradInversion no program is published; this compares our attacks with each other."""
     made = of_batch(steps=100)
     for policy, ratio in (("none", 0.0), ("random", 0.5)):
         names = ("inverting", "inverting-bn", "group")
@@ -172,7 +113,7 @@ def test_the_derivative_by_statistics_is_that_of_the_distance():
 
 @pytest.mark.parametrize(("batch", "bins"), [(8, 64), (16, 64), (64, 256)])
 def test_an_imprint_layer_finds_the_images_that_are_alone_in_a_bin(batch, bins):
-    """Fowl et al. 2022, proposition 1, for independent images: (1 - 1/k)^(n - 1) of n."""
+    """Of n independent images in k equally likely bins (1 - 1/k)^(n - 1) are alone, on average."""
     generator = torch.Generator().manual_seed(0)  # digits' mean pixels take few values
     x = torch.rand((2000, 1, 8, 8), generator=generator)
     data = Dataset(x, torch.arange(2000) % 10, 10)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.audit.recommend import choices, dearness, recommendation, walk
-from fedsens.audit.trial import EVERYTHING, NOTHING, Outcome, Protection
-from fedsens.audit.verdict import verdict
+from fedsens.audit._recommend import choices, dearness, recommendation, walk
+from fedsens.audit._trial import EVERYTHING, NOTHING, Outcome, Protection
+from fedsens.audit._verdict import verdict
 from fedsens.cli import app
 from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedsens.audit.case import Case, update_of
-from fedsens.audit.public import gradients_of
-from fedsens.audit.study import Study
-from fedsens.audit.target import answer_of, attackable, loss_of, mode_of, without_records
-from fedsens.audit.trial import NOTHING, Trial
+from fedsens.audit._clients import Case, update_of
+from fedsens.audit._learned import gradients_of
+from fedsens.audit._study import Study
+from fedsens.audit._target import answer_of, attackable, loss_of, mode_of, without_records
+from fedsens.audit._trial import NOTHING, Trial
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 
@@ -181,7 +181,7 @@ def test_a_wrong_fast_path_gives_way(monkeypatch):
     model = attackable(normal(), X, Y, 10)
     names = [n for n, _ in model.named_parameters()]
     monkeypatch.setattr(
-        "fedsens.audit.public._vmapped", lambda mine, names: lambda x, y: torch.ones(len(x), 1498)
+        "fedsens.audit._learned._vmapped", lambda mine, names: lambda x, y: torch.ones(len(x), 1498)
     )
     assert torch.allclose(gradients_of(model, names, X, Y), one_by_one(model, X, Y), atol=1e-5)
 

@@ -7,13 +7,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.privacy.text import TextClassifier, zipf_sentences
-from fedsens.audit.attacks.tokens import moved_rows, row_space, visible_block, within
-from fedsens.audit.metrics import f1, judge_tokens, occurring, recall_and_precision
-from fedsens.audit.registry import Effort, get_attack
-from fedsens.audit.sentences import load_samples
-from fedsens.audit.study import Study
-from fedsens.audit.trial import Trial
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView, Effort, get_attack
+from fedsens.audit._inputs import load_samples
+from fedsens.audit._metrics import f1, judge_tokens, occurring, recall_and_precision
+from fedsens.audit._study import Study
+from fedsens.audit._tokens import moved_rows, row_space, visible_block, within
+from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
 from fedsens.errors import DataError
 

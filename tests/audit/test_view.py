@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from fedsens.audit.view import view_of_gradient, view_of_update
+from fedsens.audit._attack import view_of_gradient, view_of_update
 from fedsens.flower import LocalGrid
 from fedsens.flower._records import model_key, to_arrays
 from tests.flower.federation import Run, arrays_of, build_model, data_of, is_reply, make_app

@@ -15,16 +15,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit.matching import total_variation
-from fedsens.audit.registry import Effort, register_attack
-from fedsens.audit.spectrum import (
+from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._matching import total_variation
+from fedsens.audit._spectrum import (
     coefficients_of,
     gradient_by_coefficients,
     image_of,
     random_coefficients,
 )
-from fedsens.audit.target import answer_of
-from fedsens.audit.view import AttackView
+from fedsens.audit._target import answer_of
 
 SWEEPS = 100  # of alternating least squares
 SMOOTHNESS = 1e-2

@@ -1,4 +1,4 @@
-"""Tokens of sentences, or images: what a study attacks, from a name or a path."""
+"""What a study attacks unless a user brings it: samples from a name or path, and a network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedsens.data import Dataset, load_dataset
 from fedsens.errors import DataError
@@ -44,3 +45,30 @@ def load_samples(source: str, classes: int | None = None) -> Dataset:
     return Dataset(
         torch.from_numpy(x.astype(np.int64)), labels, classes or int(labels.max().clamp_min(1)) + 1
     )
+
+
+def leaking_lenet(channels: int, size: int, classes: int, seed: int = 0) -> nn.Module:
+    """The LeNet of DLG (arXiv 1906.08935): strided convolutions, sigmoids, uniform weights.
+
+    88,648 parameters for 3 channels, 32 pixels and 100 classes, as in FedML-HE.
+
+    Args:
+        channels: of an image.
+        size: its height and width in pixels.
+        classes: number of outputs.
+        seed: of the weights.
+
+    Returns:
+        The model, untrained.
+    """
+    layers: list[nn.Module] = []
+    side, inputs = size, channels
+    for stride in (2, 2, 1, 1):
+        layers += [nn.Conv2d(inputs, 12, 5, padding=2, stride=stride), nn.Sigmoid()]
+        side, inputs = -(-side // stride), 12
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * side * side, classes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+    return model

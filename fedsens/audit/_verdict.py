@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedsens.audit.metrics import CONFIDENCE, Interval, interval, upper_bound
-from fedsens.audit.registry import get_attack
-from fedsens.audit.trial import EVERYTHING, FIRST, NOTHING, WORKS, Outcome, Protection
+from fedsens.audit._attack import get_attack
+from fedsens.audit._metrics import CONFIDENCE, Interval, interval, upper_bound
+from fedsens.audit._trial import EVERYTHING, FIRST, NOTHING, WORKS, Outcome, Protection
 
 IDENTIFIED = 0.01  # of the victims, by chance
 MARGIN = 0.02  # of the score, above a guess

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedsens.audit.record import Known
-from fedsens.audit.remainder import WITHHELD
-from fedsens.audit.study import Study
-from fedsens.audit.trial import (
+from fedsens.audit._record import Known
+from fedsens.audit._study import Study
+from fedsens.audit._trial import (
     EVERYTHING,
     NOTHING,
     PLAIN,
+    WITHHELD,
     WORST,
     Protection,
     Trial,
     trials_of,
 )
-from fedsens.audit.verdict import MARGIN, UNION, Line, works_at
+from fedsens.audit._verdict import MARGIN, UNION, Line, works_at
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.protocol import traffic

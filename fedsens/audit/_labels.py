@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from fedsens.audit.public import public_gradients, visible
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView
+from fedsens.audit._learned import public_gradients, visible
 
 SUM = 1e3  # weight of the equation that the shares add up to 1, relative to all others
 

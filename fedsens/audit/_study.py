@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit.case import Case, Update, update_of
-from fedsens.audit.metrics import guess, guess_tokens, in_order, judge, judge_tokens
-from fedsens.audit.registry import Effort, Kind, get_attack
-from fedsens.audit.remainder import noise_share, treated
-from fedsens.audit.target import Mode, answer_of, attackable
-from fedsens.audit.training import Federation
-from fedsens.audit.trial import NOTHING, PLAIN, Outcome, Protection, Trial
-from fedsens.audit.view import AttackView, view_of_update
+from fedsens.audit._attack import AttackView, Effort, Kind, get_attack, view_of_update
+from fedsens.audit._clients import Case, Federation, Update, update_of
+from fedsens.audit._metrics import guess, guess_tokens, in_order, judge, judge_tokens
+from fedsens.audit._target import Mode, answer_of, attackable
+from fedsens.audit._tokens import vocabulary_of
+from fedsens.audit._trial import NOTHING, PLAIN, Outcome, Protection, Trial, noise_share, treated
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
@@ -295,5 +293,4 @@ class Study:
     @property
     def vocabulary(self) -> int:
         """Number of tokens that there are."""
-        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        return max([*sizes, int(self.victims.x.max()) + 1, int(self.others.x.max()) + 1])
+        return vocabulary_of(self.model, torch.cat([self.victims.x, self.others.x]))

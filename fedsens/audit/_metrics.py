@@ -14,7 +14,7 @@ from scipy.stats import beta
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from fedsens.audit.trial import Outcome, Trial
+from fedsens.audit._trial import Outcome, Trial
 
 WINDOW = 7  # pixels, of SSIM
 RESAMPLES = 2000  # of the bootstrap

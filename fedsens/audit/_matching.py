@@ -1,4 +1,9 @@
-"""Gradient matching: images whose gradient is the one that was seen."""
+"""Gradient matching: images whose gradient is the one that was seen.
+
+Deep Leakage from Gradients (Zhu et al. 2019, arXiv 1906.08935) and its kin by L-BFGS, Inverting
+Gradients (Geiping et al. 2020, arXiv 2003.14053) and GradInversion's additions (Yin et al. 2021,
+arXiv 2104.07586) by signed Adam.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fedsens.audit.distance import Distance, GradientDistance
-from fedsens.audit.labels import inferred_labels
-from fedsens.audit.registry import Effort
-from fedsens.audit.spectrum import gradient_by_coefficients, image_of, random_coefficients
-from fedsens.audit.statistics import StatisticsDistance
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._distance import Distance, GradientDistance, StatisticsDistance, known_statistics
+from fedsens.audit._labels import inferred_labels
+from fedsens.audit._spectrum import gradient_by_coefficients, image_of, random_coefficients
 
 HISTORY = 50  # of L-BFGS
 CONVERGED = 1e-13  # change of the loss, which is about 1 at the start
+EUCLIDEAN_SMOOTHNESS = 1e-4  # of the total variation, relative to the energy of the gradient
+COSINE_SMOOTHNESS = 1e-3
+STATISTICS = 1e-2  # weight of the distance between BatchNorm statistics
+GROUP, CONSISTENCY = 4, 1e-2  # guesses side by side, and the pull to their mean
 
 
 @dataclass(frozen=True)
@@ -168,3 +175,74 @@ def _signed_adam(
     ends = [objective(*pair)[0] for pair in zip(guesses, beliefs, strict=True)]
     best = min(range(matching.group), key=lambda number: ends[number])
     return guesses[best], ends[best]
+
+
+@register_attack("dlg-naive", threat="naive")
+def dlg_naive(view: AttackView, effort: Effort) -> Tensor:
+    """DLG that takes encrypted coordinates for zeros, as in FedML-HE's evaluation."""
+    return match(view, Matching(naive=True, infer=False), effort)
+
+
+@register_attack("dlg", threat="aware")
+def dlg(view: AttackView, effort: Effort) -> Tensor:
+    """DLG on the visible coordinates: image and label are guessed together."""
+    return match(view, Matching(infer=False), effort)
+
+
+@register_attack("idlg", threat="aware")
+def idlg(view: AttackView, effort: Effort) -> Tensor:
+    """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer."""
+    return match(view, Matching(), effort)
+
+
+@register_attack("dlg-tv", threat="aware")
+def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
+    """IDLG with a total-variation prior: images are smooth."""
+    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
+
+
+@register_attack("inverting-naive", threat="naive")
+def inverting_naive(view: AttackView, effort: Effort) -> Tensor:
+    """Cosine distance, total variation and signed Adam, with zeros for what is encrypted."""
+    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, naive=True), effort)
+
+
+@register_attack("inverting", threat="aware")
+def inverting(view: AttackView, effort: Effort) -> Tensor:
+    """Cosine distance on the visible coordinates, total variation and signed Adam."""
+    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True), effort)
+
+
+def _has_statistics(view: AttackView) -> bool:
+    return bool(known_statistics(view))
+
+
+@register_attack("inverting-bn", threat="aware", applies=_has_statistics)
+def inverting_bn(view: AttackView, effort: Effort) -> Tensor:
+    """The same, pulled to BatchNorm statistics: the batch's own where the update tells them.
+
+    Without any that are known it is ``inverting``.
+    """
+    weight = STATISTICS if _has_statistics(view) else 0.0
+    return match(
+        view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, statistics=weight), effort
+    )
+
+
+@register_attack("group", threat="aware", applies=lambda view: view.batch > 1)
+def group(view: AttackView, effort: Effort) -> Tensor:
+    """GradInversion (Yin et al. 2021, arXiv 2104.07586): several guesses, pulled to their mean.
+
+    With BatchNorm statistics where they are known; images are not registered to each other before
+    the mean is taken, as they are small here.
+    """
+    weight = STATISTICS if _has_statistics(view) else 0.0
+    matching = Matching(
+        "cosine",
+        COSINE_SMOOTHNESS,
+        signed=True,
+        statistics=weight,
+        group=GROUP,
+        consistency=CONSISTENCY,
+    )
+    return match(view, matching, effort)

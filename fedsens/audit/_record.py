@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsens.audit.registry import get_attack
-from fedsens.audit.study import Study
-from fedsens.audit.trial import FIRST, NOTHING, Outcome, Protection, Trial
+from fedsens.audit._attack import get_attack
+from fedsens.audit._study import Study
+from fedsens.audit._trial import FIRST, NOTHING, Outcome, Protection, Trial
 from fedsens.errors import ConfigurationError
 
 Known = dict[Trial, tuple[Outcome, Tensor]]

@@ -8,12 +8,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fedsens.audit.metrics import interval
-from fedsens.audit.recommend import Choice
-from fedsens.audit.record import Known, place_of
-from fedsens.audit.screen import MEASURES
-from fedsens.audit.trial import EVERYTHING, NOTHING, PLAIN
-from fedsens.audit.verdict import Line, union_of
+from fedsens.audit._metrics import interval
+from fedsens.audit._recommend import Choice
+from fedsens.audit._record import Known, place_of
+from fedsens.audit._report import MEASURES
+from fedsens.audit._trial import EVERYTHING, NOTHING, PLAIN
+from fedsens.audit._verdict import Line, union_of
 
 STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
 COLORS = ("#4c78a8", "#e45756", "#72b7b2", "#f58518", "#54a24b", "#b279a2")

@@ -1,10 +1,18 @@
-"""What a curious server has of one client's update, and nothing more."""
+"""What a curious server has of one client's update, and attacks on it by name.
+
+An attack is one decorated function from what the attacker has to images::
+
+    @register_attack("blank", threat="aware")
+    def blank(view: AttackView, effort: Effort) -> Tensor:
+        return torch.full((view.batch, *view.shape), 0.5)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsens.extensions import Registry
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, with_nan
+
+Threat = Literal["naive", "aware", "analytic", "learned", "deviating"]
+Kind = Literal["images", "tokens"]
+CHEAP: tuple[Threat, ...] = ("analytic", "deviating", "learned", "aware", "naive")  # first
 
 
 @dataclass(frozen=True)
@@ -157,3 +170,100 @@ def view_of_gradient(
     hidden = {name: torch.from_numpy(mask.of(entries[name]).copy()) for name in gradients}
     seen = {name: g.detach().masked_fill(hidden[name], torch.nan) for name, g in gradients.items()}
     return AttackView(model, seen, shape, classes, batch)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard an attack tries.
+
+    Attributes:
+        steps: iterations of each start.
+        starts: from so many random images; the attack's own loss chooses.
+        generator: of whatever is random.
+    """
+
+    steps: int
+    starts: int
+    generator: torch.Generator
+
+
+Run = Callable[[AttackView, Effort], Tensor]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A registered attack.
+
+    Attributes:
+        name: what users write to choose it.
+        threat: ``naive`` takes encrypted coordinates for zeros, ``aware`` leaves them out,
+            ``analytic`` solves for the input of a layer, ``learned`` has public images,
+            ``deviating`` has sent out another model.
+        run: from the attacker's view to images of shape (batch, channels, height, width) in [0, 1],
+            or to booleans of shape (vocabulary,): which tokens occur.
+        kind: of the samples that it recovers.
+        applies: whether there is anything for it to attack in a view with nothing encrypted.
+    """
+
+    name: str
+    threat: Threat
+    run: Run
+    kind: Kind = "images"
+    applies: Callable[[AttackView], bool] = lambda view: True
+
+
+_attacks = Registry[Attack]("attack", "fedsens.attacks")
+
+
+def register_attack(
+    name: str,
+    *,
+    threat: Threat,
+    kind: Kind = "images",
+    applies: Callable[[AttackView], bool] = lambda view: True,
+) -> Callable[[Run], Run]:
+    """Register the decorated function as an attack.
+
+    Args:
+        name: what users write to choose it.
+        threat: what the attacker knows.
+        kind: of the samples that it recovers.
+        applies: whether to try it by default, from a view with nothing encrypted.
+
+    Returns:
+        The decorator; it returns the function unchanged.
+    """
+
+    def register(run: Run) -> Run:
+        _attacks.add(name, Attack(name, threat, run, kind, applies), run)
+        return run
+
+    return register
+
+
+def attack_names() -> list[str]:
+    """All registered names, cheap attacks first: what they recover no other has to."""
+    _load()
+    return sorted(_attacks, key=lambda name: CHEAP.index(_attacks[name].threat))
+
+
+def get_attack(name: str) -> Attack:
+    """A registered attack.
+
+    Args:
+        name: its name.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ConfigurationError: no attack has the name; of the registry.
+    """  # noqa: DOC502
+    _load()
+    return _attacks[name]
+
+
+def _load() -> None:
+    """Register the attacks of fedsens."""
+    for name in ("analytic", "imprint", "tokens", "learned", "matching"):
+        import_module(f"fedsens.audit._{name}")

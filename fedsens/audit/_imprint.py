@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit.registry import Effort, register_attack
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView, Effort, register_attack
 
 SHARE = 1e-3  # of what the bins add to the image; it carries the gradient back
 NOISE = 1e-5  # differences below, relative to the largest, are rounding

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsens.audit.case import Case, Update
-from fedsens.audit.labels import label_accuracy, label_shares, share_error
-from fedsens.audit.metrics import Interval, interval
-from fedsens.audit.public import gradients_of, visible
-from fedsens.audit.study import Study
-from fedsens.audit.trial import Protection
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView
+from fedsens.audit._clients import Case, Update
+from fedsens.audit._labels import label_accuracy, label_shares, share_error
+from fedsens.audit._learned import gradients_of, visible
+from fedsens.audit._metrics import Interval, interval
+from fedsens.audit._study import Study
+from fedsens.audit._trial import Protection
 
 BATCHES = (1, 8, 32, 128)
 UPDATES = 20  # of each size

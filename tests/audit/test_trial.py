@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsens.audit.remainder import noise_share, remainder_name, treated
-from fedsens.audit.trial import Protection
+from fedsens.audit._trial import Protection, noise_share, remainder_name, treated
 from fedsens.errors import ConfigurationError
 from fedsens.remainder import add_noise
 

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from fedsens.audit.target import attackable
-from fedsens.audit.training import CLIENTS, Federation
+from fedsens.audit._clients import CLIENTS, Federation
+from fedsens.audit._target import attackable
 from fedsens.data import Dataset
 
 

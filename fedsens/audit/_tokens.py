@@ -19,9 +19,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit.registry import Effort, register_attack
-from fedsens.audit.target import answer_of
-from fedsens.audit.view import AttackView
+from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._target import answer_of
 
 RANK = 1e-6  # singular values below, relative to the largest, are rounding
 NEAR = 0.02  # share of an input's length outside of the span that still counts as within
@@ -159,9 +158,31 @@ def _layers(view: AttackView) -> _Layers:
 
 
 def _vocabulary(view: AttackView) -> int:
-    sizes = [m.num_embeddings for m in view.model.modules() if isinstance(m, nn.Embedding)]
     assert view.public is not None
-    return max([*sizes, int(view.public[0].max()) + 1])
+    return vocabulary_of(_calm(view), view.public[0])
+
+
+def vocabulary_of(model: nn.Module, sentences: Tensor) -> int:
+    """Number of tokens that a model knows: of the embeddings that are given the tokens.
+
+    Others, such as of positions, may have more rows.
+
+    Args:
+        model: of :func:`~fedsens.audit._target.attackable`.
+        sentences: token ids, (n, length).
+
+    Returns:
+        The number; what occurs in the sentences where no embedding is given them as they are.
+    """
+    given = _given(model, sentences[:1])
+    sizes = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name in given
+        and torch.equal(given[name], sentences[:1])
+    ]
+    return max(sizes, default=int(sentences.max()) + 1)
 
 
 def _calm(view: AttackView) -> nn.Module:

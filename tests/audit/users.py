@@ -1,0 +1,64 @@
+"""Models as users bring them: made by name, as ``--model tests.audit.users:bert`` does."""
+
+import torch
+from torch import nn
+
+from fedsens.bench.models import resnet18 as demo
+
+
+def resnet18():
+    """The one that `fedsens bench round` trains, with BatchNorm."""
+    return demo(10)
+
+
+def flower():
+    """The network of Flower's PyTorch quickstart, at its size."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.pool = nn.Conv2d(3, 6, 5), nn.MaxPool2d(2, 2)
+            self.conv2 = nn.Conv2d(6, 16, 5)
+            self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 84)
+            self.fc3 = nn.Linear(84, 10)
+
+        def forward(self, x):
+            x = self.pool(torch.relu(self.conv1(x)))
+            x = self.pool(torch.relu(self.conv2(x))).flatten(1)
+            return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+
+    return Net()
+
+
+def lightning():
+    """A module in the shape of Lightning's: the network inside, steps and an optimizer beside."""
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = flower()
+            self.logged = {}
+
+        def forward(self, x):
+            return self.model(x)
+
+        def training_step(self, batch, index):
+            x, y = batch
+            loss = nn.functional.cross_entropy(self(x), y)
+            self.logged["train_loss"] = loss.detach()
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Module()
+
+
+def bert():
+    """Hugging Face's classifier, random and tiny; its output is an object with logits."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=200, num_hidden_layers=2, num_labels=3, **sizes)
+    )
