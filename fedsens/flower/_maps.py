@@ -180,7 +180,8 @@ def answer_map(
             "encrypted, or allow it with fedsens-allow-plain-maps"
         )
     bound = None if plain else client.uploads.begin("map", received)
-    message.content["config"] = ConfigRecord({"rule": request.rule, "round": header.round})
+    options = {"rule": request.rule, "round": header.round, "timeout": message.metadata.ttl}
+    message.content["config"] = ConfigRecord(options)
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started
@@ -198,9 +199,10 @@ def answer_map(
         put_header(answer, told.model_copy(update=update))
         answer[MAP] = bytes_to_record(encoded)
     logger.info(
-        "round %d map: %d samples, %s, %d B up, %.2f s",
+        "round %d map: %d samples, rows %s, %s, %d B up, %.2f s",
         header.round,
         smap.count,
+        smap.meta.get("rows", "unknown"),
         request.maps,
         len(encoded),
         seconds,

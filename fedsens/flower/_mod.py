@@ -142,8 +142,9 @@ def install(
     Args:
         app: the ClientApp; its mods must include :class:`SelectiveEncryptionMod`.
         sensitivity: computes this client's map. It gets a message whose ArrayRecord holds the
-            whole model (like ``train``) and whose ConfigRecord ``config`` holds ``rule``. None if
-            the app is used with policies that need no map only.
+            whole model (like ``train``) and whose ConfigRecord ``config`` holds ``rule`` and
+            ``timeout``, the seconds that the server waits for the answer. None if the app is used
+            with policies that need no map only.
         examples: this client's number of training examples.
 
     Raises:
