@@ -59,8 +59,9 @@ def sensitivity(message: Message, context: Context) -> SensitivityMap:
     options, (images, _) = context.run_config, _data(context)
     model = _model(message, context, images).to(default_device())
     samples = int(options["map-samples"]) or None
-    rule = str(message.content["config"]["rule"])
-    return sensitivity_map(model, images.batches(64, samples), rule=rule)
+    config = message.content["config"]
+    rule, timeout = str(config["rule"]), float(config["timeout"])
+    return sensitivity_map(model, images.batches(64, samples), rule=rule, timeout=timeout)
 
 
 install(app, sensitivity, examples=lambda context: len(_data(context)[0]))

@@ -184,8 +184,9 @@ def answer_map(
         )
     bound = None if plain else client.uploads.begin("map", received)
     key = next(iter(message.content.config_records), "config")  # as the strategy names it
+    options = {"rule": request.rule, "round": header.round, "timeout": message.metadata.ttl}
     config = message.content.config_records.get(key, ConfigRecord())
-    message.content[key] = ConfigRecord({**config, "rule": request.rule, "round": header.round})
+    message.content[key] = ConfigRecord({**config, **options})
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started
@@ -203,9 +204,10 @@ def answer_map(
         put_header(answer, told.model_copy(update=update))
         answer[MAP] = bytes_to_record(encoded)
     logger.info(
-        "round %d map: %d samples, %s, %d B up, %.2f s",
+        "round %d map: %d samples, rows %s, %s, %d B up, %.2f s",
         header.round,
         smap.count,
+        smap.meta.get("rows", "unknown"),
         request.maps,
         len(encoded),
         seconds,

@@ -150,8 +150,8 @@ def install(
         app: the ClientApp; its mods must include :class:`SelectiveEncryptionMod`.
         sensitivity: computes this client's map. It gets a message like ``train``, with the whole
             model and the strategy's names of records, and beside the ``train_config`` its
-            ConfigRecord holds ``rule``. None if the app is used with policies that need no map
-            only.
+            ConfigRecord holds ``rule`` and ``timeout``, the seconds that the server waits for the
+            answer. None if the app is used with policies that need no map only.
         examples: this client's number of training examples.
 
     Raises:

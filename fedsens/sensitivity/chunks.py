@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.batching import Inputs
-from fedsens.sensitivity.capture.gradients import Outer
 from fedsens.sensitivity.capture.head import find_head
 from fedsens.sensitivity.capture.placing import record
 from fedsens.sensitivity.capture.recorder import Use
-from fedsens.sensitivity.capture.registry import Cotangent
-from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.capture.registry import Cotangent, Outer, SampleAxis
 from fedsens.sensitivity.reentrant import refuse_reentrant
 from fedsens.sensitivity.task import Task, check_finite, wide
 from fedsens.sensitivity.tolerance import UNSUPPORTED

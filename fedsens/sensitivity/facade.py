@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.agreement import StoppingRule
+from fedsens.sensitivity.agreement import Dealer, StoppingRule
 from fedsens.sensitivity.batching import (
     Inputs,
     check_meaning,
@@ -20,7 +20,6 @@ from fedsens.sensitivity.batching import (
 )
 from fedsens.sensitivity.capture.engine import CHECKS
 from fedsens.sensitivity.chunks import Footprint, footprint, map_bytes
-from fedsens.sensitivity.halves import Dealer
 from fedsens.sensitivity.losses import LabelLoss, PerSample, check_label
 from fedsens.sensitivity.map import SensitivityMap
 from fedsens.sensitivity.meter import MapProgress, Meter, total_samples

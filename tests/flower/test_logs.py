@@ -18,7 +18,7 @@ from fedsens.flower._records import MODEL_REFUSED, RAISED, REFUSED
 from fedsens.keys import ClientSettings, UploadRecords, open_model
 from tests.secret_scan import Needles
 
-from .federation import Run, is_reply, is_request, make_app, state_dir, train
+from .federation import Run, is_reply, is_request, make_app, sensitivity, state_dir, train
 
 
 @pytest.fixture
@@ -54,6 +54,21 @@ def test_every_phase_and_round_is_one_line_with_counts_bytes_and_seconds(caplog)
     ours = [x for x in lines_of(caplog, "fedsens.flower._client_uploads") if " train: " in x]
     assert len(ours) == 6
     assert re.fullmatch(r"round 1 train: 57 of 115 parameters encrypted, \d+ B; .* s", ours[0])
+
+
+def test_a_client_knows_the_deadline_of_its_map_and_logs_its_rows(caplog):
+    caplog.set_level(logging.INFO, "fedsens")
+    told = []
+
+    def noting(message, context):
+        told.append(message.content["config"]["timeout"])
+        return sensitivity(message, context)
+
+    Run(app=make_app(sensitivity=noting), rounds=1, ratio=0.5, map_timeout=123.0)
+    assert told == [123.0] * 3
+    ours = [x for x in lines_of(caplog, "fedsens.flower._maps") if " map: " in x]
+    assert len(ours) == 3
+    assert all("rows exact" in line for line in ours)
 
 
 def test_a_lost_client_is_named_with_a_remedy(caplog):

@@ -17,7 +17,7 @@ from fedsens.sensitivity import (
     sensitivity_map,
     staleness,
 )
-from fedsens.sensitivity.halves import Dealer
+from fedsens.sensitivity.agreement import Dealer
 from tests.sensitivity.samples import assert_same, images, mini_cnn
 
 

@@ -1,7 +1,6 @@
 """Per-sample gradients from the inputs and the output gradients of each operation."""
 
 from fedsens.sensitivity.capture.engine import Capture
-from fedsens.sensitivity.capture.gradients import Lookup, Outer
-from fedsens.sensitivity.capture.registry import Cotangent, register_op
+from fedsens.sensitivity.capture.registry import Cotangent, Lookup, Outer, register_op
 
 __all__ = ["Capture", "Cotangent", "Lookup", "Outer", "register_op"]

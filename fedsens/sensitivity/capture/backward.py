@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.capture.folds import Fold, make_fold
-from fedsens.sensitivity.capture.gradients import Gradient
 from fedsens.sensitivity.capture.recorder import Target, Use
-from fedsens.sensitivity.capture.registry import Cotangent
-from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.capture.registry import Cotangent, Gradient, SampleAxis
 from fedsens.sensitivity.norms import NORMS, Norm
 from fedsens.sensitivity.task import Sums
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedsens.sensitivity.capture.gradients import Gradient, Lookup, Outer
 from fedsens.sensitivity.capture.products import add_products, stack_rows
+from fedsens.sensitivity.capture.registry import Gradient, Lookup, Outer
 from fedsens.sensitivity.norms import Norm
 
 

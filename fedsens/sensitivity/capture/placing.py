@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsens.sensitivity.batching import Inputs, part
 from fedsens.sensitivity.capture.backward import pull_back
 from fedsens.sensitivity.capture.recorder import Recorder, Use
-from fedsens.sensitivity.capture.samples import SampleAxis, candidates
+from fedsens.sensitivity.capture.registry import SampleAxis, candidates
 from fedsens.sensitivity.task import Task, wide
 from fedsens.sensitivity.tolerance import UNSUPPORTED, differing
 

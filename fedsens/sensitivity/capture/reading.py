@@ -18,7 +18,7 @@ from fedsens.sensitivity.batching import Inputs, map_tensors, part
 from fedsens.sensitivity.capture.backward import ReadUse, fold_sample, left_of
 from fedsens.sensitivity.capture.placing import NONE, place
 from fedsens.sensitivity.capture.recorder import Use
-from fedsens.sensitivity.capture.samples import SampleAxis, Unplaced
+from fedsens.sensitivity.capture.registry import SampleAxis, Unplaced
 from fedsens.sensitivity.task import Sums, Task
 from fedsens.sensitivity.tolerance import UNSUPPORTED, differing
 

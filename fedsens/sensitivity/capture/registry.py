@@ -14,15 +14,154 @@ plain autograd on the first samples, and what differs goes to another engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import BoundArguments, Signature, signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedsens.sensitivity.capture.gradients import Gradient
-from fedsens.sensitivity.capture.samples import SampleAxis
+from fedsens.sensitivity.tolerance import differing
+
+
+class Unplaced(ValueError):  # noqa: N818 - never reaches a user
+    """A tensor has no room for the samples on the axis on which they should be."""
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """The axis of an operation's tensors on which the samples of a batch lie.
+
+    Models put it second (sequence first) or merge it with positions or frames, in either order.
+
+    Attributes:
+        axis: which axis; its size is a multiple of the number of samples.
+        last: merged with others, the samples are the faster index of the axis.
+    """
+
+    axis: int
+    last: bool = False
+
+    def first(self, tensor: Tensor, samples: int) -> Tensor:
+        """Bring the samples to the front.
+
+        Args:
+            tensor: a tensor with this sample axis.
+            samples: K.
+
+        Returns:
+            A view (K, *shape) where the sample axis' size in ``shape`` is divided by K.
+
+        Raises:
+            Unplaced: the tensor has no such axis, or its size is not a multiple of K.
+        """
+        if self.axis >= tensor.ndim or tensor.shape[self.axis] % samples:
+            raise Unplaced(f"{tuple(tensor.shape)} for {samples} samples")
+        size = tensor.shape[self.axis] // samples
+        sizes = (size, samples) if self.last else (samples, size)
+        split = tensor.view(*tensor.shape[: self.axis], *sizes, *tensor.shape[self.axis + 1 :])
+        return split.movedim(self.axis + self.last, 0)
+
+    def holds(self, cotangent: Tensor, scaled: Tensor, factors: Tensor) -> bool:
+        """Whether each sample's part of a cotangent depends on the same sample's logits alone.
+
+        Args:
+            cotangent: gradient of the logits, with respect to the operation's output.
+            scaled: the same with each sample's cotangent of the logits times a factor.
+            factors: these factors, (K,).
+
+        Returns:
+            Whether every sample's part, in this reading of the axes, is scaled by its factor.
+        """
+        samples = len(factors)
+        first, second = self.first(cotangent, samples), self.first(scaled, samples)
+        expected = first * factors.to(first.dtype).view(-1, *(1,) * (first.ndim - 1))
+        return not differing({"": second.clone()}, {"": expected}, {"": cotangent.dtype})
+
+
+def candidates(shape: tuple[int, ...], samples: int) -> Iterator[SampleAxis]:
+    """Every reading of a shape that has room for the samples, the usual ones first.
+
+    Args:
+        shape: of an operation's output.
+        samples: K.
+
+    Yields:
+        Sample axes.
+    """
+    for axis, size in enumerate(shape):
+        if size and size % samples == 0:
+            yield SampleAxis(axis)
+            if size > samples > 1:
+                yield SampleAxis(axis, last=True)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Sums of outer products, G_k = sum_t d_kt a_ktᵀ: linear maps, convolutions.
+
+    Attributes:
+        d: the factor that changes with the cotangent, (K, groups, out, positions).
+        a: samples (a slice) to the factor that does not, (samples, groups, in, positions); may be
+            computed each time, so that a whole batch of unfolded inputs never exists.
+        fit: a tensor of the parameter's shape to its view of shape (groups, out, in).
+    """
+
+    d: Tensor
+    a: Callable[[slice], Tensor]
+    fit: Callable[[Tensor], Tensor]
+
+    @property
+    def positions(self) -> int:
+        """T, the number of terms of the sum."""
+        return self.d.shape[-1]
+
+    def joined(self, others: list[Outer]) -> Outer:
+        """The gradient of a parameter that is used several times: the sum of all of them.
+
+        Args:
+            others: of the other uses, with the same ``fit``.
+
+        Returns:
+            One sum over the positions of all uses.
+        """
+        if not others:
+            return self
+        every = [self, *others]
+        d = torch.cat([one.d for one in every], -1)
+        return Outer(d, lambda part: torch.cat([one.a(part) for one in every], -1), self.fit)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows added at indices, G_k[index_kt] += d_kt: embeddings.
+
+    Attributes:
+        index: (K, positions), integers.
+        d: (K, positions, width).
+    """
+
+    index: Tensor
+    d: Tensor
+
+    def joined(self, others: list[Lookup]) -> Lookup:
+        """The gradient of a table that is used several times.
+
+        Args:
+            others: of the other uses.
+
+        Returns:
+            One list of positions.
+        """
+        every = [self, *others]
+        return Lookup(
+            torch.cat([one.index for one in every], 1), torch.cat([one.d for one in every], 1)
+        )
+
+
+Gradient = Tensor | Outer | Lookup
+
 
 Gradients = Mapping[str, Gradient]
 RuleFunction = Callable[..., Gradients]

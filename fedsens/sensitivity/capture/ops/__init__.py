@@ -1,21 +1,15 @@
-"""The rules that come with fedsens, one file per kind of operation."""
+"""The rules that come with fedsens, one file per family of operations."""
 
 from fedsens.sensitivity.capture.ops import (
     convolution,
     elementwise,
-    embedding,
     linear,
     normalization,
-    prelu,
-    transposed_convolution,
 )
 
 __all__ = [
     "convolution",
     "elementwise",
-    "embedding",
     "linear",
     "normalization",
-    "prelu",
-    "transposed_convolution",
 ]

@@ -66,3 +66,14 @@ def _beside(cotangent: Cotangent, factor: Any) -> Any:
     if whole.shape[cotangent.axis.axis] == 1:
         return whole[None]
     return cotangent.samples(whole)
+
+
+@register_op(torch.prelu)
+def prelu(cotangent: Cotangent, input: Tensor, weight: Tensor) -> Gradients:
+    """Y = w x where x is negative; one slope, or one for each channel (axis 1)."""
+    x = cotangent.samples(input).clamp(max=0)
+    slopes = cotangent.value * x
+    if weight.numel() == 1:
+        return {"weight": slopes.flatten(1).sum(1)[:, None]}
+    others = (axis for axis in range(1, slopes.ndim) if axis != 2)
+    return {"weight": slopes.sum(tuple(others))}
