@@ -60,7 +60,7 @@ def sensitivity(message: Message, context: Context) -> SensitivityMap:
     model = _model(message, context, images).to(default_device())
     samples = int(options["map-samples"]) or None
     config = message.content["config"]
-    rule, timeout = str(config["rule"]), float(config["timeout"])
+    rule, timeout = str(config["rule"]), float(str(config["timeout"]))
     return sensitivity_map(model, images.batches(64, samples), rule=rule, timeout=timeout)
 
 
