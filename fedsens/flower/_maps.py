@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
-from fedsens.errors import DowngradeError, FedSensError, MaskError, PhaseError, ProtocolError
+from fedsens.errors import (
+    DowngradeError,
+    FedSensError,
+    MapError,
+    MaskError,
+    PhaseError,
+    ProtocolError,
+)
 from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._phase import Phase, ask
 from fedsens.flower._records import (
@@ -53,7 +60,11 @@ Scores = NDArray[np.float64]
 
 
 class MapCollection:
-    """Asks clients for their maps and adds them; one for each mask that is made."""
+    """Asks clients for their maps and adds them; one for each mask that is made.
+
+    Attributes:
+        contributors: nodes whose maps are in the encrypted sum.
+    """
 
     def __init__(self, config: FedSensConfig, keys: KeyAgreement, size: int) -> None:
         """Remember how maps are made.
@@ -67,6 +78,7 @@ class MapCollection:
         self._plain = np.zeros(size)
         self._used = 0
         self._uploads: UploadSum | None = None
+        self.contributors: frozenset[int] = frozenset()
 
     def collect(
         self, grid: Grid, nodes: list[int], shown: tuple[RecordDict, ModelHeader], number: int
@@ -84,7 +96,8 @@ class MapCollection:
             cost.
 
         Raises:
-            PhaseError: too few clients answered, or gave their keys.
+            PhaseError: too few clients answered.
+            MapError: keys did not come, so that the sum can never be opened.
         """
         config, (content, header) = self._config, shown
         put_header(content, MapRequest(rule=config.rule, maps=config.maps), REQUEST)
@@ -104,7 +117,13 @@ class MapCollection:
             )
         if self._uploads is None:
             return self._plain, phase.report(self._used)
-        total, exchange = self._uploads.open_for_holders(grid, ("map", number), config.key_timeout)
+        try:
+            total, exchange = self._uploads.open_for_holders(
+                grid, ("map", number), config.key_timeout
+            )
+        except PhaseError as error:
+            raise MapError(str(error), error.nodes) from None
+        self.contributors = frozenset(self._uploads.headers)
         phase.absorb(exchange)
         return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
 
