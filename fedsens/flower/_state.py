@@ -369,6 +369,8 @@ class ServerState:
 
     def _without_left_out(self, messages: list[Message]) -> list[Message]:
         """Drop, once, whoever spoilt the round before, if enough others are left."""
+        if not messages:
+            return messages
         nodes = {message.metadata.dst_node_id for message in messages}
         left_out = self._spoilers(nodes)
         self._left_out = frozenset()

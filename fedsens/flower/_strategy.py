@@ -320,7 +320,8 @@ class SelectiveEncryption(Strategy):
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        self._empty_rounds.count(server_round, len(good), reasons, first)
+        if not back:
+            self._empty_rounds.count(server_round, len(good), reasons, first)
         return arrays, metrics
 
     def _aggregate_plain(
