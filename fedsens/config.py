@@ -7,10 +7,12 @@ owner and live in :class:`fedsens.keys.ClientSettings`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from fedsens.crypto import CkksParameters, PresetName
 from fedsens.errors import ConfigurationError
@@ -22,6 +24,7 @@ PREFIX = "fedsens."
 # Environment variables of a process, whose others of this prefix are a client's own settings.
 LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
 OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
+EXAMPLES_CAP: Final = 64
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 # Options that may differ between a run and its continuation: they say how long to wait for whom,
@@ -33,6 +36,7 @@ EXCLUDED_FROM_RESUME_CHECK = frozenset({
     "key_min_clients",
     "map_timeout",
     "map_min_clients",
+    "examples_cap",
     "train_min_clients",
     "max_empty_rounds",
     "mask_timeout",
@@ -90,6 +94,8 @@ class FedSensConfig(BaseModel):
         key_min_clients: clients that must hold the key for the run to start.
         map_timeout: seconds that clients have to answer with a map.
         map_min_clients: maps needed for a mask.
+        examples_cap: how many times the median of the clients' numbers of examples one client may
+            announce; more counts as less, because it costs all others precision.
         train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
             refuse an aggregate of fewer than their fedsens-min-contributors.
         max_empty_rounds: rounds in a row in which no client's update counts, after which the run
@@ -132,6 +138,7 @@ class FedSensConfig(BaseModel):
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
     map_min_clients: int = Field(default=2, ge=1)
+    examples_cap: int = Field(default=EXAMPLES_CAP, ge=1)
     train_min_clients: int = Field(default=2, ge=1)
     max_empty_rounds: int | None = Field(default=None, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
@@ -288,10 +295,7 @@ class FedSensConfig(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}"
-                for item in error.errors(include_url=False)
-            )
+            problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
             raise ConfigurationError(f"the fedsens options are wrong: {problems}") from None
 
     @classmethod
@@ -310,3 +314,13 @@ class FedSensConfig(BaseModel):
             if key.startswith(PREFIX)
         }
         return cls.create(**options)
+
+
+def _problem(item: ErrorDetails) -> str:
+    """What is wrong with one option, with the nearest one where there is none of its name."""
+    name = ".".join(map(str, item["loc"])) or "options"
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+    known = [field.alias or "" for field in FedSensConfig.model_fields.values()]
+    near = get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.6)
+    return f"{name}: no such option" + (f" (nearest: {near[0]})" if near else "")

@@ -52,9 +52,10 @@ class Registry(Generic[T]):
             near = get_close_matches(name, self._entries, n=1, cutoff=0.7) if known else []
             hint = f" (nearest: {near[0]})" if near else ""
             raise self._error(
-                f"expected a {self._kind} among {', '.join(map(str, self._entries))}, got "
-                f"{name!r}{hint}; choose one, or name the module that registers yours: --import "
-                "MODULE, or fedsens.import in a run config"
+                f"expected {_with_article(self._kind)} among "
+                f"{', '.join(map(str, self._entries))}, got {name!r}{hint}; choose one, or name "
+                "the module that registers yours: --import MODULE, or fedsens.import in a run "
+                "config"
             )
         return self._entries[name]
 
@@ -131,6 +132,10 @@ def load_extensions(modules: Iterable[str]) -> None:
             f"expected modules that can be imported, got {'; '.join(problems)}; correct their "
             "names, or make them importable here"
         )
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _load_entry_points(group: str, kind: type[FedSensError]) -> None:

@@ -18,6 +18,8 @@ from fedsens.errors import LayoutError
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 DISCRETE = frozenset({"bool"} | {f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)})
+COMPLEX = frozenset({"complex64"})  # averaged like others, but only where nothing is encrypted
+TYPES = FLOATING | DISCRETE | COMPLEX
 
 DIMENSIONS = 64  # NumPy's limit
 MOST = 2**40  # elements of a tensor: 4 TiB of float32
@@ -89,8 +91,7 @@ class ParameterLayout:
 
         Raises:
             LayoutError: a name occurs twice or cannot be printed, a triple is malformed, a shape
-                is larger than any array, or a type is neither one of the floating-point types
-                that can be encrypted nor integer or boolean.
+                is larger than any array, or a type is none of :data:`TYPES`.
         """
         entries: list[Entry] = []
         offset = 0
@@ -102,9 +103,9 @@ class ParameterLayout:
                     f"elements, got {reprlib.repr((name, shape, dtype))}"
                 )
             # Any other type would never be encrypted, however sensitive.
-            if dtype not in FLOATING | DISCRETE:
+            if dtype not in TYPES:
                 raise LayoutError(
-                    f"{name}: expected a type among {', '.join(sorted(FLOATING | DISCRETE))}, "
+                    f"{name}: expected a type among {', '.join(sorted(TYPES))}, "
                     f"got {reprlib.repr(dtype)}; convert it, or keep it out of the state dict"
                 )
             floating = dtype in FLOATING
@@ -197,6 +198,20 @@ class ParameterLayout:
         for entry in self.entries:
             flat[entry.slice] = _as_numpy(state[entry.name]).reshape(-1)
         return flat
+
+    def check_real(self) -> None:
+        """Check that no tensor is complex, before anything of the model is encrypted.
+
+        Raises:
+            LayoutError: lists the complex tensors, which would be sent in plaintext whatever the
+                mask.
+        """
+        if names := [f"{t.name} ({t.dtype})" for t in self.tensors if t.dtype in COMPLEX]:
+            raise LayoutError(
+                f"expected real tensors where a model is encrypted, got {', '.join(names)}; send "
+                "torch.view_as_real of parameters, register constants with persistent=False, or "
+                "set fedsens.ratio to 0"
+            )
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that a model has this layout.

@@ -7,7 +7,6 @@ it is here for its costs.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -26,7 +25,7 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 
 from fedsens.bench.measure import silence_logs
-from fedsens.bench.round_rows import RoundRow
+from fedsens.bench.round import RoundRow
 from fedsens.errors import BenchmarkError
 from fedsens.flower import LocalGrid, size_of
 
@@ -100,7 +99,7 @@ def measure_secagg(state: dict[str, torch.Tensor], clients: int, repeats: int) -
     context = Context(1, 1, {}, RecordDict(), {})
     legacy = LegacyContext(context, ServerConfig(num_rounds=repeats), strategy)
     run = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(1.0, 0.5, max_weight=2 * EXAMPLES))
-    with silence_logs(logging.ERROR):  # it warns that metrics are not averaged, and of even shares
+    with silence_logs():  # it warns that metrics are not averaged, and of even shares
         run(_Grid(app, clients, tap=tap), legacy)
     strategy.begun.append(time.process_time())
     if strategy.used != [clients] * repeats:

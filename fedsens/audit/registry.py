@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsens.audit.view import AttackView
-from fedsens.errors import ConfigurationError
+from fedsens.extensions import Registry
 
 Threat = Literal["naive", "aware", "analytic", "learned", "deviating"]
 Kind = Literal["images", "tokens"]
@@ -63,7 +63,7 @@ class Attack:
     applies: Callable[[AttackView], bool] = lambda view: True
 
 
-_attacks: dict[str, Attack] = {}
+_attacks = Registry[Attack]("attack", "fedsens.attacks")
 
 
 def register_attack(
@@ -86,7 +86,7 @@ def register_attack(
     """
 
     def register(run: Run) -> Run:
-        _attacks[name] = Attack(name, threat, run, kind, applies)
+        _attacks.add(name, Attack(name, threat, run, kind, applies), run)
         return run
 
     return register
@@ -109,11 +109,8 @@ def get_attack(name: str) -> Attack:
         The attack.
 
     Raises:
-        ConfigurationError: no attack has the name.
-    """
-    if name not in attack_names():
-        raise ConfigurationError(
-            f"expected an attack among {', '.join(attack_names())}, got {name!r}; choose one, or "
-            "name the module that registers yours with --import"
-        )
+        ConfigurationError: no attack has the name; of the registry.
+    """  # noqa: DOC502
+    import fedsens.audit.attacks  # noqa: F401 - registers the attacks
+
     return _attacks[name]

@@ -7,11 +7,11 @@ every ratio, so it is measured once, and clients answer with a model that has mo
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +25,6 @@ from torch import nn
 
 from fedsens.bench.measure import measuring, silence_logs
 from fedsens.bench.models import lenet, resnet18
-from fedsens.bench.round_rows import RoundReport, RoundRow
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import (
@@ -117,7 +116,7 @@ class Stopwatch(FedAvg):
     """
 
     def __init__(self, clients: int) -> None:
-        with silence_logs(logging.ERROR):  # it warns that nothing is evaluated
+        with silence_logs():  # it warns that nothing is evaluated
             super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=clients)
         self.begun: list[float] = []
         # An attribute and no method, so that it passes for FedAvg, which it is.
@@ -177,7 +176,7 @@ def measure_round(
     if len(up["train"]) != expected:
         raise BenchmarkError(
             f"expected {expected} answers of clients at {name}, got {len(up['train'])}; see the "
-            "warnings"
+            "errors above"
         )
     rounds = [later - begun for begun, later in zip(inner.begun, inner.begun[1:], strict=False)]
     seconds = median(rounds[WARM_UP:])
@@ -240,3 +239,79 @@ def measuring_rounds() -> Iterator[None]:
     """One thread, a quiet Flower, and torch's random state as before afterwards."""
     with torch.random.fork_rng(devices=[]), measuring(), silence_logs():
         yield
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round.
+
+    Attributes:
+        name: what ran.
+        ratio: share of the parameters that is encrypted; None without fedsens.
+        bytes_up_plain: plaintext bytes that one client sends.
+        bytes_up_encrypted: ciphertext bytes that one client sends.
+        bytes_down_plain: plaintext bytes that one client gets.
+        bytes_down_encrypted: ciphertext bytes that one client gets.
+        seconds: CPU seconds of the server and all clients, training left out.
+    """
+
+    name: str
+    ratio: float | None
+    bytes_up_plain: int
+    bytes_up_encrypted: int
+    bytes_down_plain: int
+    bytes_down_encrypted: int
+    seconds: float
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes that one client sends."""
+        return self.bytes_up_plain + self.bytes_up_encrypted
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes that one client gets."""
+        return self.bytes_down_plain + self.bytes_down_encrypted
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """Rounds side by side.
+
+    Attributes:
+        model: its name.
+        parameters: entries of its state, buffers included.
+        clients: how many take part.
+        images: how many a client trains on.
+        training_seconds: CPU seconds of one client's training.
+        rows: the rounds; the first is the baseline, without fedsens.
+    """
+
+    model: str
+    parameters: int
+    clients: int
+    images: int
+    training_seconds: float
+    rows: tuple[RoundRow, ...]
+
+    def ratios(self, row: RoundRow) -> dict[str, float]:
+        """A round's costs relative to the baseline.
+
+        Args:
+            row: the round.
+
+        Returns:
+            ``up`` and ``down`` (bytes), ``both`` (their sum) and ``time`` (CPU, training included).
+        """
+        base, training = self.rows[0], self.clients * self.training_seconds
+        return {
+            "up": row.bytes_up / base.bytes_up,
+            "down": row.bytes_down / base.bytes_down,
+            "both": (row.bytes_up + row.bytes_down) / (base.bytes_up + base.bytes_down),
+            "time": (training + row.seconds) / (training + base.seconds),
+        }
+
+    def content(self) -> dict[str, Any]:
+        """The figures for a JSON file, relative ones included."""
+        rows = [asdict(row) | {"relative": self.ratios(row)} for row in self.rows]
+        return asdict(self) | {"rows": rows}

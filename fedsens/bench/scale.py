@@ -6,7 +6,6 @@ memory are theirs alone.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -104,7 +103,7 @@ def measure_scale(parameters: int, clients: int, ratio: float | None) -> ScaleRo
 
 
 def _measure(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
-    with measuring(), silence_logs(logging.ERROR), TemporaryDirectory(prefix="fedsens-") as folder:
+    with measuring(), silence_logs(), TemporaryDirectory(prefix="fedsens-") as folder:
         inner = Stopwatch(clients)
         strategy: Strategy = inner
         if ratio is not None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fedsens.bench.codec import PATH_CLIENTS, CodecRow
 from fedsens.bench.map import MapReport
-from fedsens.bench.round_rows import RoundReport
+from fedsens.bench.round import RoundReport
 from fedsens.bench.scale import ScaleRow
 from fedsens.tables import make_table
 

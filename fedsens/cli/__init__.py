@@ -1,5 +1,62 @@
-"""The command line: ``fedsens``, or ``python -m fedsens.cli``."""
+"""The command line: ``fedsens``, or ``python -m fedsens.cli``.
 
-from fedsens.cli.commands import app
+All commands, in the order of ``fedsens --help``.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from fedsens.cli.audit import audit
+from fedsens.cli.bench import bench
+from fedsens.cli.common import console
+from fedsens.cli.files import identity, inspect, keygen, open_file, roster
+from fedsens.cli.map import map_command
+from fedsens.cli.plan import plan
+from fedsens.cli.report import report
+from fedsens.cli.run import simulate, submit
 
 __all__ = ["app"]
+
+PACKAGES = ("fedsens", "flwr", "torch", "tenseal")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
+        raise typer.Exit
+
+
+app = typer.Typer(
+    help="Selective homomorphic encryption for federated learning with Flower.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,  # locals could be keys
+    add_completion=False,
+)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show versions.")
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
+
+
+app.command()(simulate)
+app.command()(submit)
+app.command()(plan)
+app.command()(report)
+app.add_typer(audit, name="audit")
+app.command()(keygen)
+app.command("open")(open_file)
+app.command()(inspect)
+app.command()(identity)
+app.command()(roster)
+app.add_typer(bench, name="bench")
+app.command("map")(map_command)

@@ -1,5 +1,5 @@
 """``python -m fedsens.cli``."""
 
-from fedsens.cli.commands import app
+from fedsens.cli import app
 
 app()

@@ -1,43 +1,26 @@
-"""``fedsens audit``: how much the plaintext remainder leaks, and what to choose."""
+"""``fedsens audit`` and ``fedsens audit recommend``: what leaks, and what to choose."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from pydantic import BaseModel
 
-from fedsens.cli.common import console, named_errors
-
-if TYPE_CHECKING:
-    from fedsens.cli.auditing import StudySettings
+from fedsens.cli.common import Imports, console, import_modules, named_errors
 
 RATIOS, POLICIES = (0.1, 0.5, 0.9), ("sensitivity", "first_layers", "random")
 QUICK_POLICIES = ("sensitivity", "first_layers")
 QUICK_STEPS, QUICK_IMAGES = 60, 8
+# Of recommend, from cheap to dear.
+TRIED_POLICIES, TRIED_RATIOS = ("sensitivity", "first_layers"), (0.1, 0.3, 0.5)
+TRIED_REMAINDERS = ("plain", "gaussian:1", "gaussian:3", "gaussian:10", "withheld")
 
-ModelPath = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="MODULE:FUNCTION",
-        help="Function or class that makes the model; default: the LeNet of DLG.",
-    ),
-]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function; repeatable."),
-]
-StateDict = Annotated[Path | None, typer.Option(help="Weights (safetensors).")]
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="SOURCE",
-        help="digits, or a path as of fedsens map; or an .npz of token ids x (n, length) and y.",
-    ),
-]
-Classes = Annotated[int, typer.Option(min=0, help="Classes of the data; 0 finds out.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", help="Mask policy; repeatable.")]
 Ratios = Annotated[list[float] | None, typer.Option("--ratio", min=0, max=1, help="Repeatable.")]
 Remainders = Annotated[
@@ -48,25 +31,14 @@ Remainders = Annotated[
         "repeatable, or with commas. S: noise relative to the visible update.",
     ),
 ]
-Force = Annotated[
-    list[str] | None,
-    typer.Option(help="Encrypt whole: a tensor, module, pattern, first or last; repeatable."),
-]
 Attacks = Annotated[
     list[str] | None,
     typer.Option("--attack", help="Repeatable; default: all that apply, but naive ones."),
 ]
-Images = Annotated[int, typer.Option(min=1, help="Updates to attack.")]
-AttackSteps = Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")]
-Starts = Annotated[int, typer.Option(min=1, help="Random starts of an attack.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of model, images and starts.")]
 Minutes = Annotated[
     float, typer.Option(min=0, help="Begin no trial after so many minutes; 0: no limit.")
 ]
-Imports = Annotated[
-    list[str] | None,
-    typer.Option("--import", metavar="MODULE", help="Registers attacks or policies; repeatable."),
-]
+T = TypeVar("T")
 
 
 class Mode(StrEnum):
@@ -84,39 +56,113 @@ class Setting(StrEnum):
     real = "real"
 
 
-ModeOption = Annotated[
-    Mode,
-    typer.Option(
-        help="Of the client's model: train; eval (no dropout, BatchNorm by running statistics); or "
-        "auto, what leaks most: no dropout, BatchNorm by the batch."
-    ),
-]
+class StudySettings(BaseModel, frozen=True, extra="forbid"):
+    """What a study's outcomes depend on; kept in its folder, and options of both commands.
+
+    Attributes:
+        imports: modules that register attacks or policies; the option ``--import``.
+        real: whether what federated learning really sends is attacked, too; ``--setting``.
+        weights: digest of the model's state.
+    """
+
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Function or class that makes the model; default: the LeNet of DLG.",
+        ),
+    ] = ""
+    arguments: Annotated[
+        list[str],
+        typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the function; repeatable."),
+    ] = []
+    state_dict: Annotated[str, typer.Option(metavar="PATH", help="Weights (safetensors).")] = ""
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="digits, or a path as of fedsens map; or an .npz of token ids x (n, length) and "
+            "y.",
+        ),
+    ] = "digits"
+    classes: Annotated[int, typer.Option(min=0, help="Classes of the data; 0 finds out.")] = 0
+    images: Annotated[int, typer.Option(min=1, help="Updates to attack.")] = 64
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step of the client.")] = 1
+    local_steps: Annotated[
+        int, typer.Option(min=0, help="The client's steps of SGD; 0: the gradient itself.")
+    ] = 0
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the client's SGD.")] = 0.1
+    steps: Annotated[int, typer.Option(min=1, help="Of an attack's optimiser.")] = 200
+    starts: Annotated[int, typer.Option(min=1, help="Random starts of an attack.")] = 1
+    seed: Annotated[int, typer.Option(min=0, help="Of model, images and starts.")] = 0
+    force: Annotated[
+        list[str],
+        typer.Option(help="Encrypt whole: a tensor, module, pattern, first or last; repeatable."),
+    ] = []
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="Of the client's model: train; eval (no dropout, BatchNorm by running "
+            "statistics); or auto, what leaks most: no dropout, BatchNorm by the batch."
+        ),
+    ] = Mode.auto
+    imprint: Annotated[
+        int, typer.Option(min=0, help="A server that deviates: bins of an imprint layer; 0: none.")
+    ] = 0
+    imports: list[str] = []
+    real: bool = False
+    weights: str = ""
+
+
+def with_settings(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command the options of :class:`StudySettings` in place of its argument ``settings``.
+
+    Args:
+        command: takes ``settings``, ``imports`` and options of its own.
+
+    Returns:
+        The command with the signature that typer reads.
+    """
+    kinds = get_type_hints(StudySettings, include_extras=True)
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[name])
+        for name, field in StudySettings.model_fields.items()
+        if name not in ("imports", "real", "weights")
+    ]
+    plain = get_type_hints(command, include_extras=True)
+    own = [
+        each.replace(kind=Parameter.KEYWORD_ONLY, annotation=plain[each.name])
+        for each in signature(command).parameters.values()
+        if each.name != "settings"
+    ]
+
+    @wraps(command)
+    def called(**given: Any) -> T:
+        taken = {option.name: given.pop(option.name) for option in options}
+        imports = given.pop("imports", None) or []
+        return command(settings=StudySettings(**taken, imports=imports), **given)
+
+    parameters = [*own, *options]
+    called.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
+
 
 audit = typer.Typer(invoke_without_command=True, help="How much the plaintext remainder leaks.")
 
 
 @audit.callback()
+@with_settings
 def run(
     context: typer.Context,
+    settings: StudySettings,
     out: Annotated[Path, typer.Option(help="Folder for the results; an old study goes on.")] = Path(
         "audit"
     ),
-    model: ModelPath = "",
-    arguments: Arguments = None,
-    state_dict: StateDict = None,
-    data: Data = "digits",
-    classes: Classes = 0,
     policies: Policies = None,
     ratios: Ratios = None,
     remainders: Remainders = None,
-    force: Force = None,
     attacks: Attacks = None,
-    images: Images = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step of the client.")] = 1,
-    local_steps: Annotated[
-        int, typer.Option(min=0, help="The client's steps of SGD; 0: the gradient itself.")
-    ] = 0,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Of the client's SGD.")] = 0.1,
     setting: Annotated[
         Setting,
         typer.Option(
@@ -124,14 +170,6 @@ def run(
             "samples, of models trained for 0, 1, 5 and 20 rounds."
         ),
     ] = Setting.worst,
-    mode: ModeOption = Mode.auto,
-    imprint: Annotated[
-        int,
-        typer.Option(min=0, help="A server that deviates: bins of an imprint layer; 0: none."),
-    ] = 0,
-    steps: AttackSteps = 200,
-    starts: Starts = 1,
-    seed: Seed = 0,
     presence: Annotated[
         bool, typer.Option(help="Also tell members of a batch from other samples.")
     ] = True,
@@ -152,31 +190,61 @@ def run(
         return
     with named_errors():
         need_packages()
-        from fedsens.cli.auditing import StudySettings
+        from fedsens.cli.auditing import audit_study
 
-        if quick:
-            images, steps = min(images, QUICK_IMAGES), min(steps, QUICK_STEPS)
-        settings = StudySettings(
-            model=model,
-            arguments=tuple(arguments or ()),
-            state_dict=str(state_dict or ""),
-            data=data,
-            classes=classes,
-            images=images,
-            batch=batch,
-            local_steps=local_steps,
-            learning_rate=learning_rate,
-            steps=steps,
-            starts=starts,
-            seed=seed,
-            force=tuple(force or ()),
-            mode=mode.value,
-            imprint=imprint,
-            imports=tuple(imports or ()),
-            real=setting is Setting.real,
-        )
         chosen = policies or list(QUICK_POLICIES if quick else POLICIES)
-        _audit(settings, out, chosen, ratios, remainders, attacks or [], presence, minutes)
+        changes: dict[str, Any] = {"real": setting is Setting.real}
+        if quick:
+            changes["images"] = min(settings.images, QUICK_IMAGES)
+            changes["steps"] = min(settings.steps, QUICK_STEPS)
+        own = settings.model_copy(update=changes)
+        wanted = chosen, ratios or RATIOS, remainders or ()
+        audit_study(own, out, wanted, attacks or [], presence, minutes)
+    console.print(f"audit.json, audit.csv, leakage.png and more in {out}", soft_wrap=True)
+
+
+@audit.command()
+@with_settings
+def recommend(
+    settings: StudySettings,
+    folder: Annotated[Path, typer.Argument(help="Folder of a study, begun or not.")] = Path(
+        "audit"
+    ),
+    policies: Policies = None,
+    ratios: Ratios = None,
+    remainders: Remainders = None,
+    attacks: Attacks = None,
+    minutes: Minutes = 0.0,
+    imports: Imports = None,
+    attack: Annotated[
+        bool, typer.Option("--run/--no-run", help="Run the attacks that are missing.")
+    ] = True,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    margin: Annotated[
+        float, typer.Option(min=0, max=1, help="Score above a guess that is still noise.")
+    ] = 0.02,
+    preset: Annotated[str, typer.Option(help="Of the codec, for the costs.")] = "",
+) -> None:
+    """The cheapest policy, ratio and remainder that no attack tried gets through.
+
+    Attacks what is missing, from cheap to dear: a plain remainder, noise, withheld, and ratio 1 at
+    last; the first is recommended whose strongest attack is within noise of a guess without any
+    update. A study that is in the folder is gone on with by its own settings. Writes
+    recommend.html, one page with verdict, costs and picture.
+    """
+    with named_errors():
+        need_packages()
+        from fedsens.cli.recommend import Judgement, own_settings, recommend_study
+
+        own = own_settings(folder, settings)
+        import_modules(own.imports)
+        wanted = (
+            policies or TRIED_POLICIES,
+            ratios or TRIED_RATIOS,
+            remainders or list(TRIED_REMAINDERS),
+        )
+        judgement = Judgement(confidence, margin, preset)
+        recommend_study(own, folder, wanted, attacks or [], minutes if attack else None, judgement)
 
 
 def need_packages() -> None:
@@ -191,47 +259,3 @@ def need_packages() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _audit(
-    settings: StudySettings,
-    out: Path,
-    policies: list[str],
-    ratios: list[float] | None,
-    remainders: list[str] | None,
-    attacks: list[str],
-    presence: bool,
-    minutes: float,
-) -> None:
-    from fedsens.audit.recommend import real_trials
-    from fedsens.audit.registry import get_attack
-    from fedsens.audit.trial import protections_of, trials_of
-    from fedsens.cli import auditing
-
-    auditing.import_modules(settings.imports)
-    for name in attacks:
-        get_attack(name)
-    protections = protections_of(policies, ratios or RATIOS, remainder_names(remainders))
-    study = auditing.make_study(settings)
-    names = auditing.attacks_on(study, attacks)
-    record = auditing.open_record(out, settings, study)
-    first, *others = study.cases
-    worst = trials_of(protections, names, study.count(first), first)
-    done = auditing.try_all(study, record, worst, len(worst), minutes)
-    untried = worst[len(done) :]
-    for case in others if not untried else ():
-        real = real_trials(protections, names, study, record.known, case)
-        auditing.try_all(study, record, real, study.count(case) * len(names) * 4, minutes)
-    lines = auditing.conclude(study, record, out, presence, len(untried))
-    if lines:
-        auditing.say_verdict(lines, study.layout.size)
-    auditing.say_untried(untried)
-    console.print(f"audit.json, audit.csv, leakage.png and more in {out}", soft_wrap=True)
-
-
-def remainder_names(remainders: list[str] | None) -> list[str]:
-    """What the user wants to become of the rest, in one spelling each."""
-    from fedsens.audit.remainder import remainder_name
-    from fedsens.audit.trial import PLAIN
-
-    return [remainder_name(r) for each in remainders or [PLAIN] for r in each.split(",")]

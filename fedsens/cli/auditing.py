@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
@@ -18,22 +15,23 @@ from fedsens.audit.figure import draw_leakage, draw_sheet
 from fedsens.audit.membership import label_leaks, membership
 from fedsens.audit.metrics import CONFIDENCE
 from fedsens.audit.models import leaking_lenet
-from fedsens.audit.recommend import choices, recommendation
+from fedsens.audit.recommend import choices, real_trials, recommendation
 from fedsens.audit.record import Record, run_trials
 from fedsens.audit.registry import attack_names, get_attack
+from fedsens.audit.remainder import remainder_name
 from fedsens.audit.screen import audit_table, case_table, rest_table
 from fedsens.audit.sentences import load_samples
 from fedsens.audit.study import Study
 from fedsens.audit.summary import Summary, write_summary
-from fedsens.audit.target import Mode, mode_of
-from fedsens.audit.trial import Trial
+from fedsens.audit.target import mode_of
+from fedsens.audit.trial import PLAIN, Protection, Trial, protections_of, trials_of
 from fedsens.audit.verdict import Line, verdicts
+from fedsens.cli.audit import StudySettings
 from fedsens.cli.common import console
 from fedsens.config import FedSensConfig
 from fedsens.crypto import CkksParameters
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
-from fedsens.extensions import load_extensions
 from fedsens.files import digest_of
 from fedsens.mapping.model import build_model, load_weights
 from fedsens.protocol import traffic
@@ -43,59 +41,51 @@ REAL_ROUNDS, REAL_BATCHES, REAL_STEPS = (0, 1, 5, 20), (8, 64), 4
 REAL_IMAGES = 256  # attacked in each of these cases, in updates of 32 and of 256
 
 
-class StudySettings(BaseModel, frozen=True, extra="forbid"):
-    """What a study's outcomes depend on; kept in its folder.
-
-    Attributes:
-        model: ``module:function``, or empty for the LeNet of DLG.
-        arguments: ``key=value`` for it.
-        state_dict: file of weights, or empty.
-        data: name or path of the samples.
-        classes: number of classes; 0 to find out.
-        images: updates to attack.
-        batch: samples of a step of the client.
-        local_steps: its steps of SGD; 0 for the gradient.
-        learning_rate: of its SGD.
-        steps: of an attack's optimiser.
-        starts: of an attack.
-        seed: of whatever is random.
-        force: layers to encrypt whole.
-        mode: in which clients train.
-        imprint: bins of a layer that a deviating server puts in front of the model; 0 for none.
-        imports: modules that register attacks.
-        real: whether what federated learning really sends is attacked, too.
-        weights: digest of the model's state.
-    """
-
-    model: str = ""
-    arguments: tuple[str, ...] = ()
-    state_dict: str = ""
-    data: str = "digits"
-    classes: int = 0
-    images: int = 64
-    batch: int = 1
-    local_steps: int = 0
-    learning_rate: float = 0.1
-    steps: int = 200
-    starts: int = 1
-    seed: int = 0
-    force: tuple[str, ...] = ()
-    mode: Mode = "auto"
-    imprint: int = 0
-    imports: tuple[str, ...] = ()
-    real: bool = False
-    weights: str = ""
+Wanted = tuple[Sequence[str], Sequence[float], Sequence[str]]  # policies, ratios, remainders
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Load what installed packages announce, and the modules that a user names.
+def audit_study(
+    settings: StudySettings,
+    out: Path,
+    wanted: Wanted,
+    attacks: Sequence[str],
+    presence: bool,
+    minutes: float,
+) -> None:
+    """Audit what updates leak under some protections, and say and write what came out.
 
     Args:
-        names: modules that register attacks or policies; the current folder is importable.
+        settings: of the study.
+        out: its folder; a study in it goes on.
+        wanted: policies, ratios and remainders, each with each.
+        attacks: to try; all that apply but naive ones if there are none.
+        presence: whether to tell members of a batch, too.
+        minutes: after which no trial is begun; 0 for all.
     """
-    if names and os.getcwd() not in sys.path:  # as with python -m
-        sys.path.insert(0, os.getcwd())
-    load_extensions(names)
+    for name in attacks:
+        get_attack(name)
+    protections = protections_in(wanted)
+    study = make_study(settings)
+    names = attacks_on(study, attacks)
+    record = open_record(out, settings, study)
+    first, *others = study.cases
+    worst = trials_of(protections, names, study.count(first), first)
+    done = try_all(study, record, worst, len(worst), minutes)
+    untried = worst[len(done) :]
+    for case in others if not untried else ():
+        real = real_trials(protections, names, study, record.known, case)
+        try_all(study, record, real, study.count(case) * len(names) * 4, minutes)
+    lines = conclude(study, record, out, presence, len(untried))
+    if lines:
+        say_verdict(lines, study.layout.size)
+    say_untried(untried)
+
+
+def protections_in(wanted: Wanted) -> list[Protection]:
+    """Each policy at each ratio with each remainder, in one spelling."""
+    policies, ratios, remainders = wanted
+    names = [remainder_name(r) for each in remainders or [PLAIN] for r in each.split(",")]
+    return protections_of(policies, ratios, names)
 
 
 def make_study(settings: StudySettings) -> Study:
@@ -128,7 +118,7 @@ def make_study(settings: StudySettings) -> Study:
         cases=cases,
         further=REAL_IMAGES,
         force=settings.force,
-        mode=settings.mode,
+        mode=settings.mode.value,
     )
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
-from typer.core import TyperCommand, TyperOption
 
 from fedsens.errors import ConfigurationError, FedSensError
 from fedsens.extensions import load_extensions
@@ -47,32 +45,26 @@ def named_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-class Importing(TyperCommand):
-    """A command with ``--import MODULE``, where policies, losses, readers or attacks are named."""
-
-    def __init__(self, *given: Any, params: list[click.Parameter] | None = None, **named: Any):
-        super().__init__(*given, params=[*(params or ()), _import_option()], **named)
-
-
-def _import_option() -> TyperOption:
-    return TyperOption(
-        param_decls=["--import"],
-        multiple=True,
-        metavar="MODULE",
-        expose_value=False,
-        is_eager=True,
-        callback=_import,
-        help="Import a module that registers a policy, loss, reader or attack; repeatable. The "
-        "current folder is importable.",
-    )
-
-
-def _import(context: click.Context, option: click.Parameter, modules: Sequence[str]) -> None:
+def import_modules(modules: list[str] | None) -> list[str] | None:
+    """Import what installed packages announce and what a user names; the folder is importable."""
     if modules and (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
-    if not context.resilient_parsing:
-        with named_errors():
-            load_extensions(modules)
+    with named_errors():
+        load_extensions(modules or ())
+    return modules
+
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        is_eager=True,
+        callback=import_modules,
+        help="Import a module that registers a policy, loss, reader or attack; repeatable. The "
+        "current folder is importable.",
+    ),
+]
 
 
 def write_json(path: Path | None, content: Any) -> None:

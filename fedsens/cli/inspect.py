@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from fedsens.crypto import CkksParameters
-from fedsens.errors import FedSensError, ProtocolError
+from fedsens.errors import FedSensError, KeyFileError, ProtocolError
 from fedsens.files import UNREADABLE, read_header, read_private
 from fedsens.keys import (
     KEY_TYPE,
@@ -34,6 +35,9 @@ from fedsens.sensitivity.mapfile import FILE_TYPE as MAP_TYPE
 from fedsens.sensitivity.mapfile import load_map
 
 Facts = dict[str, Any]
+UPLOAD_STATE = re.compile(
+    r"(?P<kind>update|map)-(?P<round>\d+)\.(?P<step>begun|secret|list|answer)"
+)
 RECORD = {"round", "model_round", "key_index", "sha256"}
 SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}
 
@@ -51,7 +55,7 @@ def describe(path: Path) -> Facts:
     Raises:
         FedSensError: it is none of these, or it is damaged.
     """
-    for recognise in (_tensors, _json, _identity, _reports):
+    for recognise in (_tensors, _state, _json, _identity, _reports):
         facts = recognise(path)
         if facts is not None:
             return facts
@@ -85,6 +89,46 @@ def load_model(path: Path) -> ProtectedModel:
             "server saved, such as protected.safetensors"
         )
     return load_protected(path)
+
+
+def load_key(path: Path, passphrase: Callable[[], str]) -> FederationKey:
+    """The key in a file.
+
+    Args:
+        path: the file.
+        passphrase: asks for it, if the key is locked.
+
+    Returns:
+        The key.
+
+    Raises:
+        KeyFileError: it is another kind of file, which the text names, or it is damaged.
+    """
+    try:
+        return FederationKey.load(path, passphrase)
+    except KeyFileError:
+        try:
+            kind = str(describe(path)["kind"])
+        except FedSensError:
+            kind = ""
+        if kind in ("", KEY_TYPE, LOCKED_TYPE):
+            raise
+        raise KeyFileError(
+            f"expected a key of a federation in {path}, got: {kind}; give the file key of a "
+            "client's folder, or what fedsens keygen wrote"
+        ) from None
+
+
+def _state(path: Path) -> Facts | None:
+    """A file of a client's state folder that nobody but the client itself reads."""
+    if path.name == "key.parties":
+        return {"kind": "identities of the clients that share an agreed key"}
+    found = UPLOAD_STATE.fullmatch(path.name)
+    if found is None or not path.is_file():
+        return None
+    what = f"a client's own record of its {found['kind']} of round {found['round']}"
+    secret = "the secret that opens it" if found["step"] == "secret" else "nothing secret"
+    return {"kind": what, "step": found["step"], "holds": secret}
 
 
 def _tensors(path: Path) -> Facts | None:

@@ -60,8 +60,7 @@ def plan(
     from fedsens.bench.round import RATIOS
     from fedsens.crypto import CkksParameters
     from fedsens.planning.calibrate import calibrate
-    from fedsens.planning.plan import Budget, Federation, largest_plan, make_plan
-    from fedsens.planning.tables import plan_table
+    from fedsens.planning.plan import Budget, Federation, largest_plan, make_plan, plan_table
 
     with named_errors():
         size = _size(model, arguments or [], state_dict, parameters)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsens.cli.common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 from fedsens.extras import require
+
+if TYPE_CHECKING:
+    from fedsens.protocol import PhaseReport
 
 ROUNDS, RATIO, POLICY = "num-server-rounds", "fedsens.ratio", "fedsens.policy"
 
@@ -68,7 +72,7 @@ def simulate(
     from fedsens.simulation.app import FlowerApp
     from fedsens.simulation.runner import RunOptions
     from fedsens.simulation.screen import SimulationScreen
-    from fedsens.simulation.simulate import check_options
+    from fedsens.simulation.simulate import check_options, with_baseline
     from fedsens.simulation.simulate import simulate as run
 
     with named_errors():
@@ -84,17 +88,17 @@ def simulate(
 
         known = (app.value(ROUNDS, config), app.value(RATIO, config))
         with SimulationScreen(console, *known, compare, metric) as screen:
-            summary = run(
-                options,
-                runs,
-                baseline=compare,
-                progress=screen.show,
-                key_file=key_file,
-                metric=metric,
-            )
-        draw(summary, summary.folder / "curves.png")
-        screen.conclude(summary)
-        write_json(json_file, json.loads(summary.model_dump_json()))
+            show = partial(screen.show, "encrypted")
+            summary = run(options, runs, show, key_file=key_file, metric=metric)
+            try:
+                if compare:
+                    show = partial(screen.show, "baseline")
+                    summary = with_baseline(summary, options, show, metric)
+            finally:  # what has completed is told also where the baseline fails
+                screen.stop()
+                draw(summary, summary.folder / "curves.png")
+                screen.conclude(summary, runs / "latest")
+                write_json(json_file, json.loads(summary.model_dump_json()))
 
 
 def submit(
@@ -131,10 +135,15 @@ def submit(
         console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)
         folder = output_dir or Path(os.devnull)
 
-        def show(news: object) -> None:
-            console.print(str(news), soft_wrap=True, highlight=False)
+        def show(news: str) -> None:
+            console.print(news, soft_wrap=True, highlight=False, markup=False)
 
-        outcome = follow(superlink, run_id, folder, show, show)
+        def show_phase(report: PhaseReport) -> None:
+            show(str(report))
+            for node, reason in report.reasons.items():
+                show(f"  node {node} is lost: {reason}")
+
+        outcome = follow(superlink, run_id, folder, show, show_phase)
         if not (folder / "protected.safetensors").exists():
             where = f"in {output_dir} of the server" if output_dir else "not kept: no --output-dir"
             console.print(f"reports and protected model: {where}")

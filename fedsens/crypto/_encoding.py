@@ -118,7 +118,8 @@ def check_range(
                 raise ValueRangeError(
                     f"expected finite values of root mean square at most "
                     f"{parameters.value_range:g} per block of {DEGREE}, got {where} "
-                    f"{problem}; lower the learning rate or raise the value range"
+                    f"{problem}; raise fedsens.value-range, or lower the learning rate if training "
+                    "diverges"
                 )
 
 

@@ -133,7 +133,10 @@ class Client:
             ("the result of round", header.model_round, self.store.record.last_model_round()),
         ):
             if got < last:
-                raise RoundError(f"expected {what} {last} or later, got {got}")
+                raise RoundError(
+                    f"expected {what} {last} or later, got {got}; a Flower run has one start of "
+                    "SelectiveEncryption, so begin another run for a second one, or resume"
+                )
         if model.aggregate is None and header.model_round and self.store.holds_key:
             raise DowngradeError(
                 f"expected the result of round {header.model_round} encrypted, because this client "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedsens.errors import StrategyError
 from fedsens.flower._records import to_arrays, to_record
+from fedsens.flower._updates import without_uneven_lists
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, partition, with_nan
 from fedsens.protocol import ProtectedModel
@@ -49,6 +51,24 @@ class InnerStrategy:
         if self._asks_itself and model.mask.k:
             return to_record(model.visible())
         return arrays
+
+    def told(self, config: ConfigRecord) -> RecordDict:
+        """What clients are told to make a map: a content like that of training, without a model."""
+        key = str(getattr(self.strategy, "configrecord_key", "config"))
+        return RecordDict({self.record: ArrayRecord(), key: ConfigRecord(dict(config))})
+
+    def even(self, replies: list[Message], kind: str) -> list[Message]:
+        """Replies whose metrics the strategy can average; its own function gets them all.
+
+        Args:
+            replies: those that count, changed in place.
+            kind: "train" or "evaluate".
+
+        Returns:
+            The replies.
+        """
+        function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
+        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
 
     def average(
         self,

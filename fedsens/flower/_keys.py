@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedsens.config import EXAMPLES_CAP
 from fedsens.errors import ProtocolError
 from fedsens.flower._phase import Phase, ask
 from fedsens.flower._records import (
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
-CAP_FACTOR: Final = 64  # times the median; numbers up to here stand as announced
-CAP_BUDGET: Final = 1024  # times the median, for all clients above together
+CAP_BUDGET: Final = 16  # times the cap, for all clients above it together
 
 
 class KeyAgreement:
@@ -47,20 +47,26 @@ class KeyAgreement:
         key_index: how often the key has been rotated.
         examples: node to number of training examples, for every node that holds the key.
         parties: node to its identities, of every node that has said hello.
+        reasons: node to why it came to no key.
     """
 
-    def __init__(self, timeout: float, fingerprint: str = "", key_index: int = 0) -> None:
+    def __init__(
+        self, timeout: float, fingerprint: str = "", key_index: int = 0, cap: int = EXAMPLES_CAP
+    ) -> None:
         """Start without knowing anybody.
 
         Args:
             timeout: deadline of each step in seconds.
             fingerprint: of the key, if it must be a certain one.
             key_index: how often the key has been rotated.
+            cap: times the median of the announced numbers of examples, up to which they stand.
         """
         self.fingerprint = fingerprint
+        self._cap = cap
         self.key_index = key_index
         self.examples: dict[int, int] = {}
         self.parties: dict[int, Party] = {}
+        self.reasons: dict[int, str] = {}
         self._provisioned: set[int] = set()
         self._timeout = timeout
         self._capped: dict[int, int] = {}
@@ -89,6 +95,7 @@ class KeyAgreement:
                 self._reject_minority(newcomers)
         if newcomers and not self.fingerprint:
             self._create(steps, newcomers)
+        self.reasons |= steps.reasons
         reached = sum(node in self.examples for node in unknown)
         return steps.report(reached, len(unknown) - reached)
 
@@ -109,7 +116,7 @@ class KeyAgreement:
         Returns:
             A positive number.
         """
-        counts, nodes = capped_examples(self.examples), list(nodes)
+        counts, nodes = capped_examples(self.examples, self._cap), list(nodes)
         for node in nodes:
             announced = self.examples[node]
             if counts[node] < announced and self._capped.get(node) != announced:
@@ -117,10 +124,11 @@ class KeyAgreement:
                 logger.warning(
                     "node %s announces %d examples, more than %d times the median; they count as "
                     "%d, which protects the precision of the others' values, and it is left out "
-                    "if it really trains on more than twice the total",
+                    "if it really trains on more than twice the total; if it does, raise "
+                    "fedsens.examples-cap, and fedsens.preset for the precision",
                     node,
                     announced,
-                    CAP_FACTOR,
+                    self._cap,
                     counts[node],
                 )
         return float(sum(counts[node] for node in nodes)) or 1.0
@@ -173,6 +181,7 @@ class KeyAgreement:
             elif reply.fingerprint == self.fingerprint:
                 self.examples[node] = reply.examples
             else:
+                self.reasons[node] = f"holds the key {reply.fingerprint}"
                 logger.warning(
                     "node %s holds the key %s, expected %s; it is left out until it has that key",
                     node,
@@ -264,6 +273,7 @@ class _Steps:
     Attributes:
         contents: the answers to the last question.
         silent: nodes that did not answer the last question at all.
+        reasons: node to why an answer of it was none, in words.
     """
 
     def __init__(self, grid: Grid, server_round: int, timeout: float) -> None:
@@ -272,6 +282,7 @@ class _Steps:
         self._whole = Phase.of("keys", server_round, KEYS_ACTION, [])
         self.contents: dict[int, RecordDict] = {}
         self.silent: set[int] = set()
+        self.reasons: dict[int, str] = {}
 
     def ask(
         self, requests: Mapping[int, KeyRequest], enclosed: Mapping[int, bytes] | None = None
@@ -284,11 +295,13 @@ class _Steps:
         asked, self.contents = ask(self._grid, self._phase, questions, KEYS_ACTION, self._timeout)
         self.silent = set(questions) - set(self.contents) - asked.refused()
         self._whole.absorb(asked)
+        self.reasons |= asked.reasons()
         replies = {}
         for node, content in self.contents.items():
             try:
                 replies[node] = take_header(content, KeyReply)
             except ProtocolError as error:
+                self.reasons[node] = str(error)
                 logger.warning("node %s answered key agreement wrongly: %s", node, error)
         return replies
 
@@ -300,19 +313,20 @@ def _roster(newcomers: dict[int, KeyReply], sharer: int) -> dict[int, str]:
     return {node: reply.name for node, reply in newcomers.items() if node != sharer}
 
 
-def capped_examples(announced: Mapping[int, int]) -> dict[int, int]:
+def capped_examples(announced: Mapping[int, int], cap: int = EXAMPLES_CAP) -> dict[int, int]:
     """Cap numbers of examples that are far above the others'.
 
     Masked values are encrypted times n_i / N_ref, N_ref being the sum of what the clients of a
     round announce. One that announces far too many makes all others small, so that their values
     lose precision.
 
-    With the lower median m, a number above 64 m counts as at most 1024 m divided by how many such
-    numbers there are, and as 64 m at least. At least half of the clients that announce any examples
-    then have a weight of at least 1 / (64 n + 1024) in a round of n.
+    With the lower median m and a cap of c, a number above c m counts as at most 16 c m divided by
+    how many such numbers there are, and as c m at least. At least half of the clients that announce
+    any examples then have a weight of at least 1 / (c (n + 16)) in a round of n.
 
     Args:
         announced: node to number of examples, of all clients that hold the key.
+        cap: c.
 
     Returns:
         Node to number.
@@ -321,8 +335,8 @@ def capped_examples(announced: Mapping[int, int]) -> dict[int, int]:
     if not some:
         return dict(announced)
     median = statistics.median_low(some)
-    above = sum(examples > CAP_FACTOR * median for examples in some)
-    most = median * max(CAP_FACTOR, CAP_BUDGET // max(above, 1))
+    above = sum(examples > cap * median for examples in some)
+    most = median * max(cap, CAP_BUDGET * cap // max(above, 1))
     return {node: min(examples, most) for node, examples in announced.items()}
 
 

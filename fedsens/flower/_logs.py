@@ -18,6 +18,7 @@ FORMATS = ("text", "json")
 LONGEST = 2000  # characters of a client's reason that are shown
 FIGURES = "figures"  # key of a record's extra: what a line says, as numbers
 
+MISSING_QUERY = "No query function registered with name 'fedsens_"  # as Flower says it
 REMEDIES = {
     1: "see the traceback in its log: its app does not start",
     3: "it could not fetch the message before the deadline: raise that, or see its log",
@@ -56,6 +57,22 @@ def log_through_flower(log_format: str | None = None) -> None:
         logger.addHandler(handler)
 
 
+def tell(logger: logging.Logger, text: str, *values: object, **figures: object) -> None:
+    """Log what every user of a run is to see.
+
+    It goes to a logger of fedsens where somebody has chosen to see its information, and else
+    among Flower's own lines.
+
+    Args:
+        logger: of the module that tells it.
+        text: the line, with places for values.
+        values: for these places.
+        figures: what the line says, as numbers.
+    """
+    chosen = logger if logger.isEnabledFor(logging.INFO) else logging.getLogger("flwr")
+    chosen.info(text, *values, extra={FIGURES: figures} if figures else None)
+
+
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON: time (UTC), level, logger, message and figures."""
 
@@ -92,6 +109,8 @@ def reason_of(error: Error) -> str:
         One sentence; a client's own refusal says what to do by itself.
     """
     remedy, text = REMEDIES.get(error.code), (error.reason or "no reason given")[:LONGEST]
+    if MISSING_QUERY in text:
+        return "its app has no install(app, ...) of fedsens.flower: call it where the app is made"
     # It is the client's text, and must not be able to forge lines of the server's log.
     reason = "".join(each if each.isprintable() else " " for each in text)
     return f"{reason}; {remedy}" if remedy else reason

@@ -20,13 +20,12 @@ from fedsens.crypto import MAP_PARAMETERS, Aggregator
 from fedsens.errors import (
     DowngradeError,
     FedSensError,
-    MapError,
     MaskError,
     PhaseError,
     ProtocolError,
 )
 from fedsens.flower._keys import KeyAgreement
-from fedsens.flower._phase import Phase, ask
+from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     MAP,
     PLAIN_MAP,
@@ -77,6 +76,7 @@ class MapCollection:
         self._config, self._keys, self._size = config, keys, size
         self._plain = np.zeros(size)
         self._used = 0
+        self._reasons: dict[int, str] = {}
         self._uploads: UploadSum | None = None
         self.contributors: frozenset[int] = frozenset()
 
@@ -96,8 +96,7 @@ class MapCollection:
             cost.
 
         Raises:
-            PhaseError: too few clients answered.
-            MapError: keys did not come, so that the sum can never be opened.
+            PhaseError: too few clients answered, or gave their keys.
         """
         config, (content, header) = self._config, shown
         put_header(content, MapRequest(rule=config.rule, maps=config.maps), REQUEST)
@@ -112,17 +111,13 @@ class MapCollection:
         )
         if self._used < config.map_min_clients:
             raise PhaseError(
-                f"expected maps from at least {config.map_min_clients} clients, got {self._used}; "
-                "see the warnings above, or lower fedsens.map-min-clients"
+                f"expected maps from at least {config.map_min_clients} clients, got {self._used}: "
+                f"{listed(phase.reasons() | self._reasons)}; mend these, or lower "
+                "fedsens.map-min-clients"
             )
         if self._uploads is None:
             return self._plain, phase.report(self._used)
-        try:
-            total, exchange = self._uploads.open_for_holders(
-                grid, ("map", number), config.key_timeout
-            )
-        except PhaseError as error:
-            raise MapError(str(error), error.nodes) from None
+        total, exchange = self._uploads.open_for_holders(grid, ("map", number), config.key_timeout)
         self.contributors = frozenset(self._uploads.headers)
         phase.absorb(exchange)
         return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
@@ -136,6 +131,7 @@ class MapCollection:
                 self._add_encrypted(phase, node, content)
             self._used += 1
         except FedSensError as error:
+            self._reasons[node] = str(error)
             logger.warning("left out the map of node %s: %s", node, error)
 
     def _add_encrypted(self, phase: Phase, node: int, content: RecordDict) -> None:
@@ -199,7 +195,9 @@ def answer_map(
             "encrypted, or allow it with fedsens-allow-plain-maps"
         )
     bound = None if plain else client.uploads.begin("map", received)
-    message.content["config"] = ConfigRecord({"rule": request.rule, "round": header.round})
+    key = next(iter(message.content.config_records), "config")  # as the strategy names it
+    config = message.content.config_records.get(key, ConfigRecord())
+    message.content[key] = ConfigRecord({**config, "rule": request.rule, "round": header.round})
     started = time.process_time()
     smap = sensitivity(message, context)
     seconds = time.process_time() - started

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedsens.config import FedSensConfig
 from fedsens.errors import FedSensError, MapError, PhaseError, ProtocolError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
-from fedsens.flower._phase import ask
+from fedsens.flower._phase import ask, listed
 from fedsens.flower._records import (
     MAP,
     MAP_KEY_SUM,
@@ -64,7 +64,7 @@ class MaskMaker:
         keys: KeyAgreement,
         layout: ParameterLayout,
         tied: Tied,
-        left_out: frozenset[int] = frozenset(),
+        left_out: Collection[int] = (),
     ) -> None:
         """Remember what the mask is made from.
 
@@ -75,8 +75,9 @@ class MaskMaker:
             tied: pairs of tensors that are one parameter under two names.
             left_out: nodes that are asked for nothing.
         """
-        self._left_out, self._contributors = left_out, frozenset[int]()
+        self._contributors = frozenset[int]()
         self._config, self._keys, self._layout, self._tied = config, keys, layout, tied
+        self._left_out = set(left_out)
         self.reports: list[PhaseReport] = []
 
     def make(self, grid: Grid, show: ShowModel, server_round: int) -> EncryptionMask:
@@ -151,6 +152,7 @@ class MaskMaker:
             aggregate=None if scores is None else scores.header,
         )
         holders = self._holders(grid)[:ATTEMPTS]
+        reasons: dict[int, str] = {}
         votes, refusals, cost = Counter[bytes](), 0, None
         for holder in holders:
             content, _ = show([])
@@ -168,6 +170,7 @@ class MaskMaker:
             try:
                 mask = self._read(answers.get(holder, RecordDict()))
             except FedSensError as error:
+                reasons[holder] = phase.reasons().get(holder, str(error))
                 logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
             data = mask.to_bytes()
@@ -182,8 +185,8 @@ class MaskMaker:
             )
         raise PhaseError(
             f"expected one mask from {HOLDERS} of {len(holders)} key holders within "
-            f"{config.mask_timeout:g} s each, got {len(votes)} different ones; see the warnings "
-            "above"
+            f"{config.mask_timeout:g} s each, got {len(votes)} different ones: {listed(reasons)}; "
+            "mend these"
         )
 
     def _read(self, content: RecordDict) -> EncryptionMask:

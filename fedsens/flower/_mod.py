@@ -12,6 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedsens.errors import (
     ConfigurationError,
     ContributorsError,
+    DowngradeError,
     FedSensError,
     ModelError,
     ProtocolError,
@@ -22,6 +23,7 @@ from fedsens.flower._keys import answer_keys
 from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
 from fedsens.flower._masks import answer_mask
 from fedsens.flower._records import (
+    HEADER,
     KEY_SUM_ACTION,
     KEYS_ACTION,
     LIST_REFUSED,
@@ -81,8 +83,11 @@ class SelectiveEncryptionMod:
         if message.metadata.message_type in QUERIES:
             return call_next(message, context)  # install()'s handlers guard themselves
         try:
-            if message.metadata.message_type in self._passed:
+            kind = message.metadata.message_type
+            if kind in self._passed:
                 return self._pass(message, context, call_next)
+            if kind.startswith("query.") and HEADER not in message.content:
+                return refusal_reply(message, _own_query(kind.removeprefix("query.")))
             return self._handle(message, context, call_next)
         except FedSensError as error:
             return refusal_reply(message, error)
@@ -94,6 +99,8 @@ class SelectiveEncryptionMod:
         client = Client(context, self.min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
+        if received.mask.k:
+            received.layout.check_real()
         settings, policy = client.settings, received.header.remainder.policy()
         policy.check(received.mask, settings.remainder, settings.min_noise)
         bound, before = None, None
@@ -142,9 +149,10 @@ def install(
 
     Args:
         app: the ClientApp; its mods must include :class:`SelectiveEncryptionMod`.
-        sensitivity: computes this client's map. It gets a message whose ArrayRecord holds the
-            whole model (like ``train``) and whose ConfigRecord ``config`` holds ``rule``. None if
-            the app is used with policies that need no map only.
+        sensitivity: computes this client's map. It gets a message like ``train``, with the whole
+            model and the strategy's names of records, and beside the ``train_config`` its
+            ConfigRecord holds ``rule``. None if the app is used with policies that need no map
+            only.
         examples: this client's number of training examples.
 
     Raises:
@@ -170,6 +178,13 @@ def install(
     }
     for action, handler in handlers.items():
         app.query(action)(_guarded(handler, min_ratio))
+
+
+def _own_query(name: str) -> DowngradeError:
+    return DowngradeError(
+        "expected a message protected by fedsens, got a query of the app's own; if it carries no "
+        f'model, let it pass: SelectiveEncryptionMod(pass_queries={{"{name}"}})'
+    )
 
 
 def _mods_of(app: ClientApp) -> list[object]:

@@ -28,6 +28,7 @@ from fedsens.protocol import Phase as PhaseName
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE
+LISTED = 8  # nodes whose reasons an error tells
 T = TypeVar("T")
 Bytes = tuple[int, int]  # plaintext and encrypted
 
@@ -193,6 +194,7 @@ class Phase:
         metrics: MetricRecord | None = None,
         epsilon: float | None = None,
         seconds: Mapping[str, float] | None = None,
+        reasons: Mapping[int, str] | None = None,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -203,6 +205,7 @@ class Phase:
             metrics: the inner strategy's.
             epsilon: privacy cost of the plaintext remainder so far.
             seconds: CPU seconds of encrypting, adding and decrypting.
+            reasons: node to why its answer was left out, beside those that answered with an error.
 
         Returns:
             The report.
@@ -214,6 +217,7 @@ class Phase:
             clients=clients,
             lost=len(self.sent) - clients if lost is None else lost,
             refused=refused,
+            reasons=dict(sorted({**self.reasons(), **(reasons or {})}.items())[:LISTED]),
             bytes_up_plain=self.up[0],
             bytes_up_encrypted=self.up[1],
             bytes_down_plain=self.down[0],
@@ -267,6 +271,13 @@ def ask(
         else:
             take(asked, node, reply.content)
     return asked, {node: kept[node] for node in questions if node in kept}
+
+
+def listed(reasons: Mapping[int, str]) -> str:
+    """What nodes gave as reasons, in one line."""
+    told = [f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED]]
+    more = [f"and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
+    return "; ".join([*told, *more]) or "nobody answered in time"
 
 
 def match_replies(

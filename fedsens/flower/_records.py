@@ -67,7 +67,7 @@ H = TypeVar("H", bound=Header)
 # recurse without end, and allocates what the header claims before it sees how much there is.
 NPY_START = re.compile(rb"\x93NUMPY\x01\x00(?s:(..))")
 NPY_HEADER = re.compile(
-    rb"\{'descr': '([<>|][biuf][0-9]{1,2})', 'fortran_order': (True|False), "
+    rb"\{'descr': '([<>|][biufc][0-9]{1,2})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,16}, ?)*(?:[0-9]{1,16})?)\), \} *\n"
 )
 

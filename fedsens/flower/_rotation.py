@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsens.errors import FedSensError, PhaseError, ProtocolError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
-from fedsens.flower._phase import Phase, ask
+from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     KEY_SUM,
     REKEY_ACTION,
@@ -66,6 +66,7 @@ def rekey_model(
     request = RekeyRequest(key_index=new.key_index, fingerprint=new.fingerprint)
     both = sorted(set(old.examples) & set(new.examples))
     found: dict[int, Rekeyed] = {}
+    reasons: dict[int, str] = {}
     whole = Phase.of("rotate", phase, REKEY_ACTION, [])
     for node in both[:ATTEMPTS]:
         content = show()
@@ -75,6 +76,7 @@ def rekey_model(
         try:
             answer = _read(answers.get(node, RecordDict()))
         except FedSensError as error:
+            reasons[node] = asked.reasons().get(node, str(error))
             logger.warning("node %s did not put the model under the new key: %s", node, error)
             continue
         if answer in found.values() or len(both) == 1:
@@ -83,7 +85,8 @@ def rekey_model(
         found[node] = answer
     raise PhaseError(
         f"expected two of {len(both)} clients with both keys to put the model under the new key "
-        f"alike, got {len(found)} answers that differ; see the warnings above, then resume the run"
+        f"alike, got {len(found)} answers that differ: {listed(reasons)}; mend these, then resume "
+        "the run"
     )
 
 

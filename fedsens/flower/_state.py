@@ -22,8 +22,9 @@ from fedsens.files import Arrays
 from fedsens.flower._blame import Blame
 from fedsens.flower._grid import wait_for_nodes
 from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._logs import tell
 from fedsens.flower._masks import MaskMaker, Tied
-from fedsens.flower._phase import Phase
+from fedsens.flower._phase import Phase, listed
 from fedsens.flower._records import model_key, put_model, to_arrays, to_record
 from fedsens.flower._rotation import rekey_model
 from fedsens.layout import ParameterLayout
@@ -93,6 +94,8 @@ class ServerState:
         self._authors: frozenset[str] = frozenset()
         self.went_back = False
         self.replace_plain(initial, 0)
+        if config.encrypts:
+            layout.check_real()
         ratio, size = config.effective_ratio, layout.size
         self.terms.policy().check_statistics(layout, ratio, config.force)
         if ratio > 0 and not mask_count(ratio, size):
@@ -202,12 +205,13 @@ class ServerState:
 
     # Keys and masks.
 
-    def prepare(self, server_round: int, grid: Grid) -> None:
+    def prepare(self, server_round: int, grid: Grid, told: RecordDict) -> None:
         """Agree on a key before the first round, and on a mask where one is due.
 
         Args:
             server_round: the round about to start.
             grid: Flower's grid.
+            told: what clients are told to make a map, like what they are told to train.
         """
         if self.config.effective_ratio == 0:
             return
@@ -217,7 +221,7 @@ class ServerState:
         if self.config.key_index_at(server_round) > self.keys.key_index:
             self._rotate(server_round, grid)
         if first or (every > 0 and (server_round - 1) % every == 0):
-            self._renew_mask(server_round, grid, must=first)
+            self._renew_mask(server_round, grid, told, must=first)
 
     def gather(self, server_round: int, grid: Grid) -> None:
         """Wait for the clients that a run needs at least, and bring them to one key.
@@ -237,8 +241,8 @@ class ServerState:
         if len(self.keys.examples) < config.key_min_clients:
             raise PhaseError(
                 f"expected at least {config.key_min_clients} clients with the key"
-                f"{' ' + known if known else ''}, got {len(self.keys.examples)}; see the warnings "
-                "above, or lower fedsens.key-min-clients"
+                f"{' ' + known if known else ''}, got {len(self.keys.examples)}: "
+                f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
             )
         self._gathered = True
 
@@ -256,7 +260,8 @@ class ServerState:
                 f"expected a checkpoint under the key {pinned[key_index]} of "
                 f"fedsens.fingerprints, got one under {fingerprint}"
             )
-        return KeyAgreement(self.config.key_timeout, fingerprint, key_index)
+        config = self.config
+        return KeyAgreement(config.key_timeout, fingerprint, key_index, config.examples_cap)
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self.config, self.keys
@@ -267,8 +272,8 @@ class ServerState:
             raise PhaseError(
                 f"expected at least {config.key_min_clients} clients with a new key from round "
                 f"{server_round} on, got {len(new.examples)} with the key "
-                f"{new.fingerprint or 'none'}; give every client key {new.key_index + 1}, then "
-                "resume the run"
+                f"{new.fingerprint or 'none'}: {listed(new.reasons)}; give every client key "
+                f"{new.key_index + 1}, then resume the run"
             )
         if self.model.aggregate is not None:
             self.model, phase = rekey_model(
@@ -282,20 +287,30 @@ class ServerState:
             self.accepted = self.model  # whoever put it under the new key has opened it
             self._emit(phase.report(1, lost=0))
         self.keys = new
-        logger.info("key from round %d on: %s", server_round, new.fingerprint)
+        tell(logger, "key from round %d on: %s", server_round, new.fingerprint)
 
-    def _renew_mask(self, server_round: int, grid: Grid, must: bool) -> None:
-        spoilers = self._spoilers(set(self.keys.examples) & set(grid.get_node_ids()))
-        maker = MaskMaker(self.config, self.keys, self.model.layout, self._tied, spoilers)
+    def _renew_mask(self, server_round: int, grid: Grid, told: RecordDict, must: bool) -> None:
+        layout = self.model.layout
+        left_out = self._spoilers(set(self.keys.examples) & set(grid.get_node_ids()))
+        maker = MaskMaker(self.config, self.keys, layout, self._tied, left_out)
+
+        def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
+            return self.show(nodes, server_round, told if nodes else None)
+
         try:
-            new = maker.make(grid, lambda nodes: self.show(nodes, server_round), server_round)
+            new = maker.make(grid, show, server_round)
         except PhaseError as error:
+            self.leave_out(error.nodes)  # those that sent a map, but not its key
+            spoilt = isinstance(error, MapError)
             if isinstance(error, MapError):
-                self.leave_out(error.nodes)
-                if error.refused:
-                    self._blame.refuse(self._names(error.refused))
-            if must:
+                self._blame.refuse(self._names(error.refused))
+            if must and not error.nodes and not spoilt:
                 raise
+            if must:
+                logger.warning(
+                    "round %d changes nothing, as it has no mask: %s", server_round, error
+                )
+                return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
         overlap = self.mask.overlap(new)
@@ -303,7 +318,8 @@ class ServerState:
             self.mask = new if must else self.terms.policy().next_mask(self.mask, new)
         for report in maker.reports:
             self._emit(report)
-        logger.info(
+        tell(
+            logger,
             "mask of round %d: %d of %d parameters encrypted, digest %s%s",
             server_round,
             self.mask.k,
@@ -314,19 +330,23 @@ class ServerState:
 
     # Messages.
 
-    def show(self, nodes: Collection[int], server_round: int) -> tuple[RecordDict, ModelHeader]:
+    def show(
+        self, nodes: Collection[int], server_round: int, told: RecordDict | None = None
+    ) -> tuple[RecordDict, ModelHeader]:
         """A content that shows clients the current model.
 
         Args:
             nodes: those that are asked for an upload; empty if it is for none.
             server_round: the round.
+            told: records that come with the model, and one of arrays that is replaced by it.
 
         Returns:
             The content, and the header in it.
         """
         if nodes:
             self.reference = self.keys.reference(nodes)
-        content = RecordDict({"arrays": to_record(self.model.plain)})
+        content = RecordDict({"arrays": ArrayRecord()} if told is None else dict(told))
+        content[model_key(content)] = to_record(self.model.plain)
         header = self._header(nodes, server_round)
         put_model(content, self.model, header, self.mask)
         return content, header
@@ -346,11 +366,13 @@ class ServerState:
             The messages to nodes that can take part, and the phase that they begin.
         """
         messages = list(messages)
+        if self.config.effective_ratio > 0 and not self.mask.k:
+            messages = []  # the mask that is due did not come about: nobody is asked in plaintext
         if self.config.effective_ratio > 0:
             self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
             able = set(self.keys.distinct(m.metadata.dst_node_id for m in messages))
             messages = [m for m in messages if m.metadata.dst_node_id in able]
-            if name == "train":
+            if name == "train" and messages:
                 messages = self._without_left_out(messages)
             nodes = [message.metadata.dst_node_id for message in messages]
             self.reference = self.keys.reference(nodes)
@@ -422,5 +444,6 @@ def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensCon
         width=mean_width(layout),
         withheld=not policy_named(config.remainder).sends_plain,
     )
-    logger.info("ratio %.4g: the largest within %g MB a client and round", ratio, config.max_mb)
+    text = "ratio %.4g: the largest within %g MB a client and round"
+    tell(logger, text, ratio, config.max_mb)
     return config.model_copy(update={"ratio": ratio, "max_mb": None})

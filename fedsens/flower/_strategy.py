@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
-from fedsens.errors import MapError, PhaseError, ProtocolError, StrategyError
+from fedsens.errors import PhaseError, ProtocolError, StrategyError
 from fedsens.flower._checkpoints import (
     Checkpoints,
     EvaluateFn,
@@ -25,7 +25,7 @@ from fedsens.flower._checkpoints import (
 )
 from fedsens.flower._grid import StreamingGrid
 from fedsens.flower._inner import InnerStrategy
-from fedsens.flower._logs import FIGURES
+from fedsens.flower._logs import tell
 from fedsens.flower._phase import Phase
 from fedsens.flower._records import HEADER, LIST_REFUSED, examples_of, to_record
 from fedsens.flower._state import ServerState
@@ -137,6 +137,7 @@ class SelectiveEncryption(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        **further: Any,
     ) -> Result:
         """Run the federation, as :meth:`flwr.serverapp.strategy.Strategy.start` does.
 
@@ -148,17 +149,26 @@ class SelectiveEncryption(Strategy):
             train_config: configuration for the clients' train function.
             evaluate_config: configuration for the clients' evaluate function.
             evaluate_fn: only with ratio 0, see the error.
+            further: what the start of the installed Flower takes besides, such as the
+                ``should_stop`` of 1.43; handed on as it is.
 
         Returns:
             Flower's result.
 
         Raises:
-            StrategyError: ``evaluate_fn`` is given, but the server will not know the model.
+            StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
+                resumed run is given what only Flower's own start understands.
+            PhaseError: no round changed the model, or too many in a row did not.
         """
         if evaluate_fn is not None and self.config.encrypts:
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
+            )
+        if further and self.config.resume:
+            raise StrategyError(
+                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
+                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
             )
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
@@ -197,6 +207,12 @@ class SelectiveEncryption(Strategy):
                 rounds.train_config,
                 rounds.evaluate_config,
                 rounds.evaluate_fn,
+                **further,
+            )
+        if self._state is not None and not self.model.round:
+            raise PhaseError(
+                f"expected a round that changed the model, got none of {num_rounds}; see the "
+                "warnings above, and mend the clients or raise the number of rounds"
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
@@ -221,7 +237,7 @@ class SelectiveEncryption(Strategy):
         run.restore(checkpoint)
         self._state, done = run, checkpoint.progress.round
         self.summary()
-        logger.info("resuming after round %d of %d", done, rounds.last)
+        tell(logger, "resuming after round %d of %d", done, rounds.last)
         for report in checkpoint.progress.reports:
             self._keep(report)
         if done <= rounds.last:
@@ -248,7 +264,8 @@ class SelectiveEncryption(Strategy):
     def summary(self) -> None:
         """Log what is encrypted and how, then the inner strategy's summary."""
         config, parameters = self.config, self.config.parameters
-        logger.info(
+        tell(
+            logger,
             "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
             config.policy,
             f"ratio {config.effective_ratio:g}"
@@ -259,7 +276,7 @@ class SelectiveEncryption(Strategy):
             config.maps,
         )
         if told := config.remainder_terms(NAMELESS).policy().describe():
-            logger.info("%s", told)
+            tell(logger, "%s", told)
         self.inner.summary()
 
     def configure_train(
@@ -278,11 +295,7 @@ class SelectiveEncryption(Strategy):
             )
         if self._state is None:
             self._state = self._new_state(arrays)
-        try:
-            self._run.prepare(server_round, grid)
-        except MapError as error:  # the others make theirs anew for the next round
-            logger.warning("round %d is void: %s", server_round, error)
-            return self._prepare("train", [], server_round, grid)
+        self._run.prepare(server_round, grid, self._inner.told(config))
         shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_train(server_round, shown, config, grid)
         return self._prepare("train", messages, server_round, grid)
@@ -310,13 +323,13 @@ class SelectiveEncryption(Strategy):
         updates = self._add_updates(phase, replies, record)
         back = self._judge(phase)
         result = RoundResult({}) if back else self._round_result(updates, server_round)
-        good = phase.sort_by_request(result.replies)
+        good = self._inner.even(phase.sort_by_request(result.replies), "train")
         arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
             run.replace(arrays, result.aggregate, server_round, result.replies)
-        self._finish_training(server_round, len(good), metrics, updates.refused, updates.seconds())
+        self._finish_training(server_round, len(good), metrics, updates)
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
@@ -399,16 +412,16 @@ class SelectiveEncryption(Strategy):
         server_round: int,
         clients: int,
         metrics: MetricRecord | None,
-        refused: int = 0,
-        seconds: Mapping[str, float] | None = None,
+        updates: Updates | None = None,
     ) -> None:
         """Report the round, and save it."""
         report = self._asked.report(
             clients,
-            refused=refused,
+            refused=updates.refused if updates else 0,
             metrics=metrics,
             epsilon=self._run.terms.policy().epsilon(server_round),
-            seconds=seconds,
+            seconds=updates.seconds() if updates else None,
+            reasons=updates.reasons if updates else None,
         )
         self._emit(report)
         if metrics is not None:
@@ -440,7 +453,8 @@ class SelectiveEncryption(Strategy):
             reply.content.pop(HEADER, None)
         came = len(good)
         if run.mask.k:
-            good = usable_metrics(good, self._inner.weighted_by)
+            usable = usable_metrics(good, self._inner.weighted_by)
+            good = self._inner.even(usable, "evaluate")
         metrics = self.inner.aggregate_evaluate(server_round, [*good, *phase.errors.values()])
         if phase.sent:
             self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
@@ -463,7 +477,7 @@ class SelectiveEncryption(Strategy):
         return True
 
     def _emit(self, report: PhaseReport) -> None:
-        logger.info("%s", report, extra={FIGURES: report.model_dump()})
+        tell(logger, "%s", report, **report.model_dump())
         self._keep(report)
 
     def _keep(self, report: PhaseReport) -> None:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,7 +15,7 @@ from flwr.serverapp import Grid
 from fedsens.crypto import Aggregator
 from fedsens.errors import FedSensError, LayoutError, PhaseError, ProtocolError, ValueRangeError
 from fedsens.files import Arrays
-from fedsens.flower._phase import Phase
+from fedsens.flower._phase import Phase, listed
 from fedsens.flower._records import (
     CIPHERTEXT,
     PREFIX,
@@ -31,11 +32,10 @@ from fedsens.protocol import Aggregate, Party, UploadHeader
 
 logger = logging.getLogger(__name__)
 
-# Names of the records and metrics of an answer, and the types of their values: a strategy can
-# average only what has the same.
-RecordSchema = frozenset[tuple[str, str, int]]
+# Names of the records and metrics of an answer, and whether these are lists: a strategy can average
+# only what has the same.
+RecordSchema = frozenset[tuple[str, str, bool]]
 FIRST_EMPTY, LATER_EMPTY = 1, 3  # rounds in a row that change nothing and end a run
-LISTED = 8  # clients whose reasons an error tells
 MAX_SCHEMAS = 4  # clients of one app have one; more are somebody's mistake or malice
 
 
@@ -249,10 +249,9 @@ class EmptyRounds:
         limit = self._most or (FIRST_EMPTY if first and reasons else LATER_EMPTY)
         if self._rounds < limit:
             return
-        listed = "; ".join(f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED])
         raise PhaseError(
             f"expected at least one client's update within {limit} rounds, got none up to round "
-            f"{server_round}: {listed or 'no client answered in time'}; mend the clients, or raise "
+            f"{server_round}: {listed(reasons)}; mend the clients, or raise "
             "fedsens.max-empty-rounds if rounds may be empty",
             nodes=reasons,
         )
@@ -288,7 +287,7 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
 
 
 def _has_schema(reply: Message, majority: RecordSchema) -> bool:
-    # The inner strategy would end the run over one client's extra, missing or longer metric.
+    # The inner strategy would end the run over one client's extra or missing metric.
     if schema_of(reply.content) == majority:
         return True
     _warn_of_schema(reply.metadata.src_node_id)
@@ -297,20 +296,49 @@ def _has_schema(reply: Message, majority: RecordSchema) -> bool:
 
 def _warn_of_schema(node: int) -> None:
     logger.warning(
-        "left out the answer of node %s: expected records and metrics of the names and lengths "
-        "that most answers have, got others; run the same app on every client",
+        "left out the answer of node %s: expected records and metrics of the names and types that "
+        "most answers have, got others; run the same app on every client",
         node,
     )
 
 
 def schema_of(content: RecordDict) -> RecordSchema:
-    """Names of the records and metrics, and the length of lists: what a mean needs alike."""
+    """Names of the records and metrics, and which of these are lists: what a mean needs alike.
+
+    How long a list is decides nothing here, see :func:`without_uneven_lists`.
+    """
     metrics = {
-        (key, name, len(value) if isinstance(value, list) else -1)
+        (key, name, isinstance(value, list))
         for key, record in content.metric_records.items()
         for name, value in record.items()
     }
-    return frozenset(metrics | {(key, "", 0) for key in content.array_records})
+    return frozenset(metrics | {(key, "", False) for key in content.array_records})
+
+
+def without_uneven_lists(replies: list[Message]) -> list[Message]:
+    """Drop the metrics that are lists of different lengths, which Flower's mean cannot average.
+
+    Args:
+        replies: replies with one MetricRecord each and the same schema; changed in place.
+
+    Returns:
+        The replies.
+    """
+    records = [record for reply in replies for record in reply.content.metric_records.values()]
+    lengths: dict[str, set[int]] = {}
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, list):
+                lengths.setdefault(name, set()).add(len(value))
+    if uneven := [name for name, found in lengths.items() if len(found) > 1]:
+        logger.warning(
+            "left out the metrics %s: lists of different lengths have no mean; give the strategy "
+            "an aggregation function of its own for them",
+            ", ".join(map(repr, uneven)),
+        )
+    for record, name in product(records, uneven):
+        del record[name]
+    return replies
 
 
 def _mean(values: list[float]) -> float:

@@ -1,19 +1,20 @@
-"""From names and paths to a map."""
+"""From names, paths and numbers as people write them to a map."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
-from fedsens.data import load_dataset
+from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError
-from fedsens.mapping.images import check_fit, drawn
 from fedsens.mapping.layers import MapReport, map_report
 from fedsens.mapping.model import build_model, load_weights
 from fedsens.mapping.screen import progress
@@ -94,3 +95,88 @@ def _device(name: str) -> torch.device:
             "use --device cpu, or install torch for your GPU"
         )
     return device
+
+
+def drawn(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
+    """Images drawn at random without replacement, in random order.
+
+    Args:
+        dataset: the images; files are often sorted by class.
+        samples: how many, None for all; at most as many as there are.
+        seed: of the draw.
+
+    Returns:
+        The images.
+    """
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.subset(order[:samples])
+
+
+def check_fit(model: nn.Module, dataset: Dataset) -> None:
+    """Try a model on one image.
+
+    Args:
+        model: the model, in eval mode afterwards.
+        dataset: the images.
+
+    Raises:
+        ConfigurationError: the model cannot take such images.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    image: Tensor = dataset.x[:1].to(device)
+    try:
+        # not inference_mode: lazy layers would get parameters that never have a gradient
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = "x".join(map(str, dataset.input_shape))
+        raise ConfigurationError(
+            f"expected a model that takes images of {shape} (channels, height, width), got: "
+            f"{str(error).partition(chr(10))[0]}; check --model, --arg and --data"
+        ) from error
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes.
+
+    Args:
+        text: such as ``8GiB``, ``500 MB`` or ``1000000``.
+
+    Returns:
+        The number.
+
+    Raises:
+        ConfigurationError: the text is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2] not in UNITS or float(match[1]) == 0:
+        raise ConfigurationError(
+            f"expected a number of bytes such as 500MB or 8GiB, got {text!r}; the units are "
+            f"{', '.join(filter(None, UNITS))}"
+        )
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def rows_of(text: str) -> str | int:
+    """The rows of a map.
+
+    Args:
+        text: ``auto``, ``exact`` or a number of random probes.
+
+    Returns:
+        The same, for :func:`~fedsens.sensitivity_map`.
+
+    Raises:
+        ConfigurationError: the text is none of these.
+    """
+    if text in {"auto", "exact"}:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(
+            f"expected --rows auto, exact or a number of probes of at least 1, got {text!r}"
+        )
+    return int(text)

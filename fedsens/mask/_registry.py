@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsens.errors import ConfigurationError
+from fedsens.extensions import Registry
 from fedsens.layout import ParameterLayout
 
 Need = Literal["scores", "weights"]
@@ -64,7 +65,7 @@ class Policy:
     ratio: float | None = None
 
 
-_policies: dict[str, Policy] = {}
+_policies = Registry[Policy]("mask policy", "fedsens.policies")
 RENAMED = {"closure": "critical_layers", "front": "first_layers"}
 
 
@@ -83,14 +84,10 @@ def register_policy(
 
     Raises:
         ConfigurationError: another policy has the name already.
-    """
-    if name in _policies:
-        raise ConfigurationError(
-            f"expected a new policy name, got {name!r}, which exists; choose another"
-        )
+    """  # noqa: DOC502 - of the registry
 
     def register(select: Select) -> Select:
-        _policies[name] = Policy(name, select, needs, ratio)
+        _policies.add(name, Policy(name, select, needs, ratio), select)
         return select
 
     return register
@@ -109,14 +106,9 @@ def get_policy(name: str) -> Policy:
         ConfigurationError: no policy has the name; the text lists those that exist, or tells the
             new name of one that was renamed.
     """
-    if name not in _policies and name in RENAMED:
+    if name in RENAMED and name not in policy_names():
         raise ConfigurationError(
             f"expected a mask policy by its present name, got {name!r}; write {RENAMED[name]!r}"
-        )
-    if name not in _policies:
-        raise ConfigurationError(
-            f"expected a mask policy among {', '.join(policy_names())}, got {name!r}; "
-            "choose one, or import the module that registers yours"
         )
     return _policies[name]
 

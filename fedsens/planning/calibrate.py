@@ -1,11 +1,14 @@
-"""The speed of this machine, from rounds of a small model through the real strategy and mod."""
+"""The speed of this machine, and what a plan by it says about federations that were measured."""
 
 from __future__ import annotations
 
 import torch
 
-from fedsens.bench.round import measure_round, measuring_rounds
-from fedsens.planning.plan import Speed
+from fedsens.bench.round import RoundReport, measure_round, measuring_rounds
+from fedsens.bench.scale import ScaleRow
+from fedsens.crypto import CkksParameters
+from fedsens.mask import mask_count
+from fedsens.planning.plan import Federation, Plan, Speed, client_memory, make_plan, server_memory
 
 CLIENTS, SMALL, LARGE = 2, 2**12, 2**19
 
@@ -37,3 +40,33 @@ def calibrate(preset: str = "precise", repeats: int = 3) -> Speed:
         encrypted=max(0.0, whole - whole_small) / more,
         split=max(0.0, half - (plain + whole) / 2) / LARGE,
     )
+
+
+def predicted_rounds(report: RoundReport, preset: str, repeats: int) -> dict[str, Plan]:
+    """Plan the rounds of a benchmark, after a calibration on this machine.
+
+    Args:
+        report: the measured rounds.
+        preset: of the codec.
+        repeats: rounds of the calibration; the median counts.
+
+    Returns:
+        Name of a row under selective encryption to its plan.
+    """
+    codec, speed = CkksParameters.preset(preset), calibrate(preset, repeats)
+    federation = Federation(report.parameters, report.clients, 1, codec, speed, link=1e8)
+    rows = (row for row in report.rows if row.ratio is not None)
+    return {row.name: make_plan(federation, row.ratio or 0.0) for row in rows}
+
+
+def predicted_memory(row: ScaleRow) -> tuple[int, int]:
+    """Bytes of the server's and of a client's process that are planned for a federation.
+
+    Args:
+        row: the federation.
+
+    Returns:
+        Both.
+    """
+    size, count = row.parameters, mask_count(row.ratio or 0.0, row.parameters)
+    return server_memory(size, count, row.clients), client_memory(size, count)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rich.table import Table
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
-from fedsens.planning.memory import client_memory, server_memory
 from fedsens.protocol import largest_count, traffic
+from fedsens.tables import make_table
+
+# Memory, fitted to what `fedsens bench scale` measures (which shows both side by side): most of it
+# is copies of ciphertexts between SEAL, fedsens and Flower.
+LIBRARIES = 275 * 2**20  # bytes of a process that has loaded them
+SERVER_PLAIN, SERVER_ENCRYPTED = 24, 27  # bytes for each parameter, and more if it is encrypted
+CLIENT_PLAIN, CLIENT_ENCRYPTED = 15, 18
+# Freed blocks that a client's allocator keeps: bytes for each parameter, and at most.
+KEPT, MOST_KEPT = 40, 110 * 2**20
+ANSWER = 4  # bytes of each plaintext parameter of each client, which the inner strategy collects
 
 
 @dataclass(frozen=True)
@@ -191,4 +203,66 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
         client_memory=client_memory(size, count),
         error_bound=codec.error_bound(clients) if count else 0.0,
         security_bits=codec.security_bits if count else None,
+    )
+
+
+def server_memory(size: int, count: int, clients: int) -> int:
+    """Bytes of the server's process at most.
+
+    Args:
+        size: P.
+        count: k, how many of them are encrypted.
+        clients: that take part in a round.
+
+    Returns:
+        The estimate.
+    """
+    held = SERVER_PLAIN * size + SERVER_ENCRYPTED * count
+    return LIBRARIES + held + ANSWER * (size - count) * clients
+
+
+def client_memory(size: int, count: int) -> int:
+    """Bytes of a client's process at most, without what training itself needs.
+
+    Args:
+        size: P.
+        count: k, how many of them are encrypted.
+
+    Returns:
+        The estimate.
+    """
+    held = CLIENT_PLAIN * size + CLIENT_ENCRYPTED * count
+    return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
+
+
+def plan_table(federation: Federation, plans: Sequence[Plan]) -> Table:
+    """One line per ratio.
+
+    Args:
+        federation: what is planned.
+        plans: its plans.
+
+    Returns:
+        The table.
+    """
+    return make_table(
+        ("ratio", "MB up", "MB down", "link s", "CPU s", "GB, run", "error", "GiB"),
+        [
+            (
+                f"{plan.ratio:.3g}",
+                f"{plan.bytes_up / 1e6:.4g}",
+                f"{plan.bytes_down / 1e6:.4g}",
+                f"{plan.link_seconds:.3g}",
+                f"{plan.cpu_seconds:.3g}",
+                f"{plan.run_bytes / 1e9:.3g}",
+                f"{plan.error_bound:.0e}" if plan.encrypted else "-",
+                f"{plan.server_memory / 2**30:.2g} / {plan.client_memory / 2**30:.2g}",
+            )
+            for plan in plans
+        ],
+        title=f"{federation.parameters:,} parameters, {federation.clients} clients, "
+        f"{federation.rounds} rounds, preset {federation.codec.name}",
+        caption="MB, link s: a client and round, both ways. CPU s: all of them, a round. GiB: "
+        "server / client, for float32. CPU and GiB without what training needs.",
+        left=(),
     )

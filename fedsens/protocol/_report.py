@@ -21,6 +21,7 @@ class PhaseReport(BaseModel):
         clients: usable answers.
         lost: nodes that were asked and gave no usable answer.
         refused: those of them whose answer the server left out as wrong.
+        reasons: node to why it is lost, of some that said so.
         bytes_up_plain: plaintext bytes from clients.
         bytes_up_encrypted: ciphertext and padded key bytes from clients.
         bytes_down_plain: plaintext bytes to clients.
@@ -41,6 +42,7 @@ class PhaseReport(BaseModel):
     clients: int
     lost: int = 0
     refused: int = 0
+    reasons: dict[int, str] = {}
     bytes_up_plain: int = 0
     bytes_up_encrypted: int = 0
     bytes_down_plain: int = 0

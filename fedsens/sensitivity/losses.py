@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 from fedsens.sensitivity.label_jacobian import LabelRows, autograd_rows, normalized, tangent
-from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.targets import free_labels
 from fedsens.sensitivity.tolerance import UNSUPPORTED, first_line
 
@@ -71,7 +71,7 @@ class LabelLoss:
         return value.reshape(())
 
 
-LOSSES: Registry[LabelLoss] = Registry("loss")
+LOSSES: Registry[LabelLoss] = Registry("loss", "fedsens.losses", SensitivityError)
 
 
 def register_loss(
@@ -99,7 +99,7 @@ def register_loss(
         loss = from_callable(per_sample, name)
         loss = replace(loss, targets=targets, rows=rows or loss.rows, closed=rows is not None)
         loss = replace(loss, linear=linear, tokens=tokens)
-        LOSSES.add(name, loss)
+        LOSSES.add(name, loss, per_sample)
         return per_sample
 
     return decorate

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsens.sensitivity.registry import Registry
+from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Norm:
         return self.lift(row) if folded is None else self.fold(folded, row)
 
 
-NORMS: Registry[Norm] = Registry("norm")
+NORMS: Registry[Norm] = Registry("norm", error=SensitivityError)
 NORMS.add(
     "l2",
     Norm(

@@ -12,14 +12,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 from fedsens.sensitivity.batching import Inputs, part
 from fedsens.sensitivity.label_jacobian import LabelRows
 from fedsens.sensitivity.norms import Norm
-from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.task import Sums, Task, check_finite, wide
 
 Engine = Callable[[Task, Sums, Inputs, Tensor, Tensor | None], None]
-ENGINES: Registry[Engine] = Registry("engine")
+ENGINES: Registry[Engine] = Registry("engine", error=SensitivityError)
 
 Pull = Callable[[Tensor, bool], dict[str, Tensor]]
 

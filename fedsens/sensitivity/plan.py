@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.func import grad
 
 from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 from fedsens.sensitivity.label_jacobian import LabelRows, matrix_rows
 from fedsens.sensitivity.losses import LabelLoss, PerSample, resolve_loss
 from fedsens.sensitivity.norms import NORMS, Norm
 from fedsens.sensitivity.probes import PROBES, Draw
-from fedsens.sensitivity.registry import Registry
 
 Rule = Callable[["Plan", Tensor, Tensor], LabelRows]
-RULES: Registry[Rule] = Registry("rule")
+RULES: Registry[Rule] = Registry("rule", error=SensitivityError)
 # rows="auto" is exact as long as a sample costs at most so many training steps
 AUTO_STEPS = 200
 AUTO_PROBES = 16

@@ -14,12 +14,13 @@ from math import exp, lgamma, log
 import torch
 from torch import Tensor
 
-from fedsens.sensitivity.registry import Registry
+from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 
 # above, directions are orthogonal but for less than the square root of r / n
 HAAR_ROWS = 4096
 Draw = Callable[[int, int, int, torch.Generator], Tensor]
-PROBES: Registry[Draw] = Registry("probe")
+PROBES: Registry[Draw] = Registry("probe", error=SensitivityError)
 
 
 @PROBES.register("gauss")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 from fedsens.sensitivity.batching import Inputs, checked_batches, map_tensors, part
 from fedsens.sensitivity.label_jacobian import normalized
 from fedsens.sensitivity.losses import LabelLoss, PerSample
@@ -18,11 +19,10 @@ from fedsens.sensitivity.map import SensitivityMap
 from fedsens.sensitivity.parameters import select_parameters
 from fedsens.sensitivity.plan import Plan, make_plan
 from fedsens.sensitivity.preserve import preserved
-from fedsens.sensitivity.registry import Registry
 from fedsens.sensitivity.task import Forward, Sums, Task, call_model, check_finite
 
 Order = Callable[[Tensor, Tensor, list[Tensor]], list[Tensor]]
-ORDERS: Registry[Order] = Registry("order")
+ORDERS: Registry[Order] = Registry("order", error=SensitivityError)
 
 
 @ORDERS.register("label_last")

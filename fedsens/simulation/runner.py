@@ -17,7 +17,12 @@ from fedsens.simulation.superlink import SuperLink, program
 
 COMPLETED = "finished:completed"
 POLL_SECONDS = 0.3
-LOG_LINES = 15
+LOG_LINES, MOST_CLIENTS = 15, 5
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# The last line of a traceback, behind the name of the actor where Ray passes on a client's.
+RAISED = re.compile(
+    r"(?P<actor>\(\w+ pid=\d+\) )?(?P<raised>[A-Za-z_][\w.]*(Error|Exception|Exit|Replies): .*)"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def run_app(
         The outcome.
 
     Raises:
-        SimulationError: the run did not complete; the text ends with the log's last lines.
+        SimulationError: the run did not complete; the text ends with the reasons in the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log, started = folder / "flower.log", time.monotonic()
@@ -92,10 +97,9 @@ def run_app(
             process.terminate()
     run_id, status = _outcome(link, log)
     if status != COMPLETED:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise SimulationError(
-            f"expected the run to end as {COMPLETED!r}, got {status!r}; "
-            f"the whole log is {log}, it ends:\n{tail}"
+            f"expected the run to end as {COMPLETED!r}, got {status!r}; the whole log is {log}\n"
+            f"{reasons_in(log.read_text(errors='replace'))}"
         )
     return RunOutcome(run_id, status, time.monotonic() - started, reports)
 
@@ -137,6 +141,23 @@ def status_of(link: SuperLink, run_id: str) -> str:
         return str(json.loads(answer.stdout)["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):
         return "unknown"
+
+
+def reasons_in(log: str) -> str:
+    """Why a run failed, from its log.
+
+    Args:
+        log: of Flower, with the tracebacks of the ServerApp and, in a simulation, of the clients.
+
+    Returns:
+        The last exception of the ServerApp, then those of clients; the end of the log where there
+        is none.
+    """
+    lines = [ANSI.sub("", line).rstrip() for line in log.splitlines()]
+    raised = [found for line in lines if (found := RAISED.match(line))]
+    server = [found["raised"] for found in raised if not found["actor"]][-1:]
+    clients = dict.fromkeys(f"a client: {found['raised']}" for found in raised if found["actor"])
+    return "\n".join([*server, *list(clients)[:MOST_CLIENTS]] or lines[-LOG_LINES:])
 
 
 def _command(link: SuperLink, options: RunOptions, folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import zip_longest
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -82,6 +83,10 @@ class SimulationScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the live display."""
         self._progress.stop()
 
     def show(self, run: str, report: PhaseReport) -> None:
@@ -106,14 +111,14 @@ class SimulationScreen:
                 self._progress.start_task(self._tasks["baseline"])
                 self._progress.update(self._tasks["baseline"], note="starting Flower")
 
-    def conclude(self, summary: SimulationSummary) -> None:
+    def conclude(self, summary: SimulationSummary, where: Path) -> None:
         """Print the tables.
 
         Args:
             summary: the simulation.
+            where: its folder, as the user knows it.
         """
         self._console.print(*tables(summary, summary.baseline))
-        where = summary.folder.parent / "latest"
         if summary.model_sha256 is not None:
             self._console.print(
                 "The protected model was opened with a client's key, and is what all "

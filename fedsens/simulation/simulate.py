@@ -16,10 +16,10 @@ from fedsens.files import digest_of
 from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
 from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
 from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
-from fedsens.simulation.summary import RunSummary, SimulationSummary, summarize
+from fedsens.simulation.summary import SimulationSummary, summarize
 from fedsens.simulation.superlink import superlink
 
-Progress = Callable[[str, PhaseReport], None]
+Progress = Callable[[PhaseReport], None]
 RATIO = "fedsens.ratio"
 RATIO_0 = {
     RATIO: "0.0",
@@ -62,13 +62,12 @@ def check_options(options: RunOptions, baseline: bool) -> None:
 def simulate(
     options: RunOptions,
     runs: Path,
-    *,
-    baseline: bool,
     progress: Progress,
+    *,
     key_file: Path | None = None,
     metric: str | None = None,
 ) -> SimulationSummary:
-    """Run an app with selective encryption, and again at ratio 0 to compare with.
+    """Run an app with selective encryption.
 
     The app finds its output folder in the environment variable ``FEDSENS_OUTPUT_DIR``, which its
     strategy reads, or in the key ``output-dir`` of its run config if it declares one.
@@ -76,8 +75,7 @@ def simulate(
     Args:
         options: what to run.
         runs: folder of all runs; this one gets a folder named by the time, and ``latest``.
-        baseline: whether to run at ratio 0 too.
-        progress: called with "encrypted" or "baseline" and each phase's report.
+        progress: called with each phase's report.
         key_file: a provisioned key for all clients instead of key agreement.
         metric: the metric to compare; by default an accuracy if there is one.
 
@@ -85,12 +83,10 @@ def simulate(
         The summary, which is also in ``summary.json``.
 
     Raises:
-        ConfigurationError: a run of these options cannot succeed, see :func:`check_options`.
-        SimulationError: a run failed; if only the baseline did, the summary is written first.
-    """  # noqa: DOC502 - raised by check_options
-    check_options(options, baseline)
+        SimulationError: the run failed.
+    """  # noqa: DOC502 - raised by run_app
     folder = _new_folder(options.app.outside_of_bundles(runs))
-    outcome = _run(options, folder, folder / "state", key_file, partial(progress, "encrypted"))
+    outcome = _run(options, folder, folder / "state", key_file, progress)
     model = _model(folder)
     sha256, agreeing = _open(model, outcome, folder, key_file)
     summary = SimulationSummary(
@@ -102,23 +98,34 @@ def simulate(
     )
     _write(summary)
     _link_latest(runs, folder)
-    if baseline:
-        own = partial(progress, "baseline")
-        summary = summary.model_copy(update={"baseline": _baseline(options, folder, metric, own)})
-        _write(summary)
     return summary
 
 
-def _baseline(
-    options: RunOptions,
-    folder: Path,
-    metric: str | None,
-    progress: Callable[[PhaseReport], None],
-) -> RunSummary:
+def with_baseline(
+    summary: SimulationSummary, options: RunOptions, progress: Progress, metric: str | None = None
+) -> SimulationSummary:
+    """Run the app of a simulation again at ratio 0, to compare with.
+
+    Args:
+        summary: of the run under selective encryption.
+        options: of that run.
+        progress: called with each phase's report.
+        metric: as for :func:`simulate`.
+
+    Returns:
+        The summary with the baseline, which is also in ``summary.json``.
+
+    Raises:
+        SimulationError: the run failed.
+    """  # noqa: DOC502 - raised by run_app
+    folder = summary.folder
     plain = replace(options, config={**options.config, **options.app.declared(RATIO_0)})
     # without a provisioned key, because whoever holds one refuses ratio 0
     outcome = _run(plain, folder / "baseline", folder / "state", None, progress)
-    return summarize(outcome, _model(folder / "baseline"), metric)
+    baseline = summarize(outcome, _model(folder / "baseline"), metric)
+    summary = summary.model_copy(update={"baseline": baseline})
+    _write(summary)
+    return summary
 
 
 def _run(
@@ -126,7 +133,7 @@ def _run(
     folder: Path,
     state: Path,
     key_file: Path | None,
-    progress: Callable[[PhaseReport], None],
+    progress: Progress,
 ) -> RunOutcome:
     environment = {
         "FEDSENS_STATE_DIR": str(state),

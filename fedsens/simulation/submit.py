@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from fedsens.errors import DeploymentError
 from fedsens.protocol import PhaseReport, read_reports
 from fedsens.simulation.app import FlowerApp
-from fedsens.simulation.runner import COMPLETED, RunOutcome, run_command, status_of
-from fedsens.simulation.superlink import SuperLink
+from fedsens.simulation.runner import COMPLETED, RunOutcome, reasons_in, run_command, status_of
+from fedsens.simulation.superlink import SuperLink, program
 
 POLL_SECONDS = 5.0
 
@@ -81,9 +81,11 @@ def follow(
         for report in reports[seen:]:
             on_report(report)
     if status != COMPLETED:
+        command = ["log", run_id, name, "--show"]
+        told = subprocess.run([program("flwr"), *command], capture_output=True, check=False)
         raise DeploymentError(
-            f"expected run {run_id} to end as {COMPLETED!r}, got {status!r}; "
-            f"read its log: flwr log {run_id} {name} --show"
+            f"expected run {run_id} to end as {COMPLETED!r}, got {status!r}; the whole log: flwr "
+            f"{' '.join(command)}\n{reasons_in(told.stdout.decode(errors='replace'))}"
         )
     return RunOutcome(run_id, status, time.monotonic() - started, reports)
 

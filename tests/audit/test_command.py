@@ -3,14 +3,16 @@
 import csv
 import json
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedsens.audit import registry
 from fedsens.audit.recommend import choices, recommendation
 from fedsens.audit.record import Record, read_settings, run_trials
-from fedsens.audit.registry import attack_names, get_attack
+from fedsens.audit.registry import attack_names
 from fedsens.audit.study import Study
 from fedsens.audit.trial import (
     EVERYTHING,
@@ -290,7 +292,8 @@ def grey(view, effort):
 def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("fedsens.audit.registry._attacks", dict(registered()))
+    assert attack_names()  # which registers those of fedsens
+    monkeypatch.setattr("fedsens.audit.registry._attacks", deepcopy(registry._attacks))
     (tmp_path / "ones_own_attack.py").write_text(ONES_OWN)
     options = ["--model", "tests.audit.kit:perceptron", "--ratio", 0.5]
     options += ["--attack", "analytic", "--no-presence", "--policy", "random", "--images", 1]
@@ -299,10 +302,6 @@ def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     assert "one-grey" in said(invoke(*options, *own))
     result = invoke(*options, "--import", "ones_own_attacks", "--out", tmp_path / "b")
     assert "expected modules that can be imported" in " ".join(result.output.split())
-
-
-def registered():
-    return {name: get_attack(name) for name in attack_names()}
 
 
 def test_a_missing_extra_is_said_before_anything_else(monkeypatch):

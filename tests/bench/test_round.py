@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from typer.testing import CliRunner
 
 from fedsens.bench import round as bench
-from fedsens.bench.round_rows import RoundReport, RoundRow
+from fedsens.bench.round import RoundReport, RoundRow
 from fedsens.cli import app
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import SelectiveEncryption

@@ -74,15 +74,17 @@ def test_where_nobody_explains_the_refusals_the_run_stops():
         blame.refuse("c")
 
 
-def spoil(kind, count=10**9):
-    """Gives the first answers of one client another tag, as a hostile app would."""
-    left = [count]
+def spoil(kind, after=0):
+    """Gives the answers of one client another tag, from some number of them on."""
+    seen = [0]
 
     def tap(message):
-        if is_reply(message, kind) and message.metadata.src_node_id == HOSTILE and left[0]:
+        if is_reply(message, kind) and message.metadata.src_node_id == HOSTILE:
             record = message.content.get(HEADER) if message.has_content() else None
             if record is not None and '"tags":[' in record["json"]:
-                left[0] -= 1
+                seen[0] += 1
+                if seen[0] <= after:
+                    return
                 head, tail = record["json"].split('"tags":[')
                 first, rest = tail.split(",", 1)
                 changed = f'{head}"tags":[{(int(first) + 1) % 65521},{rest}'
@@ -114,9 +116,9 @@ def test_a18_without_evaluation_the_next_training_tells():
 
 
 def test_a18_the_last_checkpoint_holds_an_accepted_model(tmp_path):
-    grid = LocalGrid(make_app(), 4, tap=spoil("train"))
-    run = Spoilt(grid=grid, rounds=1, ratio=0.5, policy="random", checkpoint_dir=tmp_path / "c")
-    assert run.strategy.model.round == 0
+    grid = LocalGrid(make_app(), 4, tap=spoil("train", after=1))
+    run = Spoilt(grid=grid, rounds=2, ratio=0.5, policy="random", checkpoint_dir=tmp_path / "c")
+    assert run.strategy.model.round == 1
     resumed = Spoilt(
         grid=LocalGrid(make_app(), 4, run_id=2),
         rounds=3,

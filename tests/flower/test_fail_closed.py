@@ -351,7 +351,7 @@ def test_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask,
         arrays["3.weight"][stage.run.strategy.model.mask.of(entry)] = 98765.4
 
     reply = ask(app=trained(spoil))
-    assert_refused(reply, "ValueRangeError", "3.weight", "value range")
+    assert_refused(reply, "ValueRangeError", "3.weight", "value-range")
     assert "98765" not in reply.error.reason
     assert "9.87" not in reply.error.reason
 

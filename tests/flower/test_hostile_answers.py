@@ -202,24 +202,24 @@ WRONG_UPDATES = {
     ),
     "an extra metric": (
         lambda content: content["metrics"].update({"extra": 1.0}),
-        "names and lengths",
+        "names and types",
     ),
     "a list for a metric": (
         lambda content: content["metrics"].update({"loss": [1.0, 2.0]}),
-        "names and lengths",
+        "names and types",
     ),
-    "a missing metric": (lambda content: content["metrics"].pop("loss"), "names and lengths"),
+    "a missing metric": (lambda content: content["metrics"].pop("loss"), "names and types"),
     "a second MetricRecord": (
         lambda content: content.update({"more": MetricRecord({"a": 1})}),
         "one MetricRecord",
     ),
     "metrics under another name": (
         lambda content: content.update(metrics_=content.pop("metrics")),
-        "names and lengths",
+        "names and types",
     ),
     "a model under another name": (
         lambda content: content.update(arrays_=content.pop("arrays")),
-        "names and lengths",
+        "names and types",
     ),
     "a missing tensor": (lambda content: content["arrays"].pop("3.bias"), "3.bias is missing"),
     "an extra tensor": (

@@ -20,11 +20,11 @@ from fedsens.flower._records import (
     HEADER,
     KEY_ANSWER,
     KEY_SUM,
+    LIST_REFUSED,
     MAP,
     MAP_KEY_SUM,
     MASK,
     MODEL_MASK,
-    LIST_REFUSED,
     MODEL_REFUSED,
     REFUSED,
     bytes_to_record,
@@ -550,8 +550,8 @@ def test_different_masks_for_two_clients_void_the_round(caplog):
 
 def test_different_masks_for_two_clients_with_a_list_for_each_open_for_nobody():
     """The visible parts were sent by then, but the pads do not cancel."""
+    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
     with pytest.raises(PhaseError, match=r"the evaluate of round 1.*3 refusals.*ModelError"):
-        options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
         strategy_of(**options).start(TwoMasks(True), initial_arrays(), 2)
 
 
@@ -682,8 +682,8 @@ def test_a_run_whose_model_all_clients_refuse_stops_and_says_how_to_go_back(tmp_
 
 def test_without_checkpoints_the_error_says_so():
     grid = LocalGrid(make_app(), 3, tap=poisoning(1))
+    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
     with pytest.raises(PhaseError, match=r"start anew, with fedsens\.checkpoint-dir"):
-        options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
         strategy_of(**options).start(grid, initial_arrays(), 2)
 
 

@@ -1,5 +1,7 @@
 """Tied tensors: found by their content, selected alike, and the number met all the same."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -173,7 +175,7 @@ def test_a_policy_whose_masks_do_not_contain_one_another_meets_the_number_too(mo
 
     from fedsens.mask import _registry
 
-    monkeypatch.setattr(_registry, "_policies", dict(_registry._policies))
+    monkeypatch.setattr(_registry, "_policies", deepcopy(_registry._policies))
     _registry.register_policy("restless")(restless)
     for layout, tied in MODELS.values():
         for k in range(layout.size + 1):

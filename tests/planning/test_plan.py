@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,6 +23,17 @@ from fedsens.planning.size import ModelSize, size_of_file, size_of_state
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
 CODEC = CkksParameters.preset()
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """This machine's speed, measured once for all commands of a preset."""
+    return cache(calibrate)
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch, measured):
+    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", measured)
 
 
 def federation(parameters=100_000, clients=10, rounds=5, link=1e8, width=4.0):
@@ -51,7 +63,9 @@ def test_cpu_time_adds_up_from_plain_encrypted_and_split_parameters():
     assert half == pytest.approx(10 * (3e-3 + (1e-3 + 4e-2) / 2 + 1e-2))
 
 
-@pytest.mark.parametrize(("clients", "ratio"), [(2, 1.0), (4, 0.1)])
+@pytest.mark.parametrize(
+    ("clients", "ratio"), [(2, 1.0), pytest.param(4, 0.1, marks=pytest.mark.slow)]
+)
 def test_memory_is_about_that_of_real_processes(clients, ratio):
     row, size = measure_scale(3_000_000, clients, ratio), 3_000_000
     plan = make_plan(federation(size, clients), ratio)
@@ -153,6 +167,7 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
     assert asked["encrypted"] == 10_000
     assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
+    assert "result.arrays" not in result.output + result.stderr
     assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.164"]
     assert "256-bit" in result.output
 

@@ -99,5 +99,5 @@ def test_probes_are_for_the_l2_norm_of_the_vector_rule():
         sensitivity_map(mini_cnn(), [images()], rows=1, norm="l1")
     with pytest.raises(SensitivityError, match="rows='exact' or 'auto' with rule='true_label'"):
         sensitivity_map(mini_cnn(), [images()], rows=1, rule="true_label")
-    with pytest.raises(SensitivityError, match="expected a probe out of 'gauss', 'haar'"):
+    with pytest.raises(SensitivityError, match="expected a probe among gauss, haar"):
         sensitivity_map(mini_cnn(), [images()], rows=1, probe="rademacher")

@@ -110,7 +110,7 @@ def test_any_metric_is_compared_under_its_own_name(model, tmp_path):
     )
     draw(summary, tmp_path / "curves.png")
     console = Console(record=True, width=80)
-    SimulationScreen(console, None, None, baseline=False).conclude(summary)
+    SimulationScreen(console, None, None, baseline=False).conclude(summary, tmp_path)
     assert "eval_f1" in console.export_text()
 
 
@@ -122,7 +122,7 @@ def test_a_run_without_metrics_says_so(model, tmp_path):
     )
     draw(summary, tmp_path / "curves.png")
     console = Console(record=True, width=80)
-    SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary)
+    SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary, tmp_path)
     assert "No metric to compare; the app reports: none." in console.export_text()
 
 
@@ -134,7 +134,7 @@ def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):
     with SimulationScreen(console, rounds=2, ratio=0.25, baseline=True) as screen:
         for report in reports():
             screen.show("encrypted", report)
-    screen.conclude(summary)
+    screen.conclude(summary, tmp_path)
     text = console.export_text()
     assert "0.7000" in text
     assert "1 of 4" in text

@@ -1,14 +1,13 @@
-"""The command ``fedsens map``."""
+"""``fedsens map``: the sensitivity map of a model."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedsens.cli.common import Imports, JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 
 
@@ -62,9 +61,8 @@ def map_command(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     figure: Annotated[Path | None, typer.Option(help="Draw the layers here (PNG).")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures here.")
-    ] = None,
+    imports: Imports = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Make the sensitivity map of a model, and show what it says about each layer.
 
@@ -72,48 +70,46 @@ def map_command(
     take more samples.
     """
     from fedsens.extras import require
-    from fedsens.mapping.job import MapJob, make_map
+    from fedsens.mapping.job import MapJob, bytes_of, make_map, rows_of
     from fedsens.mapping.screen import conclusion, layer_table
-    from fedsens.mapping.units import bytes_of, rows_of
     from fedsens.sensitivity import StoppingRule, save_map
 
-    _check_folders(out, figure, json_file)
-    if figure is not None:
-        require("matplotlib", "simulation")
-    console = Console()
-    stop = None if stop_at is None else StoppingRule(stop_at)
-    job = MapJob(
-        model=model,
-        arguments=tuple(arguments or ()),
-        state_dict=state_dict,
-        data=data,
-        classes=classes,
-        samples=samples,
-        batch=batch,
-        seed=seed,
-        device=device,
-        options={
-            "rule": rule,
-            "rows": rows_of(rows),
-            "check": check,
-            "norm": norm,
-            "center": center,
-            "loss": loss,
-            "memory_budget": None if memory is None else bytes_of(memory),
-            "halves": halves,
-        },
-        stop=stop,
-    )
-    smap, report = make_map(job, console)
-    save_map(smap, out)
-    console.print(layer_table(report))
-    console.print(conclusion(report, stop))
-    if figure is not None:
-        from fedsens.mapping.figure import draw
+    with named_errors():
+        _check_folders(out, figure, json_file)
+        if figure is not None:
+            require("matplotlib", "simulation")
+        stop = None if stop_at is None else StoppingRule(stop_at)
+        job = MapJob(
+            model=model,
+            arguments=tuple(arguments or ()),
+            state_dict=state_dict,
+            data=data,
+            classes=classes,
+            samples=samples,
+            batch=batch,
+            seed=seed,
+            device=device,
+            options={
+                "rule": rule,
+                "rows": rows_of(rows),
+                "check": check,
+                "norm": norm,
+                "center": center,
+                "loss": loss,
+                "memory_budget": None if memory is None else bytes_of(memory),
+                "halves": halves,
+            },
+            stop=stop,
+        )
+        smap, report = make_map(job, console)
+        save_map(smap, out)
+        console.print(layer_table(report))
+        console.print(conclusion(report, stop))
+        if figure is not None:
+            from fedsens.mapping.figure import draw
 
-        draw(smap, report, figure)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+            draw(smap, report, figure)
+        write_json(json_file, report.to_json())
 
 
 def _check_folders(*files: Path | None) -> None:

@@ -61,7 +61,11 @@ def files(made, tmp_path, passphrase):
     (tmp_path / "summary").write_text(json.dumps({**summary, "encrypted_parameters": 1}))
     record = {"round": 3, "model_round": 2, "key_index": 0, "sha256": "ab" * 32}
     (tmp_path / "record").write_text(json.dumps(record))
+    (tmp_path / "update-3.secret").write_bytes(b"secret")
+    (tmp_path / "key.parties").write_text("{}")
     return {
+        "a client's own record of its update of round 3": tmp_path / "update-3.secret",
+        "identities of the clients that share an agreed key": tmp_path / "key.parties",
         "fedsens federation key": folder / "federation.key",
         "fedsens locked key": tmp_path / "locked.key",
         "fedsens protected model": folder / "m.safetensors",
@@ -110,6 +114,16 @@ def test_inspect_refuses_a_damaged_model(made, tmp_path):
     path = tmp_path / "m"
     path.write_bytes((made[0] / "m.safetensors").read_bytes()[:-1] + b"\x55")
     assert "ProtocolError" in run("inspect", path, ok=False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["fedsens protected model", "fedsens sensitivity map", "roster", "reports of a run"]
+)
+def test_open_names_what_was_given_for_a_key(files, made, tmp_path, kind):
+    arguments = ["open", files["fedsens protected model"], "--key", files[kind], "--out"]
+    said = run(*arguments, tmp_path / "out.safetensors", ok=False)
+    assert "KeyFileError: expected a key of a federation" in said
+    assert f"got: {kind}" in said
 
 
 @pytest.mark.parametrize("kind", ["fedsens protected model", "fedsens checkpoint"])

@@ -1,0 +1,474 @@
+"""What other people's apps do: metrics, names, buffers, strategies and calls of their own."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedsens import FedSensConfig, sensitivity_map
+from fedsens.errors import ConfigurationError, LayoutError, PhaseError, StrategyError
+from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
+from fedsens.keys import open_model
+
+from .federation import initial_arrays, key_of, load, shared_key, train
+
+
+def answer(message, **records):
+    return Message(RecordDict(records), reply_to=message)
+
+
+def count_of(context):
+    return 20 + 10 * (context.node_id - 1000)
+
+
+def echo(message, context):
+    """A client that trains nothing."""
+    metrics = MetricRecord({"num-examples": count_of(context)})
+    return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+
+def score(message, context):
+    return answer(message, metrics=MetricRecord({"num-examples": 10, "loss": 1.0}))
+
+
+def arrays(**state):
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in state.items()})
+
+
+def weights(**more):
+    return arrays(w=np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6), **more)
+
+
+class Federation:
+    """An app on a grid, and a strategy that is started on it."""
+
+    def __init__(self, train=echo, evaluate=score, sensitivity=None, examples=count_of, clients=3):
+        app = ClientApp(mods=[SelectiveEncryptionMod()])
+        app.train()(train)
+        app.evaluate()(evaluate)
+        install(app, sensitivity, examples=examples)
+        self.grid = LocalGrid(app, clients)
+
+    def start(self, initial=None, rounds=2, *, inner=None, weighted_mean=False, begin=None, **own):
+        options = {"ratio": 0.5, "policy": "random", **own}
+        self.strategy = SelectiveEncryption(
+            inner or FedAvg(), FedSensConfig.create(**options), weighted_mean=weighted_mean
+        )
+        random.seed(0)
+        initial = weights() if initial is None else initial
+        self.result = self.strategy.start(self.grid, initial, rounds, **(begin or {}))
+        return self.result
+
+    def clients(self, phase="train"):
+        return [report.clients for report in self.strategy.reports if report.phase == phase]
+
+    def opened(self):
+        model = self.strategy.model
+        return open_model(model, shared_key(self.grid) if model.aggregate else None, 1)
+
+
+# Rounds in which nobody's update counts.
+
+
+def fail(message, context):
+    raise ValueError("batch_size should be a positive integer")
+
+
+def without_count(message, context):
+    metrics = MetricRecord({"loss": 1.0})
+    return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+
+def of_nothing(message, context):
+    metrics = MetricRecord({"num-examples": 0})
+    return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+
+def far_out(message, context):
+    metrics = MetricRecord({"num-examples": 10})
+    return answer(message, arrays=arrays(w=np.full((4, 6), 1e6, np.float32)), metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        (fail, "node 1000: ValueError in the app"),
+        (without_count, "node 1000: .*'num-examples'"),
+        (of_nothing, "node 1001: .*a positive, finite number"),
+        (far_out, "node 1002: ValueRangeError.*raise fedsens.value-range"),
+    ],
+    ids=["exception", "no number of examples", "no examples", "values out of range"],
+)
+def test_a_first_round_without_any_update_ends_the_run_with_the_reasons(train, reason):
+    with pytest.raises(PhaseError, match=f"within 1 rounds.*{reason}"):
+        Federation(train).start()
+
+
+def test_without_encryption_a_first_round_of_exceptions_ends_the_run_too():
+    with pytest.raises(PhaseError, match="node 1000: ValueError in the app"):
+        Federation(fail).start(ratio=0)
+
+
+def test_later_rounds_may_be_empty_for_a_while():
+    def tire(message, context):
+        if message.content["config"]["server-round"] > 1:
+            raise ValueError("no data today")
+        return echo(message, context)
+
+    with pytest.raises(PhaseError, match="within 3 rounds, got none up to round 4"):
+        Federation(tire).start(rounds=9)
+    federation = Federation(tire)
+    federation.grid = LocalGrid(federation.grid._app, 3, run_id=2)
+    federation.start(rounds=5, max_empty_rounds=9)
+    assert federation.clients() == [3, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("key", "key-min-clients"), ("map", "map-min-clients")]
+)
+def test_a_phase_that_all_clients_refuse_ends_with_their_reasons(name, least, monkeypatch):
+    options = {"policy": "sensitivity"}
+    if name == "key":
+        monkeypatch.setenv("FEDSENS_MIN_RATO", "0.5")
+        reason = "fedsens-min-rato: no such setting; do you mean fedsens-min-ratio"
+    else:
+        reason = "expected a sensitivity function"
+    with pytest.raises(PhaseError, match=f"got 0: node 1000: .*{reason}.*lower fedsens.{least}"):
+        Federation().start(**options)
+
+
+def test_an_app_without_install_is_told_so():
+    app = ClientApp(mods=[SelectiveEncryptionMod()])
+    app.train()(echo)
+    federation = Federation()
+    federation.grid = LocalGrid(app, 3)
+    with pytest.raises(PhaseError, match=r"node 1000: its app has no install\(app, ...\)"):
+        federation.start()
+
+
+def test_a_report_says_why_clients_are_lost():
+    def tire(message, context):
+        if context.node_id == 1001:
+            raise ValueError("no data today")
+        reply = echo(message, context)
+        if context.node_id == 1002:
+            reply.content["metrics"]["num-examples"] = 0
+        return reply
+
+    federation = Federation(tire, clients=4)
+    federation.start(rounds=1)
+    (report,) = [each for each in federation.strategy.reports if each.phase == "train"]
+    assert (report.clients, report.lost) == (2, 2)
+    assert report.reasons[1001].startswith("ValueError in the app")
+    assert "'num-examples'" in report.reasons[1002]
+
+
+def test_variables_of_the_prefix_that_are_no_misspelling_do_no_harm(monkeypatch, caplog):
+    monkeypatch.setenv("FEDSENS_ANYTHING", "1")
+    federation = Federation()
+    federation.start()
+    assert federation.clients() == [3, 3]
+    assert "FEDSENS_ANYTHING is no setting of fedsens" in caplog.text
+
+
+def test_a_key_phase_names_no_more_than_some_clients(monkeypatch):
+    monkeypatch.setenv("FEDSENS_MIN_RATO", "0.5")
+    with pytest.raises(PhaseError, match="and 2 more") as caught:
+        Federation(clients=10).start()
+    assert str(caught.value).count("node 10") == 8
+
+
+# Metrics.
+
+
+def lists(message, context, **more):
+    length = 3 + context.node_id - 1000
+    metrics = MetricRecord({"num-examples": 10, "losses": [1.0] * length, "loss": 2.0, **more})
+    if message.metadata.message_type == "evaluate":
+        return answer(message, metrics=metrics)
+    return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+
+def total(records, weighted_by):
+    found = [metrics["losses"] for record in records for metrics in record.metric_records.values()]
+    return MetricRecord({"total": float(sum(map(sum, found)))})
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_lists_of_different_lengths_cost_no_update_and_reach_an_own_aggregation(phase):
+    federation = Federation(lists, lists)
+    inner = FedAvg(train_metrics_aggr_fn=total, evaluate_metrics_aggr_fn=total)
+    federation.start(inner=inner)
+    assert federation.clients(phase) == [3, 3]
+    found = getattr(federation.result, f"{phase}_metrics_clientapp")
+    assert {number: dict(metrics) for number, metrics in found.items()} == {
+        1: {"total": 12.0},
+        2: {"total": 12.0},
+    }
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_what_flowers_mean_cannot_average_is_left_out_by_name(phase, caplog):
+    federation = Federation(lists, lists)
+    federation.start(rounds=1)
+    assert federation.clients(phase) == [3]
+    found = getattr(federation.result, f"{phase}_metrics_clientapp")[1]
+    assert dict(found) == {"loss": pytest.approx(2.0)}
+    assert "left out the metrics 'losses': lists of different lengths" in caplog.text
+
+
+def test_lists_of_one_length_are_averaged():
+    def same(message, context):
+        metrics = MetricRecord({"num-examples": 10, "losses": [1.0, float(context.node_id - 1000)]})
+        return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+    result = Federation(same).start(rounds=1)
+    assert result.train_metrics_clientapp[1]["losses"] == pytest.approx([1.0, 1.0])
+
+
+def test_metrics_that_are_not_finite_cost_no_update():
+    def lost(message, context):
+        values = {1000: float("nan"), 1001: float("inf"), 1002: 1.0}
+        metrics = {"num-examples": 10, "loss": values[context.node_id], "all": [float("nan")]}
+        if message.metadata.message_type == "evaluate":
+            return answer(message, metrics=MetricRecord(metrics))
+        records = {"arrays": message.content["arrays"], "metrics": MetricRecord(metrics)}
+        return answer(message, **records)
+
+    federation = Federation(lost, lost)
+    federation.start()
+    assert federation.clients() == federation.clients("evaluate") == [3, 3]
+    assert np.isnan(federation.result.train_metrics_clientapp[2]["loss"])
+
+
+# Names of records, and what a map is told.
+
+
+def test_a_map_gets_the_records_of_the_strategy():
+    told = []
+
+    def sensitivity(message, context):
+        told.append(dict(message.content["cfg"]))
+        x = torch.randn(20, 6), torch.arange(20) % 3
+        return sensitivity_map(load(renamed(message)), [x], rule=message.content["cfg"]["rule"])
+
+    def renamed(message):
+        content = RecordDict({"arrays": message.content["model"], "config": ConfigRecord()})
+        return Message(content, reply_to=message)
+
+    def train_renamed(message, context):
+        metrics = MetricRecord({"num-examples": 10})
+        return answer(message, model=message.content["model"], metrics=metrics)
+
+    federation = Federation(train_renamed, sensitivity=sensitivity)
+    inner = FedAvg(arrayrecord_key="model", configrecord_key="cfg")
+    begin = {"train_config": ConfigRecord({"image-size": 6, "labels": ["a", "b"]})}
+    federation.start(initial_arrays(), inner=inner, begin=begin, policy="sensitivity")
+    assert federation.clients() == [3, 3]
+    assert told == 3 * [{"image-size": 6, "labels": ["a", "b"], "rule": "vector", "round": 1}]
+
+
+def test_a_query_of_the_apps_own_is_refused_with_the_way_to_let_it_pass():
+    federation = Federation()
+
+    @federation.grid._app.query("shape")
+    def shape(message, context):
+        return answer(message, metrics=MetricRecord({"features": 6}))
+
+    question = Message(RecordDict({"ask": ConfigRecord({"k": 1})}), 1000, "query.shape")
+    (reply,) = federation.grid.send_and_receive([question])
+    assert 'SelectiveEncryptionMod(pass_queries={"shape"})' in reply.error.reason
+
+
+# Tensors.
+
+
+def test_integers_and_booleans_that_nobody_changes_stay_exact():
+    constants = {"position_ids": np.arange(6), "flag": np.array([True, False])}
+    federation = Federation()
+    federation.start(weights(**constants), rounds=3)
+    opened = federation.opened()
+    for name, value in constants.items():
+        assert opened[name].tolist() == value.tolist()
+        assert opened[name].dtype == value.dtype
+
+
+ROTARY = np.exp(1j * np.arange(4)).astype(np.complex64)
+
+
+def test_complex_tensors_are_averaged_where_nothing_is_encrypted():
+    federation = Federation()
+    result = federation.start(weights(freqs=ROTARY), ratio=0)
+    assert np.allclose(result.arrays["freqs"].numpy(), ROTARY)
+    assert federation.clients() == [3, 3]
+
+
+def test_complex_tensors_are_refused_by_name_where_something_is():
+    with pytest.raises(LayoutError, match=r"got freqs \(complex64\); send torch.view_as_real"):
+        Federation().start(weights(freqs=ROTARY))
+    with pytest.raises(LayoutError, match=r"freqs: expected a type among .*got 'complex128'"):
+        Federation().start(weights(freqs=ROTARY.astype(complex)), ratio=0)
+
+
+def test_values_near_the_error_of_the_encryption_are_named(caplog):
+    tiny = weights(gamma=np.full(64, 1e-6, np.float32))
+    Federation().start(tiny, rounds=1, policy="all", preset="compact")
+    assert "is more than a hundredth of the values of gamma; use fedsens.preset" in caplog.text
+
+
+# Very unequal clients.
+
+
+def unequal(context):
+    return 100_000 if context.node_id == 1000 else 30
+
+
+def train_unequal(message, context):
+    metrics = MetricRecord({"num-examples": unequal(context)})
+    return answer(message, arrays=message.content["arrays"], metrics=metrics)
+
+
+def test_a_client_far_above_the_others_is_named_with_the_setting_that_lets_it_in(caplog):
+    federation = Federation(train_unequal, examples=unequal, clients=5)
+    federation.start(rounds=1)
+    assert federation.clients() == [4]
+    assert "node 1000 announces 100000 examples, more than 64 times the median" in caplog.text
+    assert "raise fedsens.examples-cap" in caplog.text
+
+
+def test_the_owner_of_an_unequal_federation_can_let_it_in():
+    federation = Federation(train_unequal, examples=unequal, clients=5)
+    federation.start(rounds=1, examples_cap=4000)
+    assert federation.clients() == [5]
+
+
+# Strategies and the call of start.
+
+
+class Saving(FedAvg):
+    """Saves each round's model, as Flower's own examples do."""
+
+    def __init__(self):
+        super().__init__()
+        self.saved = []
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self.saved.append(arrays["w"].numpy())
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round, replies):
+        aggregated, metrics = super().aggregate_train(server_round, replies)
+        self.saved.append(aggregated["w"].numpy())
+        return aggregated, metrics
+
+
+def test_an_own_aggregation_sees_whole_tensors_with_nan_at_what_is_hidden():
+    inner, federation = Saving(), Federation()
+    federation.start(inner=inner, weighted_mean=True)
+    mask = federation.strategy.model.mask
+    first, *later = inner.saved
+    assert np.isfinite(first).all()
+    for seen in later:
+        assert seen.shape == (4, 6)
+        assert (np.isnan(seen).reshape(-1) == mask.selected).all()
+    assert np.isfinite(federation.opened()["w"]).all()
+
+
+class OwnStart(FedAvg):
+    def start(self, *given, **named):
+        raise AssertionError("never called")
+
+
+def test_a_strategy_with_a_start_of_its_own_is_refused():
+    for ratio in (0, 0.5):
+        with pytest.raises(StrategyError, match="got OwnStart with its own, which would never"):
+            SelectiveEncryption(OwnStart(), FedSensConfig(ratio=ratio))
+
+
+def test_the_result_says_that_it_is_no_whole_model(caplog):
+    result = Federation().start()
+    assert np.isnan(result.arrays["w"].numpy()).sum() == 12
+    assert "result.arrays has NaN at the 12 of 24 parameters" in caplog.text
+    assert "save_protected(strategy.model, path)" in caplog.text
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("policy", ["random", "magnitude"])
+def test_a_second_start_in_one_run_is_an_error_by_name(rounds, policy):
+    federation = Federation()
+    federation.start(rounds=rounds)
+    with pytest.raises(PhaseError, match="a Flower run has one start of SelectiveEncryption"):
+        federation.start(rounds=rounds, policy=policy)
+
+
+def test_without_a_deadline_everything_waits():
+    federation = Federation()
+    begin = {"timeout": None}
+    patience = dict.fromkeys(("key_timeout", "map_timeout", "mask_timeout"), float("inf"))
+    federation.start(begin=begin, policy="magnitude", **patience)
+    assert federation.clients() == [3, 3]
+
+
+def test_start_hands_on_what_a_newer_flower_takes(monkeypatch):
+    base = SelectiveEncryption.__mro__[1]
+    old, asked = base.start, []
+
+    def newer(self, *given, should_stop=None, **named):
+        asked.append(should_stop)
+        return old(self, *given, **named)
+
+    monkeypatch.setattr(base, "start", newer)
+    federation = Federation()
+    federation.start(begin={"should_stop": "stop"})
+    assert asked == ["stop"]
+    assert federation.clients() == [3, 3]
+
+
+def test_what_no_flower_takes_is_flowers_error():
+    with pytest.raises(TypeError, match="should_stopp"):
+        Federation().start(begin={"should_stopp": 1})
+
+
+def test_a_resumed_run_refuses_what_only_flowers_start_understands(tmp_path):
+    with pytest.raises(StrategyError, match="expected no should_stop for a resumed run"):
+        Federation().start(begin={"should_stop": 1}, resume=True, checkpoint_dir=tmp_path)
+
+
+# What is seen.
+
+
+def test_the_phases_are_seen_without_a_call(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedsens"), "level", logging.NOTSET)
+    caplog.set_level(logging.INFO, "flwr")
+    Federation(train).start(initial_arrays(), rounds=1)
+    lines = [record.getMessage() for record in caplog.records if record.name == "flwr"]
+    ours = [line.split(",")[0] for line in lines if line.startswith(("round 1 ", "mask of", "Sel"))]
+    assert ours == [
+        "SelectiveEncryption: policy random",
+        "round 1 keys: 3 clients",
+        "mask of round 1: 57 of 115 parameters encrypted",
+        "round 1 train: 3 clients",
+        "round 1 evaluate: 3 clients",
+    ]
+
+
+def test_flowers_closing_summary_has_the_apps_own_metrics_only():
+    federation = Federation(lambda message, context: lists(message, context, accuracy=0.5))
+    result = federation.start(rounds=1)
+    assert set(result.train_metrics_clientapp[1]) == {"loss", "accuracy"}
+    assert set(result.evaluate_metrics_clientapp[1]) == {"loss"}
+    assert key_of(federation.grid, 1000) is not None
+
+
+def test_an_option_that_does_not_exist_is_named_with_the_nearest():
+    with pytest.raises(ConfigurationError, match=r"ratoi: no such option \(nearest: ratio\)"):
+        FedSensConfig.from_run_config({"fedsens.ratoi": 0.1, "fedsens.policy": "random"})
+    with pytest.raises(ConfigurationError, match=r"seed: .*min-map: no such option"):
+        FedSensConfig.from_run_config({"fedsens.min-map": 1, "fedsens.seed": -1})
