@@ -450,10 +450,8 @@ class SelectiveEncryption(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample clients and give them what they need to open the model."""
-        messages: Iterable[Message] = ()
-        if not self.config.encrypts or self._run.model.round:  # a plain model shows no loss
-            shown = self._inner.shown(arrays, self._run.model)
-            messages = self.inner.configure_evaluate(server_round, shown, config, grid)
+        shown = self._inner.shown(arrays, self._run.model)
+        messages = self.inner.configure_evaluate(server_round, shown, config, grid)
         return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(
