@@ -23,6 +23,7 @@
     │   ├── ModelError            a model is not one that honest clients could have made
     │   ├── EnvelopeError         a sealed key does not open
     │   └── PhaseError            a phase ended without enough answers
+    │       └── MapError          maps were collected, but key holders refuse their sum
     ├── CheckpointError           a checkpoint is damaged, or belongs to another run
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
@@ -142,6 +143,18 @@ class PhaseError(ProtocolError):
     def __init__(self, text: str, nodes: Iterable[int] = ()) -> None:
         super().__init__(text)
         self.nodes = frozenset(nodes)
+
+
+class MapError(PhaseError):
+    """Maps were collected, but key holders refuse their sum.
+
+    Attributes:
+        refused: the nodes whose maps are in it.
+    """
+
+    def __init__(self, text: str, refused: Iterable[int] = ()) -> None:
+        super().__init__(text)
+        self.refused = frozenset(refused)
 
 
 class CheckpointError(FedSensError):

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
 from fedsens.crypto import MAP_PARAMETERS, Aggregator
-from fedsens.errors import DowngradeError, FedSensError, MaskError, PhaseError, ProtocolError
+from fedsens.errors import (
+    DowngradeError,
+    FedSensError,
+    MaskError,
+    PhaseError,
+    ProtocolError,
+)
 from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
@@ -53,7 +59,11 @@ Scores = NDArray[np.float64]
 
 
 class MapCollection:
-    """Asks clients for their maps and adds them; one for each mask that is made."""
+    """Asks clients for their maps and adds them; one for each mask that is made.
+
+    Attributes:
+        contributors: nodes whose maps are in the encrypted sum.
+    """
 
     def __init__(self, config: FedSensConfig, keys: KeyAgreement, size: int) -> None:
         """Remember how maps are made.
@@ -68,6 +78,7 @@ class MapCollection:
         self._used = 0
         self._reasons: dict[int, str] = {}
         self._uploads: UploadSum | None = None
+        self.contributors: frozenset[int] = frozenset()
 
     def collect(
         self, grid: Grid, nodes: list[int], shown: tuple[RecordDict, ModelHeader], number: int
@@ -107,6 +118,7 @@ class MapCollection:
         if self._uploads is None:
             return self._plain, phase.report(self._used)
         total, exchange = self._uploads.open_for_holders(grid, ("map", number), config.key_timeout)
+        self.contributors = frozenset(self._uploads.headers)
         phase.absorb(exchange)
         return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
 

@@ -7,6 +7,7 @@ where it depends on maps or on encrypted weights. Where nothing secret enters, t
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import FedSensError, PhaseError, ProtocolError
+from fedsens.errors import FedSensError, MapError, PhaseError, ProtocolError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
 from fedsens.flower._phase import ask, listed
@@ -24,6 +25,7 @@ from fedsens.flower._records import (
     MAP_KEY_SUM,
     MASK,
     MASK_ACTION,
+    MODEL_REFUSED,
     REQUEST,
     bytes_to_record,
     put_aggregate,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from fedsens.flower._client import Client
 
 logger = logging.getLogger(__name__)
+
+HOLDERS = 2  # key holders that must return the same mask, where there are so many
 
 Tied = tuple[tuple[str, str], ...]
 # Makes the content that shows clients the current model, for an upload of some of them or for none.
@@ -69,8 +73,9 @@ class MaskMaker:
             keys: who holds the key.
             layout: the model's layout.
             tied: pairs of tensors that are one parameter under two names.
-            left_out: nodes that are not asked for a map if enough others are there.
+            left_out: nodes that are asked for nothing.
         """
+        self._contributors = frozenset[int]()
         self._config, self._keys, self._layout, self._tied = config, keys, layout, tied
         self._left_out = set(left_out)
         self.reports: list[PhaseReport] = []
@@ -101,6 +106,7 @@ class MaskMaker:
             maps = MapCollection(config, self._keys, size)
             scores, report = maps.collect(grid, nodes, show(nodes), server_round)
             self.reports.append(report)
+            self._contributors = maps.contributors
         if not isinstance(scores, np.ndarray):
             return self._ask_holders(grid, show, scores, server_round)
         if "weights" in needs:
@@ -124,14 +130,14 @@ class MaskMaker:
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
-        holders = set(grid.get_node_ids()) & set(self._keys.examples)
-        if len(others := holders - self._left_out) >= config.map_min_clients:
-            holders = others
-        nodes = self._keys.distinct(sorted(holders))
+        nodes = self._keys.distinct(self._holders(grid))
         count = max(config.map_min_clients, round(config.map_fraction * len(nodes)))
         if count >= len(nodes):
             return nodes
         return sorted(np.random.default_rng(config.seed).choice(nodes, count, False).tolist())
+
+    def _holders(self, grid: Grid) -> list[int]:
+        return sorted(set(grid.get_node_ids()) & set(self._keys.examples) - self._left_out)
 
     def _ask_holders(
         self, grid: Grid, show: ShowModel, scores: Aggregate | None, server_round: int
@@ -145,9 +151,10 @@ class MaskMaker:
             seed=config.seed,
             aggregate=None if scores is None else scores.header,
         )
+        holders = self._holders(grid)[:ATTEMPTS]
         reasons: dict[int, str] = {}
-        holders = sorted(set(grid.get_node_ids()) & set(self._keys.examples))
-        for holder in holders[:ATTEMPTS]:
+        votes, refusals, cost = Counter[bytes](), 0, None
+        for holder in holders:
             content, _ = show([])
             put_header(content, request, REQUEST)
             if scores is not None:
@@ -155,17 +162,31 @@ class MaskMaker:
             phase, answers = ask(
                 grid, ("mask", server_round), {holder: content}, MASK_ACTION, config.mask_timeout
             )
+            refusals += len(phase.refused(MODEL_REFUSED))
+            if cost is None:
+                cost = phase
+            else:
+                cost.absorb(phase)
             try:
                 mask = self._read(answers.get(holder, RecordDict()))
             except FedSensError as error:
                 reasons[holder] = phase.reasons().get(holder, str(error))
                 logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
-            self.reports.append(phase.report(1))
-            return mask
+            data = mask.to_bytes()
+            votes[data] += 1
+            if votes[data] == min(HOLDERS, len(holders)):  # one alone could choose what is hidden
+                self.reports.append(cost.report(1, lost=0))
+                return mask
+        if refusals and self._contributors:
+            raise MapError(
+                f"{refusals} key holders refuse the sum of the maps, which holds nonsense",
+                refused=self._contributors,
+            )
         raise PhaseError(
-            f"expected a mask from one of {len(holders[:ATTEMPTS])} key holders within "
-            f"{config.mask_timeout:g} s each, got none: {listed(reasons)}; mend these"
+            f"expected one mask from {HOLDERS} of {len(holders)} key holders within "
+            f"{config.mask_timeout:g} s each, got {len(votes)} different ones: {listed(reasons)}; "
+            "mend these"
         )
 
     def _read(self, content: RecordDict) -> EncryptionMask:

@@ -26,6 +26,7 @@ from fedsens.flower._records import (
     HEADER,
     KEY_SUM_ACTION,
     KEYS_ACTION,
+    LIST_REFUSED,
     MASK_ACTION,
     MODEL_REFUSED,
     QUERIES,
@@ -216,8 +217,11 @@ def refusal_reply(message: Message, error: FedSensError) -> Message:
         The error reply.
     """
     logger.error("refused %s: %s: %s", message.metadata.message_type, type(error).__name__, error)
-    about_model = isinstance(error, ModelError | ContributorsError)
-    code = MODEL_REFUSED if about_model else REFUSED
+    codes: dict[type[FedSensError], int] = {
+        ModelError: MODEL_REFUSED,
+        ContributorsError: LIST_REFUSED,
+    }
+    code = codes.get(type(error), REFUSED)
     return Message(Error(code, f"{type(error).__name__}: {error}"), reply_to=message)
 
 

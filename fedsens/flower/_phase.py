@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from flwr.app import Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -15,7 +15,13 @@ from flwr.serverapp import Grid
 from fedsens.errors import PhaseError, StrategyError
 from fedsens.flower._grid import arriving
 from fedsens.flower._logs import reason_of
-from fedsens.flower._records import MODEL_REFUSED, REFUSED, base_digest, size_of
+from fedsens.flower._records import (
+    LIST_REFUSED,
+    MODEL_REFUSED,
+    REFUSED,
+    base_digest,
+    size_of,
+)
 from fedsens.protocol import Kind, ModelHeader, PhaseReport, RoundContext
 from fedsens.protocol import Phase as PhaseName
 
@@ -41,6 +47,7 @@ class Phase:
         down: bytes of the messages.
         up: bytes of the answers so far.
         errors: node to error reply.
+        accepted: nodes that answered with more than an error.
     """
 
     name: PhaseName
@@ -52,6 +59,7 @@ class Phase:
     down: Bytes = (0, 0)
     up: Bytes = (0, 0)
     errors: dict[int, Message] = field(default_factory=dict)
+    accepted: int = 0
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -112,6 +120,7 @@ class Phase:
                     "node %s is lost for %s: %s", node, self.what, reason_of(reply.error)
                 )
             else:
+                self.accepted += 1
                 self.up = plus(self.up, size_of(reply.content))
             yield node, reply
 
@@ -131,30 +140,39 @@ class Phase:
 
     def refused(self, *codes: int) -> set[int]:
         """Nodes that answered with a named error of fedsens, or with one of some codes."""
-        wanted = codes or (REFUSED, MODEL_REFUSED)
+        wanted = codes or (REFUSED, MODEL_REFUSED, LIST_REFUSED)
         return {node for node, reply in self.errors.items() if reply.error.code in wanted}
 
     def reasons(self) -> dict[int, str]:
         """Node to why it has no answer, in words."""
         return {node: reason_of(reply.error) for node, reply in self.errors.items()}
 
-    def stop_if_model_is_refused(self, answered: int, folder: Path | None) -> None:
-        """End a run whose global model every client that answered refuses.
+    def model_is_refused(self, least: int) -> bool:
+        """Whether clients refuse the model that was sent, or its list of contributors.
 
-        Training would never begin again from it, and it would be the run's result. As long as one
-        client accepts it the run goes on with those that do.
+        It is accepted by ``least`` clients or half of those who say so, whichever is fewer: one
+        client that deviates neither blocks a model nor saves it.
 
         Args:
-            answered: how many nodes replied at all, errors included.
+            least: clients that a round needs.
+
+        Returns:
+            Whether the run must go back to an earlier model.
+        """
+        refusals = len(self.refused(MODEL_REFUSED, LIST_REFUSED))
+        return refusals > 0 and self.accepted < min(least, (self.accepted + refusals) / 2)
+
+    def stop(self, folder: Path | None) -> NoReturn:
+        """End a run whose model is refused and that cannot go back.
+
+        Args:
             folder: of the checkpoints, if there are any.
 
         Raises:
-            PhaseError: every answer refuses the model; says how to go back to the one before.
+            PhaseError: says how to go back to the model before.
         """
-        refusals = self.refused(MODEL_REFUSED)
-        if not refusals or len(refusals) < answered or self.header is None:
-            return
-        made = self.header.model_round
+        refusals = self.refused(MODEL_REFUSED, LIST_REFUSED)
+        made = self.header.model_round if self.header is not None else 0
         remedy = (
             f"delete round-{made:06d}.safetensors in {folder} and resume the run from the "
             "checkpoint before it"
@@ -163,7 +181,7 @@ class Phase:
         )
         raise PhaseError(
             f"expected clients to accept the model of round {made} in the {self.what}, got "
-            f"{len(refusals)} refusals and nothing else, the first: "
+            f"{len(refusals)} refusals, the first: "
             f"{reason_of(self.errors[min(refusals)].error)}; {remedy}"
         )
 

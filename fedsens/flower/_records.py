@@ -55,6 +55,7 @@ QUERIES: Final = frozenset(f"query.{action}" for action in ACTIONS)
 RAISED: Final = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 REFUSED: Final = 6  # Flower's ErrorCode.MOD_FAILED_PRECONDITION
 MODEL_REFUSED: Final = 3006
+LIST_REFUSED: Final = 3007  # its list of contributors, which is nobody's doing
 
 STYPE: Final = "fedsens.bytes/1"
 NUMPY: Final = "numpy.ndarray"  # Flower's name of np.save's form

@@ -11,8 +11,15 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import CheckpointError, ConfigurationError, LayoutError, PhaseError
+from fedsens.errors import (
+    CheckpointError,
+    ConfigurationError,
+    LayoutError,
+    MapError,
+    PhaseError,
+)
 from fedsens.files import Arrays
+from fedsens.flower._blame import Blame
 from fedsens.flower._grid import wait_for_nodes
 from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._logs import tell
@@ -51,6 +58,8 @@ class ServerState:
         mask: what the next answers must be split by.
         reference: N_ref, the examples of the clients that the current model was sent to.
         experiment: random name of the run and of those that resume it.
+        accepted: the last model that clients opened, or the one that the run began with.
+        went_back: whether a model was ever refused.
     """
 
     def __init__(
@@ -81,6 +90,9 @@ class ServerState:
         self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
         self._gathered = False
         self._left_out: frozenset[int] = frozenset()
+        self._blame = Blame(config.train_min_clients, config.seed)
+        self._authors: frozenset[str] = frozenset()
+        self.went_back = False
         self.replace_plain(initial, 0)
         if config.encrypts:
             layout.check_real()
@@ -109,22 +121,56 @@ class ServerState:
         state = to_arrays(arrays)
         layout = ParameterLayout.from_state_dict(state)
         self.mask = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
-        self.model = ProtectedModel(
+        self.model = self.accepted = ProtectedModel(
             layout, self.mask, state, None, self.config.parameters, server_round
         )
 
-    def replace(self, arrays: ArrayRecord, aggregate: Aggregate, server_round: int) -> None:
+    def replace(
+        self,
+        arrays: ArrayRecord,
+        aggregate: Aggregate,
+        server_round: int,
+        nodes: Iterable[int],
+    ) -> None:
         """Take the result of a round.
 
         Args:
             arrays: the averaged remainder.
             aggregate: the sum of the masked coordinates.
             server_round: the round.
+            nodes: whose updates are in it.
         """
-        old = self.model
+        old, self._authors = self.model, self._names(nodes)
         self.model = ProtectedModel(
             old.layout, self.mask, to_arrays(arrays), aggregate, old.parameters, server_round
         )
+
+    def accept(self) -> None:
+        """Remember the model as one that clients open."""
+        self.accepted = self.model
+
+    def go_back(self, connected: int) -> bool:
+        """Return to the last accepted model, and suspect whoever made the present one.
+
+        Args:
+            connected: nodes that are there.
+
+        Returns:
+            Whether there is a way back, and clients that can be left out.
+        """
+        if self.model is self.accepted or connected <= self.config.train_min_clients:
+            return False
+        logger.warning(
+            "the clients refuse the model of round %d; the run goes back to that of round %d",
+            self.model.round,
+            self.accepted.round,
+        )
+        self.model, self.went_back = self.accepted, True
+        self._blame.refuse(self._authors)
+        return True
+
+    def _names(self, nodes: Iterable[int]) -> frozenset[str]:
+        return frozenset(self.keys.parties[node].name for node in nodes)
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
@@ -151,6 +197,7 @@ class ServerState:
                 "of the saved run, or start anew in another folder"
             ) from None
         self.model, self.mask = checkpoint.model, checkpoint.mask
+        self.accepted = self.model
         saved = checkpoint.progress
         self.reference = saved.reference
         self.experiment = saved.experiment or self.experiment
@@ -237,12 +284,14 @@ class ServerState:
                 server_round,
                 config.mask_timeout,
             )
+            self.accepted = self.model  # whoever put it under the new key has opened it
             self._emit(phase.report(1, lost=0))
         self.keys = new
         tell(logger, "key from round %d on: %s", server_round, new.fingerprint)
 
     def _renew_mask(self, server_round: int, grid: Grid, told: RecordDict, must: bool) -> None:
-        layout, left_out = self.model.layout, self._left_out
+        layout = self.model.layout
+        left_out = self._spoilers(set(self.keys.examples) & set(grid.get_node_ids()))
         maker = MaskMaker(self.config, self.keys, layout, self._tied, left_out)
 
         def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
@@ -252,7 +301,10 @@ class ServerState:
             new = maker.make(grid, show, server_round)
         except PhaseError as error:
             self.leave_out(error.nodes)  # those that sent a map, but not its key
-            if must and not error.nodes:
+            spoilt = isinstance(error, MapError)
+            if isinstance(error, MapError):
+                self._blame.refuse(self._names(error.refused))
+            if must and not error.nodes and not spoilt:
                 raise
             if must:
                 logger.warning(
@@ -339,13 +391,27 @@ class ServerState:
 
     def _without_left_out(self, messages: list[Message]) -> list[Message]:
         """Drop, once, whoever spoilt the round before, if enough others are left."""
-        left_out, self._left_out = self._left_out, frozenset()
-        others = [m for m in messages if m.metadata.dst_node_id not in left_out]
-        if len(others) == len(messages) or len(others) < self.config.train_min_clients:
+        if not messages:
             return messages
-        names = ", ".join(f"node {node}" for node in sorted(left_out))
-        logger.warning("%s left out of this round: no key came for the round before", names)
-        return others
+        nodes = {message.metadata.dst_node_id for message in messages}
+        left_out = self._spoilers(nodes)
+        self._left_out = frozenset()
+        return [m for m in messages if m.metadata.dst_node_id not in left_out]
+
+    def _spoilers(self, nodes: Collection[int]) -> frozenset[int]:
+        """Those of some nodes that spoilt the last upload, or are left out to find who does."""
+        by_name = {self.keys.parties[node].name: node for node in nodes}
+        silent = self._left_out & frozenset(nodes)
+        if len(by_name) - len(silent) < self.config.train_min_clients:
+            silent = frozenset()
+        others = {name: node for name, node in by_name.items() if node not in silent}
+        left_out = silent | {others[name] for name in self._blame.leave_out(others)}
+        if left_out:
+            names = ", ".join(f"node {node}" for node in sorted(left_out))
+            logger.warning(
+                "%s left out of this round: no key came of it, or its sums were refused", names
+            )
+        return left_out
 
     def _header(self, nodes: Iterable[int], server_round: int) -> ModelHeader:
         aggregate = self.model.aggregate

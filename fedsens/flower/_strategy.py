@@ -27,7 +27,7 @@ from fedsens.flower._grid import StreamingGrid
 from fedsens.flower._inner import InnerStrategy
 from fedsens.flower._logs import tell
 from fedsens.flower._phase import Phase
-from fedsens.flower._records import HEADER, examples_of, to_record
+from fedsens.flower._records import HEADER, LIST_REFUSED, examples_of, to_record
 from fedsens.flower._state import ServerState
 from fedsens.flower._updates import (
     EmptyRounds,
@@ -234,6 +234,8 @@ class SelectiveEncryption(Strategy):
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
+        if self._state is not None and self._state.went_back:  # Flower has the refused one
+            result.arrays = to_record(self.model.plain)
         if self._state is not None and self.model.mask.k:
             result.arrays = to_record(self.model.visible())
             logger.warning(
@@ -336,18 +338,20 @@ class SelectiveEncryption(Strategy):
         stand_in = run.stand_in()
         record = None if stand_in is None else RecordDict({self._inner.record: to_record(stand_in)})
         updates = self._add_updates(phase, replies, record)
-        result = self._round_result(updates, server_round)
+        back = self._judge(phase)
+        result = RoundResult({}) if back else self._round_result(updates, server_round)
         good = self._inner.even(phase.sort_by_request(result.replies), "train")
         arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()
-            run.replace(arrays, result.aggregate, server_round)
+            run.replace(arrays, result.aggregate, server_round, result.replies)
         self._finish_training(server_round, len(good), metrics, updates)
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        self._empty_rounds.count(server_round, len(good), reasons, first)
+        if not back:
+            self._empty_rounds.count(server_round, len(good), reasons, first)
         return arrays, metrics
 
     def _aggregate_plain(
@@ -368,15 +372,13 @@ class SelectiveEncryption(Strategy):
         self, phase: Phase, replies: Iterable[Message], stand_in: RecordDict | None
     ) -> Updates:
         """Add the updates as they arrive; what does not count is left out by name."""
-        run, answered = self._run, 0
+        run = self._run
         updates: Updates | None = None
         for node, reply in phase.replies(replies):
-            answered += 1
             if updates is None:  # now the messages have been sent, so the run is known
                 updates = self._new_updates(phase, stand_in)
             if not updates.take(node, reply):
                 run.keys.invalidate(node)
-        phase.stop_if_model_is_refused(answered, self.config.checkpoint_dir)
         return updates or self._new_updates(phase, stand_in)
 
     def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:
@@ -458,7 +460,7 @@ class SelectiveEncryption(Strategy):
         """Let the inner strategy average the metrics."""
         run, phase = self._run, self._asked
         answers = dict(phase.replies(replies))
-        phase.stop_if_model_is_refused(len(answers), self.config.checkpoint_dir)
+        back = bool(phase.sent) and self._judge(phase)
         for node in phase.refused():
             run.keys.invalidate(node)
         good = [reply for reply in phase.sort_by_request(answers) if not reply.has_error()]
@@ -473,7 +475,21 @@ class SelectiveEncryption(Strategy):
             self._emit(phase.report(len(good), refused=came - len(good), metrics=metrics))
         if metrics is not None:
             self._metrics.evaluate[server_round] = metrics
+        if back and self._checkpoints is not None:  # else a resumed run would begin from it
+            self._checkpoints.save(server_round, run, self._metrics, self.reports)
         return metrics
+
+    def _judge(self, phase: Phase) -> bool:
+        """Whether the clients refuse the model, and the run went back to the last accepted one."""
+        if not phase.model_is_refused(self.config.train_min_clients):
+            if phase.accepted:
+                self._run.accept()
+            return False
+        assert self._grid is not None
+        connected = len(list(self._grid.get_node_ids()))
+        if phase.refused(LIST_REFUSED) or not self._run.go_back(connected):
+            phase.stop(self.config.checkpoint_dir)
+        return True
 
     def _emit(self, report: PhaseReport) -> None:
         tell(logger, "%s", report, **report.model_dump())

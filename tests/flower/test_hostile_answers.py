@@ -321,7 +321,8 @@ def test_a_ciphertext_of_an_earlier_round_under_a_new_header_opens_for_nobody(re
                 replay(message.content)
 
     grid = LocalGrid(make_app(recorder), 3, tap=keep)
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(ratio=0.5, policy="random"))
+    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
+    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(**options))
     with pytest.raises(PhaseError, match=r"model of round 2 .*3 refusals.*ModelError"):
         strategy.start(grid, initial_arrays(), 3)
     assert sorted(recorder.trained) == [1, 2]

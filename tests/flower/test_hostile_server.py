@@ -20,6 +20,7 @@ from fedsens.flower._records import (
     HEADER,
     KEY_ANSWER,
     KEY_SUM,
+    LIST_REFUSED,
     MAP,
     MAP_KEY_SUM,
     MASK,
@@ -147,8 +148,8 @@ def assert_refused(reply, error, text=""):
     assert not reply.has_content()
     assert reply.error.reason.startswith(f"{error}: "), reply.error.reason
     assert text in reply.error.reason
-    about_model = error in {"ModelError", "ContributorsError"}
-    assert reply.error.code == (MODEL_REFUSED if about_model else REFUSED)
+    codes = {"ModelError": MODEL_REFUSED, "ContributorsError": LIST_REFUSED}
+    assert reply.error.code == codes.get(error, REFUSED)
 
 
 def strategy_of(**options):
@@ -549,8 +550,9 @@ def test_different_masks_for_two_clients_void_the_round(caplog):
 
 def test_different_masks_for_two_clients_with_a_list_for_each_open_for_nobody():
     """The visible parts were sent by then, but the pads do not cancel."""
+    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
     with pytest.raises(PhaseError, match=r"the evaluate of round 1.*3 refusals.*ModelError"):
-        strategy_of(ratio=0.5, policy="random").start(TwoMasks(True), initial_arrays(), 2)
+        strategy_of(**options).start(TwoMasks(True), initial_arrays(), 2)
 
 
 class Maps:
@@ -662,6 +664,7 @@ def poisoning(number):
 def test_a_run_whose_model_all_clients_refuse_stops_and_says_how_to_go_back(tmp_path):
     folder = tmp_path / "checkpoints"
     options = {"ratio": 0.5, "policy": "random", "checkpoint_dir": folder}
+    options["train_min_clients"] = 3  # nobody can be left out to find who spoils sums
     grid = LocalGrid(make_app(), 3, tap=poisoning(3))
     with pytest.raises(PhaseError, match=r"model of round 3 .*delete round-000003.safetensors"):
         strategy_of(**options).start(grid, initial_arrays(), 5)
@@ -679,8 +682,9 @@ def test_a_run_whose_model_all_clients_refuse_stops_and_says_how_to_go_back(tmp_
 
 def test_without_checkpoints_the_error_says_so():
     grid = LocalGrid(make_app(), 3, tap=poisoning(1))
+    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
     with pytest.raises(PhaseError, match=r"start anew, with fedsens\.checkpoint-dir"):
-        strategy_of(ratio=0.5, policy="random").start(grid, initial_arrays(), 2)
+        strategy_of(**options).start(grid, initial_arrays(), 2)
 
 
 def test_a_client_refuses_a_model_beyond_its_norm_and_the_others_go_on(caplog):
