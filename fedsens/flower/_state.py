@@ -23,6 +23,7 @@ from fedsens.flower._rotation import rekey_model
 from fedsens.layout import ParameterLayout
 from fedsens.mask import (
     EncryptionMask,
+    as_layout_types,
     check_plain,
     mask_count,
     tied_pairs,
@@ -126,6 +127,20 @@ class ServerState:
             old.layout, self.mask, to_arrays(arrays), aggregate, old.parameters, server_round
         )
 
+    def replace_opened(self, arrays: ArrayRecord, server_round: int) -> None:
+        """Take the result of a round that the server opened; answers stay encrypted.
+
+        Args:
+            arrays: the whole model.
+            server_round: the round.
+        """
+        layout = self.model.layout
+        none = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
+        state = as_layout_types(to_arrays(arrays), layout)
+        self.model = ProtectedModel(
+            layout, none, state, None, self.config.parameters, server_round
+        )
+
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
         policy, model = self.terms.policy(), self.model
@@ -214,7 +229,9 @@ class ServerState:
                 f"fedsens.fingerprints, got one under {fingerprint}"
             )
         config = self.config
-        return KeyAgreement(config.key_timeout, fingerprint, key_index, config.examples_cap)
+        return KeyAgreement(
+            config.key_timeout, fingerprint, key_index, config.examples_cap, config.server_opens
+        )
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self.config, self.keys
@@ -356,6 +373,7 @@ class ServerState:
             reference=self.reference,
             weighted_by=self._weighted_by,
             remainder=self.terms,
+            opens="server" if self.config.server_opens else "clients",
         )
 
 
