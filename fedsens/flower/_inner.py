@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import (
     FedXgbBagging,
     FedXgbCyclic,
     Krum,
+    MultiKrum,
     QFedAvg,
     Strategy,
 )
@@ -43,6 +44,7 @@ NEED_SINGLE_UPDATES = (
     FedXgbBagging,
     FedXgbCyclic,
     Krum,
+    MultiKrum,
     QFedAvg,
 )
 FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)

@@ -137,9 +137,7 @@ class ServerState:
         layout = self.model.layout
         none = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
         state = as_layout_types(to_arrays(arrays), layout)
-        self.model = ProtectedModel(
-            layout, none, state, None, self.config.parameters, server_round
-        )
+        self.model = ProtectedModel(layout, none, state, None, self.config.parameters, server_round)
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
