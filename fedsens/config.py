@@ -68,8 +68,8 @@ class FedSensConfig(BaseModel):
         policy: registered mask policy.
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
-        opens: who opens the sums: ``clients``, which hold a key that the server lacks, or ``server``,
-            which then knows the mean and nobody's update, and can run any strategy that is a
+        opens: who opens the sums: ``clients``, by a key that the server lacks, or ``server``, which
+            then knows the mean and nobody's update, and can run any strategy that is a
             function of the mean. Every client's owner must allow it (``fedsens-opens``).
         seed: seed of policies that draw at random.
         preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 SensitivityFn = Callable[[Message, Context], "SensitivityMap"]
 ExamplesFn = Callable[[Context], int]
-Scores = NDArray[np.float64]
+Scores = NDArray[np.floating]
 
 
 class MapCollection:

@@ -97,7 +97,7 @@ class MaskMaker:
             maps = MapCollection(config, self._keys, size)
             scores, report = maps.collect(grid, nodes, show(nodes), server_round)
             self.reports.append(report)
-        if not isinstance(scores, np.ndarray) and not config.server_opens:
+        if isinstance(scores, Aggregate) or (scores is None and not config.server_opens):
             return self._ask_holders(grid, show, scores, server_round)
         weights = None
         if config.server_opens and "weights" in needs:  # the server knows the whole model

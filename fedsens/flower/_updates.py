@@ -63,7 +63,7 @@ class RoundResult:
     replies: dict[int, Message]
     aggregate: Aggregate | None = None
     weight: float = 0.0
-    mean: NDArray[np.float64] | None = None
+    mean: NDArray[np.floating] | None = None
 
 
 class Updates:

@@ -123,11 +123,8 @@ class UploadSum:
             timeout: deadline for the keys in seconds.
 
         Returns:
-            What a key holder can open, and the exchange for the report.
-
-        Raises:
-            PhaseError: a key did not come, so that these uploads can never be opened. It names
-                the nodes (``error.nodes``).
+            What a key holder can open, and the exchange for the report. A key that does not come is
+            a PhaseError with the nodes (``error.nodes``): these uploads can never be opened.
         """
         contributors, key_sum, exchange = self._collect(grid, phase, timeout)
         started = time.process_time()
@@ -143,7 +140,7 @@ class UploadSum:
 
     def open_here(
         self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
-    ) -> tuple[NDArray[np.float64], Phase]:
+    ) -> tuple[NDArray[np.floating], Phase]:
         """Fix the list of contributors, collect their keys and open the sum.
 
         Args:

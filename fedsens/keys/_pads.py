@@ -8,8 +8,9 @@ modulo 2^16, digest being that of the list within its context. The pairwise pads
 over S and in no other one (Bonawitz et al. 2017, "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning", section 4; here without recovery of lost clients). Two
 different lists have different digests, so answers to both do not cancel either. The pad under K
-keeps the sum from the server, and is left away where the clients' owners let the server open it. k_ij joins Diffie-Hellman of the run's identities E, which are
-deleted with the run, with that of the lasting identities P, which a pinned roster vouches for.
+keeps the sum from the server; it is left away where the clients' owners let the server open it.
+k_ij joins Diffie-Hellman of the run's identities E, which are deleted with the run, with that of
+the lasting identities P, which a pinned roster vouches for.
 """
 
 from __future__ import annotations
