@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fedsens.cli.common import named_errors
+from fedsens.cli._common import named_errors
 from fedsens.errors import ConfigurationError
 from fedsens.extras import EXTRAS, require
 
@@ -66,7 +66,7 @@ def test_simulate_says_what_it_needs_before_anything_runs(package, monkeypatch, 
     from fedsens.cli import app
 
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "fedsens.simulation.figure", raising=False)
+    monkeypatch.delitem(sys.modules, "fedsens.simulation._figure", raising=False)
     root = Path(__file__).parents[1]
     result = CliRunner().invoke(app, ["simulate", str(root), "--runs", str(tmp_path / "runs")])
     assert result.exit_code == 1

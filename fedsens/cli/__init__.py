@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from fedsens.cli.audit import audit
-from fedsens.cli.bench import bench
-from fedsens.cli.common import console
-from fedsens.cli.files import identity, inspect, keygen, open_file, roster
-from fedsens.cli.map import map_command
-from fedsens.cli.plan import plan
-from fedsens.cli.report import report
-from fedsens.cli.run import simulate, submit
+from fedsens.cli._audit import audit
+from fedsens.cli._bench import bench
+from fedsens.cli._common import console
+from fedsens.cli._files import identity, inspect, keygen, open_file, roster
+from fedsens.cli._map import map_command
+from fedsens.cli._plan import plan
+from fedsens.cli._report import report
+from fedsens.cli._run import simulate, submit
 
 __all__ = ["app"]
 

@@ -7,7 +7,7 @@ where it depends on maps or on encrypted weights. Where nothing secret enters, t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +58,12 @@ class MaskMaker:
     """
 
     def __init__(
-        self, config: FedSensConfig, keys: KeyAgreement, layout: ParameterLayout, tied: Tied
+        self,
+        config: FedSensConfig,
+        keys: KeyAgreement,
+        layout: ParameterLayout,
+        tied: Tied,
+        left_out: Collection[int] = (),
     ) -> None:
         """Remember what the mask is made from.
 
@@ -67,8 +72,10 @@ class MaskMaker:
             keys: who holds the key.
             layout: the model's layout.
             tied: pairs of tensors that are one parameter under two names.
+            left_out: nodes that are not asked for a map if enough others are there.
         """
         self._config, self._keys, self._layout, self._tied = config, keys, layout, tied
+        self._left_out = set(left_out)
         self.reports: list[PhaseReport] = []
 
     def make(self, grid: Grid, show: ShowModel, server_round: int) -> EncryptionMask:
@@ -125,7 +132,10 @@ class MaskMaker:
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
-        nodes = self._keys.distinct(sorted(set(grid.get_node_ids()) & set(self._keys.examples)))
+        holders = set(grid.get_node_ids()) & set(self._keys.examples)
+        if len(others := holders - self._left_out) >= config.map_min_clients:
+            holders = others
+        nodes = self._keys.distinct(sorted(holders))
         count = max(config.map_min_clients, round(config.map_fraction * len(nodes)))
         if count >= len(nodes):
             return nodes

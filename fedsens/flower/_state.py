@@ -257,7 +257,8 @@ class ServerState:
         tell(logger, "key from round %d on: %s", server_round, new.fingerprint)
 
     def _renew_mask(self, server_round: int, grid: Grid, told: RecordDict, must: bool) -> None:
-        maker = MaskMaker(self.config, self.keys, self.model.layout, self._tied)
+        layout, left_out = self.model.layout, self._left_out
+        maker = MaskMaker(self.config, self.keys, layout, self._tied, left_out)
 
         def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
             return self.show(nodes, server_round, told if nodes else None)
@@ -265,8 +266,14 @@ class ServerState:
         try:
             new = maker.make(grid, show, server_round)
         except PhaseError as error:
-            if must:
+            self.leave_out(error.nodes)  # those that sent a map, but not its key
+            if must and not error.nodes:
                 raise
+            if must:
+                logger.warning(
+                    "round %d changes nothing, as it has no mask: %s", server_round, error
+                )
+                return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
         overlap = self.mask.overlap(new)
@@ -322,11 +329,13 @@ class ServerState:
             The messages to nodes that can take part, and the phase that they begin.
         """
         messages = list(messages)
+        if self.config.effective_ratio > 0 and not self.mask.k:
+            messages = []  # the mask that is due did not come about: nobody is asked in plaintext
         if self.config.effective_ratio > 0:
             self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
             able = set(self.keys.distinct(m.metadata.dst_node_id for m in messages))
             messages = [m for m in messages if m.metadata.dst_node_id in able]
-            if name == "train":
+            if name == "train" and messages:
                 messages = self._without_left_out(messages)
             nodes = [message.metadata.dst_node_id for message in messages]
             self.reference = self.keys.reference(nodes)

@@ -159,17 +159,9 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
                 resumed run is given what only Flower's own start understands.
-        """
-        if evaluate_fn is not None and self.config.encrypts and not self.config.server_opens:
-            raise StrategyError(
-                "expected no evaluate_fn, because the server does not know masked parameters, got "
-                "one; evaluate on the clients, or open an exported model with the key"
-            )
-        if further and self.config.resume:
-            raise StrategyError(
-                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
-                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
-            )
+            PhaseError: no round changed the model, or too many in a row did not.
+        """  # noqa: DOC502 - raised by _check_start and _conclude
+        self._check_start(evaluate_fn, further)
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
@@ -209,6 +201,38 @@ class SelectiveEncryption(Strategy):
                 rounds.evaluate_fn,
                 **further,
             )
+        self._conclude(result, num_rounds)
+        return result
+
+    def _check_start(self, evaluate_fn: EvaluateFn | None, further: Mapping[str, Any]) -> None:
+        """Refuse what a start cannot do.
+
+        Raises:
+            StrategyError: as :meth:`start` says.
+        """
+        if evaluate_fn is not None and self.config.encrypts and not self.config.server_opens:
+            raise StrategyError(
+                "expected no evaluate_fn, because the server does not know masked parameters, got "
+                "one; evaluate on the clients, or open an exported model with the key"
+            )
+        if further and self.config.resume:
+            raise StrategyError(
+                f"expected no {', '.join(further)} for a resumed run, whose rounds Flower's own "
+                "start does not run, got it; leave it out, or begin a run without fedsens.resume"
+            )
+
+    def _conclude(self, result: Result, num_rounds: int) -> None:
+        """Keep the final model, and say what of it Flower's result has.
+
+        Raises:
+            PhaseError: no round changed the model.
+        """
+        trains = getattr(self.inner, "fraction_train", 1.0) > 0  # else it evaluates only
+        if self._state is not None and trains and not self.model.round:
+            raise PhaseError(
+                f"expected a round that changed the model, got none of {num_rounds}; see the "
+                "warnings above, and mend the clients or raise the number of rounds"
+            )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
         if self._state is not None and self.model.mask.k:
@@ -220,7 +244,6 @@ class SelectiveEncryption(Strategy):
                 self.model.mask.k,
                 self.model.mask.size,
             )
-        return result
 
     def _resume(
         self, checkpoints: Checkpoints, rounds: StartArguments, initial_arrays: ArrayRecord

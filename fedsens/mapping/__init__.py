@@ -1,1 +1,39 @@
-"""``fedsens map``: the sensitivity map of a model that can be imported, on data from a path."""
+"""``fedsens map``: from names and paths to a sensitivity map, and what it says.
+
+Names are imported when first used, so that a command loads what it needs alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedsens._lazy import attach
+
+if TYPE_CHECKING:
+    from fedsens.mapping._figure import draw_map
+    from fedsens.mapping._job import MapJob, bytes_of, make_map, rows_of
+    from fedsens.mapping._model import build_model, load_weights
+    from fedsens.mapping._screen import conclusion, layer_table
+
+__all__ = [
+    "MapJob",
+    "build_model",
+    "bytes_of",
+    "conclusion",
+    "draw_map",
+    "layer_table",
+    "load_weights",
+    "make_map",
+    "rows_of",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "fedsens.mapping._figure": ["draw_map"],
+        "fedsens.mapping._job": ["MapJob", "bytes_of", "make_map", "rows_of"],
+        "fedsens.mapping._model": ["build_model", "load_weights"],
+        "fedsens.mapping._screen": ["conclusion", "layer_table"],
+    },
+    __all__,
+)

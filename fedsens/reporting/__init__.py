@@ -1,1 +1,32 @@
-"""Tables and figures as pages: HTML of a run or of experiments, Markdown of benchmarks."""
+"""One HTML page of runs, studies and experiments.
+
+Names are imported when first used, so that a command loads what it needs alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedsens._lazy import attach
+
+if TYPE_CHECKING:
+    from fedsens.reporting._page import page, picture
+    from fedsens.reporting._results import result_sections
+    from fedsens.reporting._run import run_section
+
+__all__ = [
+    "page",
+    "picture",
+    "result_sections",
+    "run_section",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "fedsens.reporting._page": ["page", "picture"],
+        "fedsens.reporting._results": ["result_sections"],
+        "fedsens.reporting._run": ["run_section"],
+    },
+    __all__,
+)

@@ -1,1 +1,49 @@
-"""Flower simulations started, watched and summed up by ``fedsens simulate``."""
+"""Flower simulations started, watched and summed up by ``fedsens simulate``.
+
+Names are imported when first used, so that a command loads what it needs alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedsens._lazy import attach
+
+if TYPE_CHECKING:
+    from fedsens.simulation._app import FlowerApp
+    from fedsens.simulation._figure import draw_curves
+    from fedsens.simulation._runner import RunOptions
+    from fedsens.simulation._screen import SimulationScreen, tables
+    from fedsens.simulation._simulate import check_options, simulate, with_baseline
+    from fedsens.simulation._submit import follow, submit
+    from fedsens.simulation._summary import RunSummary, SimulationSummary, summarize
+
+__all__ = [
+    "FlowerApp",
+    "RunOptions",
+    "RunSummary",
+    "SimulationScreen",
+    "SimulationSummary",
+    "check_options",
+    "draw_curves",
+    "follow",
+    "simulate",
+    "submit",
+    "summarize",
+    "tables",
+    "with_baseline",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "fedsens.simulation._app": ["FlowerApp"],
+        "fedsens.simulation._figure": ["draw_curves"],
+        "fedsens.simulation._runner": ["RunOptions"],
+        "fedsens.simulation._screen": ["SimulationScreen", "tables"],
+        "fedsens.simulation._simulate": ["check_options", "simulate", "with_baseline"],
+        "fedsens.simulation._submit": ["follow", "submit"],
+        "fedsens.simulation._summary": ["RunSummary", "SimulationSummary", "summarize"],
+    },
+    __all__,
+)

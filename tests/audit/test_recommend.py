@@ -10,9 +10,9 @@ from fedsens.audit.recommend import choices, dearness, recommendation, walk
 from fedsens.audit.trial import EVERYTHING, NOTHING, Outcome, Protection
 from fedsens.audit.verdict import verdict
 from fedsens.cli import app
-from fedsens.cli.auditing import PRESET
+from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters
-from fedsens.planning.plan import Speed
+from fedsens.planning._plan import Speed
 
 from .test_command import outcomes
 
@@ -140,7 +140,9 @@ def run(*options):
 
 
 def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
+    monkeypatch.setattr(
+        "fedsens.planning._calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0)
+    )
     options = ["--images", 8, "--attack", "learned", "--policy", "first_layers", "--ratio", 0.1]
     options += ["--remainder", "plain,noised:3"]
     first = run("--out", tmp_path, *options, "--minutes", 1e-9)
@@ -159,7 +161,9 @@ def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeyp
 
 
 def test_what_is_missing_is_run_and_a_study_begun_if_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
+    monkeypatch.setattr(
+        "fedsens.planning._calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0)
+    )
     options = ["--policy", "first_layers", "--ratio", 0.1, "--remainder", "plain,noised:3,withheld"]
     options += ["--attack", "learned"]
     folder = tmp_path / "new"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fedsens import FederationKey
 from fedsens.cli import app
-from fedsens.cli.run import overrides
+from fedsens.cli._run import overrides
 
 runner = CliRunner()
 ARGUMENT = {

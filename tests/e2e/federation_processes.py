@@ -32,8 +32,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, read_reports
-from fedsens.simulation.runner import COMPLETED
-from fedsens.simulation.superlink import flower_environment, free_port, program
+from fedsens.simulation._runner import COMPLETED
+from fedsens.simulation._superlink import flower_environment, free_port, program
 
 ROOT = Path(__file__).parents[2]
 FAILED, STOPPED = "finished:failed", "finished:stopped"

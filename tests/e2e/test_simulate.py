@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from experiments.flower_examples.apps import copy_app
 from fedsens.protocol import load_protected
-from fedsens.simulation.summary import SimulationSummary
+from fedsens.simulation._summary import SimulationSummary
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -112,3 +113,21 @@ def test_a_failed_run_is_an_error_with_the_log(tmp_path):
     assert result.returncode == 1
     assert "finished:failed" in result.stderr
     assert "preset" in result.stderr
+
+
+def test_what_has_completed_is_told_where_the_baseline_fails(tmp_path):
+    app = copy_app("pytorch", tmp_path / "app", fedsens=True)
+    client = app / "pytorchexample" / "client_app.py"
+    lines = "    trainloader, _ = own_data(context)\n"
+    broken = '    if context.run_config["fedsens.ratio"] == 0:\n        raise ValueError("at 0")\n'
+    assert lines in client.read_text()
+    client.write_text(client.read_text().replace(lines, lines + broken))
+    result = fedsens("simulate", "--clients", "2", "--rounds", "1", cwd=app)
+    assert result.returncode == 1
+    assert "The whole run" in result.stdout
+    assert "The protected model was opened with a client's key" in result.stdout
+    assert "SimulationError" in result.stderr
+    assert "expected at least one client's update" in result.stderr
+    assert "a client: ValueError: at 0" in result.stderr
+    text = (app / "runs" / "latest" / "summary.json").read_text()
+    assert SimulationSummary.model_validate_json(text).baseline is None

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from experiments.flower_examples.apps import copy_app
-from fedsens.simulation.summary import SimulationSummary
+from fedsens.simulation._summary import SimulationSummary
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -29,10 +29,10 @@ from fedsens.flower._logs import JsonLines
 from fedsens.flower._records import HEADER
 from fedsens.keys import PendingUpload, UploadRecords, open_model
 from fedsens.protocol import ReportFile, save_protected
-from fedsens.reporting.page import page
-from fedsens.reporting.run import run_section
-from fedsens.simulation.runner import COMPLETED, RunOutcome
-from fedsens.simulation.summary import SimulationSummary, summarize
+from fedsens.reporting._page import page
+from fedsens.reporting._run import run_section
+from fedsens.simulation._runner import COMPLETED, RunOutcome
+from fedsens.simulation._summary import SimulationSummary, summarize
 
 from .federation import (
     arrays_of,

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedsens import Aggregator, Decryptor, FedSensConfig, OneTimeSecret, crypto
 from fedsens.crypto import MAP_PARAMETERS
-from fedsens.errors import KeyMismatchError, StrategyError, ValueRangeError
+from fedsens.errors import KeyMismatchError, PhaseError, StrategyError, ValueRangeError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
 from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_ANSWER, MAP
@@ -550,6 +550,42 @@ def test_a_key_that_does_not_come_in_the_first_round_ends_no_run(recorder):
     grid = Keyless(make_app(fail_once), lose, number=1)
     run = Run(grid=grid, rounds=3, ratio=0.5, policy="random")
     assert [r.clients for r in run.reports("train")] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("give", NO_KEY.values(), ids=NO_KEY)
+def test_a_key_of_a_first_map_that_does_not_come_voids_the_round_by_name(recorder, give, caplog):
+    """Nobody is asked for anything in plaintext, and the next round asks the others for maps."""
+    sent = []
+    grid = Keyless(make_app(recorder), give, number=1)
+    grid.tap = lambda message: sent.append(message.metadata.message_type)
+    run = Run(grid=grid, rounds=3, ratio=0.5, policy="sensitivity")
+    assert "round 1 changes nothing, as it has no mask: expected the keys of all 3" in caplog.text
+    assert "got none from node 1001" in caplog.text
+    maps = [(r.round, r.clients) for r in run.reports("map")]
+    assert maps == [(2, 2)]
+    assert {number: sorted(nodes) for number, nodes in recorder.trained.items()} == {
+        2: [1000, 1002],
+        3: [1000, 1001, 1002],
+    }
+    assert [(r.round, r.clients) for r in run.reports("train")] == [(1, 0), (2, 2), (3, 3)]
+    assert [r.round for r in run.reports("evaluate")] == [2, 3]
+    bound = 2 * run.strategy.config.parameters.error_bound(3) + rounding(run.models[2])
+    for number in (2, 3):
+        assert largest_difference(run.models[number], recorder.mean(number)) <= bound
+
+
+def test_a_key_of_a_later_map_that_does_not_come_leaves_the_mask(recorder, caplog):
+    grid = Keyless(make_app(recorder), lose, number=2)
+    run = Run(grid=grid, rounds=3, ratio=0.5, policy="sensitivity", refresh_every=1)
+    assert "the mask of the earlier rounds stays in use: expected the keys of all 3" in caplog.text
+    assert [(r.round, r.clients) for r in run.reports("map")] == [(1, 3), (3, 3)]
+    assert sorted(recorder.trained[2]) == [1000, 1002]
+
+
+def test_a_run_whose_only_round_is_void_is_a_failure(recorder):
+    grid = Keyless(make_app(recorder), lose, number=1)
+    with pytest.raises(PhaseError, match="expected a round that changed the model, got none"):
+        Run(grid=grid, rounds=1, ratio=0.5, policy="sensitivity")
 
 
 def test_no_second_list_is_asked_for_after_a_key_was_lost():

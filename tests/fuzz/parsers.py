@@ -19,7 +19,7 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedsens.cli.inspect import describe, load_model
+from fedsens.cli._inspect import describe, load_model
 from fedsens.config import FedSensConfig
 from fedsens.crypto import (
     PRESETS,
@@ -201,7 +201,7 @@ def key_sum_request(data: bytes) -> None:
     """The list of contributors as a client gets it before it gives its padded secret."""
     request = records.take_header(_headed(data), KeySumRequest)
     _reset_records()
-    _client().answer_key_sum(request)
+    _client().uploads.answer_key_sum(request)
 
 
 def key_answer(data: bytes) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from fedsens.errors import ConfigurationError
-from fedsens.mapping.job import bytes_of, rows_of
+from fedsens.mapping._job import bytes_of, rows_of
 
 
 @pytest.mark.parametrize(

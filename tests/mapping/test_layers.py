@@ -9,9 +9,9 @@ from matplotlib.image import imread
 from rich.console import Console
 from torch import nn
 
-from fedsens.mapping.figure import draw
-from fedsens.mapping.layers import layers_of, map_report
-from fedsens.mapping.screen import conclusion, layer_table
+from fedsens.mapping._figure import draw_map
+from fedsens.mapping._layers import layers_of, map_report
+from fedsens.mapping._screen import conclusion, layer_table
 from fedsens.sensitivity import SensitivityMap, StoppingRule, sensitivity_map
 from tests.sensitivity.samples import images, mini_cnn
 
@@ -112,7 +112,7 @@ def test_a_map_too_small_to_select_from_is_shown_without_shares(tmp_path):
     tiny = SensitivityMap({"a": torch.ones(2)}, 1, {"rule": "vector"})
     report = map_report(tiny, nn.Linear(1, 1), 1, 1.0)
     assert "a" in text_of(layer_table(report))
-    draw(tiny, report, tmp_path / "m.png")
+    draw_map(tiny, report, tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("case", ["by-hand", "real", "zero"])
@@ -123,7 +123,7 @@ def test_the_figure_is_drawn(tmp_path, case):
         smap = sensitivity_map(model, [images()])
     if case == "zero":
         smap = SensitivityMap({name: 0 * value for name, value in smap.sums.items()}, 2, smap.meta)
-    draw(smap, map_report(smap, model, 6, 1.0), tmp_path / "map.png")
+    draw_map(smap, map_report(smap, model, 6, 1.0), tmp_path / "map.png")
     pixels = imread(tmp_path / "map.png")
     assert pixels.shape[1] == 1200
     dark = np.all(np.abs(pixels[..., :3] - np.array([8, 48, 107]) / 255) < 0.02, axis=-1)

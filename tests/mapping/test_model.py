@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedsens.errors import ConfigurationError, LayoutError
-from fedsens.mapping.model import build_model, load_weights, parsed_arguments
+from fedsens.mapping._model import build_model, load_weights, parsed_arguments
 
 SOURCE = """
 from torch import nn

@@ -17,9 +17,9 @@ from fedsens.bench.scale import measure_scale
 from fedsens.cli import app
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
-from fedsens.planning.calibrate import calibrate
-from fedsens.planning.plan import Budget, Federation, Speed, largest_plan, make_plan
-from fedsens.planning.size import ModelSize, size_of_file, size_of_state
+from fedsens.planning._calibrate import calibrate
+from fedsens.planning._plan import Budget, Federation, Speed, largest_plan, make_plan
+from fedsens.planning._size import ModelSize, size_of_file, size_of_state
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
 CODEC = CkksParameters.preset()
@@ -33,7 +33,7 @@ def measured():
 
 @pytest.fixture(autouse=True)
 def measured_once(monkeypatch, measured):
-    monkeypatch.setattr("fedsens.planning.calibrate.calibrate", measured)
+    monkeypatch.setattr("fedsens.planning._calibrate.calibrate", measured)
 
 
 def federation(parameters=100_000, clients=10, rounds=5, link=1e8, width=4.0):

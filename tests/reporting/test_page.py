@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from fedsens.cli import app
 from fedsens.protocol import save_protected
-from fedsens.reporting.page import page
-from fedsens.simulation.summary import Bytes, RoundRow, RunSummary, SimulationSummary
+from fedsens.reporting._page import page
+from fedsens.simulation._summary import Bytes, RoundRow, RunSummary, SimulationSummary
 from fedsens.tables import make_table, to_html, to_markdown
 from tests.simulation.helpers import protected_model
 

@@ -6,9 +6,9 @@ from typer.testing import CliRunner
 
 from fedsens.cli import app as cli
 from fedsens.errors import ConfigurationError
-from fedsens.simulation.app import FlowerApp
-from fedsens.simulation.runner import RunOptions
-from fedsens.simulation.simulate import _new_folder, check_options
+from fedsens.simulation._app import FlowerApp
+from fedsens.simulation._runner import RunOptions
+from fedsens.simulation._simulate import _new_folder, check_options
 
 PYPROJECT = """
 [project]

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from fedsens import FedSensConfig
-from fedsens.simulation.simulate import RATIO_0
+from fedsens.simulation._simulate import RATIO_0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Why a run failed, as its log says it."""
 
-from fedsens.simulation.runner import reasons_in
+from fedsens.simulation._runner import reasons_in
 
 LOG = """\
 INFO :      [ROUND 1/1]

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from fedsens.errors import SimulationError
 from fedsens.protocol import PhaseReport, ReportFile, read_reports
-from fedsens.simulation.figure import draw
-from fedsens.simulation.runner import RunOutcome
-from fedsens.simulation.screen import SimulationScreen
-from fedsens.simulation.summary import SimulationSummary, choose_metric, summarize
-from fedsens.simulation.superlink import program
+from fedsens.simulation._figure import draw_curves
+from fedsens.simulation._runner import RunOutcome
+from fedsens.simulation._screen import SimulationScreen
+from fedsens.simulation._summary import SimulationSummary, choose_metric, summarize
+from fedsens.simulation._superlink import program
 from tests.simulation.helpers import protected_model
 
 
@@ -108,7 +108,7 @@ def test_any_metric_is_compared_under_its_own_name(model, tmp_path):
     summary = SimulationSummary(
         **dict(run), baseline=None, model_sha256=None, clients_agreeing=0, folder=tmp_path
     )
-    draw(summary, tmp_path / "curves.png")
+    draw_curves(summary, tmp_path / "curves.png")
     console = Console(record=True, width=80)
     SimulationScreen(console, None, None, baseline=False).conclude(summary, tmp_path)
     assert "eval_f1" in console.export_text()
@@ -120,7 +120,7 @@ def test_a_run_without_metrics_says_so(model, tmp_path):
     summary = SimulationSummary(
         **dict(run), baseline=run, model_sha256=None, clients_agreeing=0, folder=tmp_path
     )
-    draw(summary, tmp_path / "curves.png")
+    draw_curves(summary, tmp_path / "curves.png")
     console = Console(record=True, width=80)
     SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary, tmp_path)
     assert "No metric to compare; the app reports: none." in console.export_text()
@@ -128,7 +128,7 @@ def test_a_run_without_metrics_says_so(model, tmp_path):
 
 def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):
     summary = simulation(tmp_path)
-    draw(summary, tmp_path / "curves.png")
+    draw_curves(summary, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=80)
     with SimulationScreen(console, rounds=2, ratio=0.25, baseline=True) as screen:

@@ -8,7 +8,7 @@ from fedsens.bench.round import RoundReport, measure_round, measuring_rounds
 from fedsens.bench.scale import ScaleRow
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
-from fedsens.planning.plan import Federation, Plan, Speed, client_memory, make_plan, server_memory
+from fedsens.planning._plan import Federation, Plan, Speed, client_memory, make_plan, server_memory
 
 CLIENTS, SMALL, LARGE = 2, 2**12, 2**19
 

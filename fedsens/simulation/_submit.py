@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 from fedsens.errors import DeploymentError
 from fedsens.protocol import PhaseReport, read_reports
-from fedsens.simulation.app import FlowerApp
-from fedsens.simulation.runner import COMPLETED, RunOutcome, reasons_in, run_command, status_of
-from fedsens.simulation.superlink import SuperLink, program
+from fedsens.simulation._app import FlowerApp
+from fedsens.simulation._runner import COMPLETED, RunOutcome, reasons_in, run_command, status_of
+from fedsens.simulation._superlink import SuperLink, program
 
 POLL_SECONDS = 5.0
 

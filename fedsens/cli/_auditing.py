@@ -26,14 +26,14 @@ from fedsens.audit.summary import Summary, write_summary
 from fedsens.audit.target import mode_of
 from fedsens.audit.trial import PLAIN, Protection, Trial, protections_of, trials_of
 from fedsens.audit.verdict import Line, verdicts
-from fedsens.cli.audit import StudySettings
-from fedsens.cli.common import console
+from fedsens.cli._audit import StudySettings
+from fedsens.cli._common import console
 from fedsens.config import FedSensConfig
 from fedsens.crypto import CkksParameters
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 from fedsens.files import digest_of
-from fedsens.mapping.model import build_model, load_weights
+from fedsens.mapping import build_model, load_weights
 from fedsens.protocol import traffic
 
 PRESET = FedSensConfig().preset

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError
-from fedsens.mapping.layers import MapReport, map_report
-from fedsens.mapping.model import build_model, load_weights
-from fedsens.mapping.screen import progress
+from fedsens.mapping._layers import MapReport, map_report
+from fedsens.mapping._model import build_model, load_weights
+from fedsens.mapping._screen import progress
 from fedsens.sensitivity import SensitivityMap, StoppingRule, sensitivity_map
 
 

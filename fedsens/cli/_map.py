@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsens.cli.common import Imports, JsonFile, console, named_errors, write_json
+from fedsens.cli._common import Imports, JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 
 
@@ -70,8 +70,7 @@ def map_command(
     take more samples.
     """
     from fedsens.extras import require
-    from fedsens.mapping.job import MapJob, bytes_of, make_map, rows_of
-    from fedsens.mapping.screen import conclusion, layer_table
+    from fedsens.mapping import MapJob, bytes_of, conclusion, layer_table, make_map, rows_of
     from fedsens.sensitivity import StoppingRule, save_map
 
     with named_errors():
@@ -106,9 +105,9 @@ def map_command(
         console.print(layer_table(report))
         console.print(conclusion(report, stop))
         if figure is not None:
-            from fedsens.mapping.figure import draw
+            from fedsens.mapping import draw_map
 
-            draw(smap, report, figure)
+            draw_map(smap, report, figure)
         write_json(json_file, report.to_json())
 
 

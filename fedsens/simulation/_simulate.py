@@ -15,9 +15,9 @@ from fedsens.errors import ConfigurationError, SimulationError
 from fedsens.files import digest_of
 from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
 from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
-from fedsens.simulation.runner import RunOptions, RunOutcome, run_app
-from fedsens.simulation.summary import SimulationSummary, summarize
-from fedsens.simulation.superlink import superlink
+from fedsens.simulation._runner import RunOptions, RunOutcome, run_app
+from fedsens.simulation._summary import SimulationSummary, summarize
+from fedsens.simulation._superlink import superlink
 
 Progress = Callable[[PhaseReport], None]
 RATIO = "fedsens.ratio"

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from fedsens.errors import ConfigurationError
 from fedsens.protocol import ProtectedModel, load_protected
-from fedsens.reporting.page import cards, picture
-from fedsens.simulation.screen import tables
-from fedsens.simulation.summary import RunSummary, SimulationSummary
+from fedsens.reporting._page import cards, picture
+from fedsens.simulation import RunSummary, SimulationSummary, tables
 from fedsens.tables import make_table, to_html
 
 

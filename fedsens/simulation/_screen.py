@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsens.protocol import PhaseReport
-from fedsens.simulation.summary import (
+from fedsens.simulation._summary import (
     Bytes,
     RoundRow,
     RunSummary,
@@ -48,7 +48,7 @@ class SimulationScreen:
             ratio: of the encrypted run, likewise.
             baseline: whether a run at ratio 0 follows.
             metric: what to show of each round, see
-                :func:`~fedsens.simulation.summary.choose_metric`.
+                :func:`~fedsens.simulation._summary.choose_metric`.
         """
         self._console = console
         self._rounds, self._metric = rounds, metric

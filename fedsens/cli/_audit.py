@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from pydantic import BaseModel
 
-from fedsens.cli.common import Imports, console, import_modules, named_errors
+from fedsens.cli._common import Imports, console, import_modules, named_errors
 
 RATIOS, POLICIES = (0.1, 0.5, 0.9), ("sensitivity", "first_layers", "random")
 QUICK_POLICIES = ("sensitivity", "first_layers")
@@ -190,7 +190,7 @@ def run(
         return
     with named_errors():
         need_packages()
-        from fedsens.cli.auditing import audit_study
+        from fedsens.cli._auditing import audit_study
 
         chosen = policies or list(QUICK_POLICIES if quick else POLICIES)
         changes: dict[str, Any] = {"real": setting is Setting.real}
@@ -234,7 +234,7 @@ def recommend(
     """
     with named_errors():
         need_packages()
-        from fedsens.cli.recommend import Judgement, own_settings, recommend_study
+        from fedsens.cli._recommend import Judgement, own_settings, recommend_study
 
         own = own_settings(folder, settings)
         import_modules(own.imports)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from fedsens.protocol import PhaseReport, ProtectedModel
-from fedsens.simulation.runner import RunOutcome
+from fedsens.simulation._runner import RunOutcome
 
 
 class Bytes(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from fedsens.errors import ConfigurationError
-from fedsens.reporting.page import folded, picture, small_print
+from fedsens.reporting._page import folded, picture, small_print
 from fedsens.tables import make_table, to_html
 
 FEW = 12  # rows that are shown without being asked for

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedsens.cli.common import console, named_errors
+from fedsens.cli._common import console, named_errors
 
 
 def report(
@@ -24,9 +24,7 @@ def report(
     title: Annotated[str, typer.Option(help="Its title.")] = "fedsens report",
 ) -> None:
     """Write one self-contained HTML page of runs, studies and experiments."""
-    from fedsens.reporting.page import page
-    from fedsens.reporting.results import result_sections
-    from fedsens.reporting.run import run_section
+    from fedsens.reporting import page, result_sections, run_section
 
     with named_errors():
         sections: list[tuple[str, str]] = []

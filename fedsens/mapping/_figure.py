@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fedsens.mapping.layers import MapReport, layer_values
+from fedsens.mapping._layers import MapReport, layer_values
 from fedsens.sensitivity import SensitivityMap
 
 # of the widest selection to the narrowest
@@ -19,7 +19,7 @@ BODY = "#4c4c4c"
 SMALL: dict[str, Any] = {"fontsize": 7, "va": "center", "color": BODY}
 
 
-def draw(smap: SensitivityMap, report: MapReport, path: Path) -> None:
+def draw_map(smap: SensitivityMap, report: MapReport, path: Path) -> None:
     """Draw a map: one line per layer, from the input down to the output.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsens.cli.common import JsonFile, console, named_errors, write_json
+from fedsens.cli._common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 from fedsens.extras import require
 
@@ -69,11 +69,14 @@ def simulate(
     ratio 0, checks both final statuses, opens the protected model with a client's key and verifies
     it against the clients' own records. Everything lands in runs/latest.
     """
-    from fedsens.simulation.app import FlowerApp
-    from fedsens.simulation.runner import RunOptions
-    from fedsens.simulation.screen import SimulationScreen
-    from fedsens.simulation.simulate import check_options, with_baseline
-    from fedsens.simulation.simulate import simulate as run
+    from fedsens.simulation import (
+        FlowerApp,
+        RunOptions,
+        SimulationScreen,
+        check_options,
+        with_baseline,
+    )
+    from fedsens.simulation import simulate as run
 
     with named_errors():
         flags = {ROUNDS: rounds, RATIO: ratio, POLICY: policy}
@@ -84,7 +87,7 @@ def simulate(
         check_options(options, compare)
         for package in ("ray", "matplotlib"):
             require(package)
-        from fedsens.simulation.figure import draw
+        from fedsens.simulation import draw_curves
 
         known = (app.value(ROUNDS, config), app.value(RATIO, config))
         with SimulationScreen(console, *known, compare, metric) as screen:
@@ -96,7 +99,7 @@ def simulate(
                     summary = with_baseline(summary, options, show, metric)
             finally:  # what has completed is told also where the baseline fails
                 screen.stop()
-                draw(summary, summary.folder / "curves.png")
+                draw_curves(summary, summary.folder / "curves.png")
                 screen.conclude(summary, runs / "latest")
                 write_json(json_file, json.loads(summary.model_dump_json()))
 
@@ -119,11 +122,8 @@ def submit(
     from here, shows each phase and sums the run up. Ctrl-C leaves the run going.
     """
     from fedsens.protocol import load_protected
-    from fedsens.simulation.app import FlowerApp
-    from fedsens.simulation.screen import tables
-    from fedsens.simulation.submit import follow
-    from fedsens.simulation.submit import submit as run
-    from fedsens.simulation.summary import summarize
+    from fedsens.simulation import FlowerApp, follow, summarize, tables
+    from fedsens.simulation import submit as run
 
     with named_errors():
         app, config = FlowerApp.load(app_folder), overrides(settings or [])

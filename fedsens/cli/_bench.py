@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedsens.cli.common import JsonFile, console, named_errors, write_json
+from fedsens.cli._common import JsonFile, console, named_errors, write_json
 
 bench = typer.Typer(help="Measure costs on this machine, as ratios.", no_args_is_help=True)
 
@@ -84,7 +84,7 @@ def bench_scale(
     """
     from fedsens.bench.scale import CLIENTS, PARAMETERS, bench_scale
     from fedsens.bench.tables import scale_table
-    from fedsens.planning.calibrate import predicted_memory
+    from fedsens.planning import predicted_memory
 
     with named_errors(), console.status("measuring federations") as status:
         sweeps = bench_scale(
@@ -113,7 +113,7 @@ def bench_round(
     """
     from fedsens.bench.round import RATIOS, bench_round
     from fedsens.bench.tables import round_table
-    from fedsens.planning.calibrate import predicted_rounds
+    from fedsens.planning import predicted_rounds
 
     with named_errors(), console.status("measuring rounds"):
         report = bench_round(model, images, clients, ratios or RATIOS, repeats, preset)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedsens.cli.common import JsonFile, console, named_errors, write_json
+from fedsens.cli._common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from fedsens.planning.size import ModelSize
+    from fedsens.planning import ModelSize
 
 
 def plan(
@@ -59,8 +59,7 @@ def plan(
     """
     from fedsens.bench.round import RATIOS
     from fedsens.crypto import CkksParameters
-    from fedsens.planning.calibrate import calibrate
-    from fedsens.planning.plan import Budget, Federation, largest_plan, make_plan, plan_table
+    from fedsens.planning import Budget, Federation, calibrate, largest_plan, make_plan, plan_table
 
     with named_errors():
         size = _size(model, arguments or [], state_dict, parameters)
@@ -82,7 +81,7 @@ def plan(
 def _size(
     model: str | None, arguments: list[str], state_dict: Path | None, parameters: int | None
 ) -> ModelSize:
-    from fedsens.planning.size import ModelSize, size_of_file, size_of_state
+    from fedsens.planning import ModelSize, size_of_file, size_of_state
 
     given = [value for value in (model, state_dict, parameters) if value is not None]
     if len(given) != 1:
@@ -93,7 +92,7 @@ def _size(
         return ModelSize(parameters)
     if state_dict is not None:
         return size_of_file(state_dict)
-    from fedsens.mapping.model import build_model
+    from fedsens.mapping import build_model
 
     assert model is not None
     return size_of_state(build_model(model, arguments).state_dict())

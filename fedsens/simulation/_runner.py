@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fedsens.errors import SimulationError
 from fedsens.protocol import PhaseReport, read_reports
-from fedsens.simulation.app import FlowerApp
-from fedsens.simulation.superlink import SuperLink, program
+from fedsens.simulation._app import FlowerApp
+from fedsens.simulation._superlink import SuperLink, program
 
 COMPLETED = "finished:completed"
 POLL_SECONDS = 0.3

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fedsens.mapping.layers import Layer, MapReport
+from fedsens.mapping._layers import Layer, MapReport
 from fedsens.sensitivity import MapProgress, StoppingRule
 
 CAPTION = (

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsens.simulation.summary import RunSummary, SimulationSummary
+from fedsens.simulation._summary import RunSummary, SimulationSummary
 
 PLAIN, ENCRYPTED, BASELINE = "#4c78a8", "#e45756", "#9d9da1"
 
 
-def draw(summary: SimulationSummary, path: Path) -> None:
+def draw_curves(summary: SimulationSummary, path: Path) -> None:
     """Draw the figure.
 
     Args:

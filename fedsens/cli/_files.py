@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedsens.cli.common import (
+from fedsens.cli._common import (
     JsonFile,
     PassphraseFile,
     console,
@@ -30,7 +30,7 @@ def open_file(
     ] = 2,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict."""
-    from fedsens.cli.inspect import load_key, load_model
+    from fedsens.cli._inspect import load_key, load_model
     from fedsens.files import digest_of
     from fedsens.keys import open_model
     from fedsens.protocol import save_model
@@ -59,7 +59,7 @@ def inspect(
     json_file: JsonFile = None,
 ) -> None:
     """Say what a file of fedsens is: parameters, security level and digests, never a secret."""
-    from fedsens.cli.inspect import describe
+    from fedsens.cli._inspect import describe
 
     with named_errors():
         facts = describe(file)

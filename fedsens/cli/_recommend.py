@@ -20,8 +20,8 @@ from fedsens.audit.study import Study
 from fedsens.audit.target import mode_of
 from fedsens.audit.trial import Protection, Trial
 from fedsens.audit.verdict import verdict
-from fedsens.cli.audit import StudySettings
-from fedsens.cli.auditing import (
+from fedsens.cli._audit import StudySettings
+from fedsens.cli._auditing import (
     PRESET,
     Wanted,
     attacks_on,
@@ -30,12 +30,11 @@ from fedsens.cli.auditing import (
     protections_in,
     try_all,
 )
-from fedsens.cli.common import console
+from fedsens.cli._common import console
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
-from fedsens.planning.calibrate import calibrate
-from fedsens.planning.plan import Federation, make_plan
-from fedsens.reporting.page import page, picture
+from fedsens.planning import Federation, calibrate, make_plan
+from fedsens.reporting import page, picture
 from fedsens.tables import to_html
 
 
