@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from fedsens.crypto import CkksParameters, PresetName
+from fedsens.crypto import CkksParameters, Opens, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
@@ -68,6 +68,9 @@ class FedSensConfig(BaseModel):
         policy: registered mask policy.
         force: tensors, modules, patterns, "first" or "last" to encrypt whole (comma-separated in
             a run config).
+        opens: who opens the sums: ``clients``, by a key that the server lacks, or ``server``, which
+            then knows the mean and nobody's update, and can run any strategy that is a
+            function of the mean. Every client's owner must allow it (``fedsens-opens``).
         seed: seed of policies that draw at random.
         preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
             (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
@@ -120,6 +123,7 @@ class FedSensConfig(BaseModel):
     imports: tuple[str, ...] = Field(default=(), alias="import")
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
+    opens: Opens = "clients"
     seed: int = Field(default=0, ge=0)
     preset: PresetName = "precise"
     value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
@@ -228,6 +232,17 @@ class FedSensConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _the_server_has_no_key(self) -> Self:
+        if self.opens == "server" and (self.rotate_at or self.fingerprints):
+            raise ValueError("opens 'server' uses no key: leave out rotate-at and fingerprints")
+        if self.opens == "server" and not policy_named(self.remainder).sends_plain:
+            raise ValueError(
+                f"opens 'server' shows the server the whole mean, but remainder {self.remainder!r} "
+                "keeps a part with the clients: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _resume_needs_a_folder(self) -> Self:
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume continues from a checkpoint: set checkpoint-dir")
@@ -273,6 +288,11 @@ class FedSensConfig(BaseModel):
         """
         own = get_policy(self.policy).ratio
         return self.ratio if own is None else own
+
+    @property
+    def server_opens(self) -> bool:
+        """Whether the server opens the sums of what is encrypted."""
+        return self.encrypts and self.opens == "server"
 
     @property
     def encrypts(self) -> bool:

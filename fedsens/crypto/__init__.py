@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fedsens._lazy import attach
 from fedsens.crypto._aggregator import Aggregator
 from fedsens.crypto._encoding import NameOf, check_range
-from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, PresetName
+from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, Opens, PresetName
 from fedsens.crypto._secret import OneTimeSecret
 from fedsens.crypto._wire import Batch, parse_batch, residues
 
@@ -35,6 +35,7 @@ __all__ = [
     "Encryptor",
     "NameOf",
     "OneTimeSecret",
+    "Opens",
     "PresetName",
     "check_range",
     "parse_batch",

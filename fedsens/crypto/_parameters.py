@@ -34,6 +34,7 @@ LARGEST_ERROR = 21  # of SEAL's centred binomial error (k = 21)
 NOISE = LARGEST_ERROR / 2  # its variance
 ROUNDING = 1 / 12  # variance of rounding a coefficient to an integer
 
+Opens = Literal["clients", "server"]  # who opens a sum
 PresetName = Literal["tiny", "compact", "precise", "exact"]
 
 

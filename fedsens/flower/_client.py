@@ -91,10 +91,11 @@ class Client:
             What the server said about the model.
         """
         model, received = self.receive(content)
-        encrypted, header = model.aggregate is not None, received.header
+        header, shown = received.header, received.header.opens == "server" and received.mask.k
+        encrypted = model.aggregate is not None
         arrays = self._open_model(model, received)
         del model  # a large one is held as few times as can be
-        if encrypted:
+        if encrypted or shown:
             content[received.key] = to_record(arrays)
             _ = self.store.folder  # made here, if the key came from elsewhere
             self.store.record.record_model(
@@ -122,6 +123,12 @@ class Client:
             )
         model, received = take_model(content)
         header = received.header
+        if header.opens == "server" and self.settings.opens != "server":
+            raise DowngradeError(
+                "expected sums that only clients open, got a server that wants to open them "
+                "itself and would know the mean of all updates; set the server's fedsens.opens to "
+                "clients, or allow it with fedsens-opens=server"
+            )
         last = self.store.record.last_key_index()
         if header.key_index < last:
             raise DowngradeError(
@@ -137,7 +144,9 @@ class Client:
                     f"expected {what} {last} or later, got {got}; a Flower run has one start of "
                     "SelectiveEncryption, so begin another run for a second one, or resume"
                 )
-        if model.aggregate is None and header.model_round and self.store.holds_key:
+        shown = header.opens == "server" and received.mask.k > 0
+        plain = model.aggregate is None and header.model_round
+        if plain and self.store.holds_key and not shown:
             raise DowngradeError(
                 f"expected the result of round {header.model_round} encrypted, because this client "
                 "holds a key and only an initial model is plain, got it in plaintext; remove the "
@@ -148,7 +157,8 @@ class Client:
     def _open_model(self, model: ProtectedModel, received: Received) -> Arrays:
         started = time.process_time()
         encrypted = model.aggregate is not None or received.mask.k
-        key = self.key_for(received.header) if encrypted else None
+        keyed = encrypted and received.header.opens == "clients"
+        key = self.key_for(received.header) if keyed else None
         arrays = open_model(model, key, self.settings.min_contributors, self.store.members)
         if encrypted:
             check_global_model(arrays, self.settings.max_norm)

@@ -115,8 +115,10 @@ class Uploader:
         ciphertext, secret = encryptor.encrypt(values, name_of, weight)
         nonce = secrets.token_hex(16)
         member = Contributor(name=self._client.store.name, weight=weight, nonce=nonce)
-        key = self._client.key_for(header)
-        tags = make_tags(ciphertext, context.parameters, key, context.digest, member)
+        tags: tuple[int, ...] = ()
+        if context.opens == "clients":
+            key = self._client.key_for(header)
+            tags = make_tags(ciphertext, context.parameters, key, context.digest, member)
         pending = PendingUpload(
             secret=secret.to_array(),
             weight=weight,
@@ -124,6 +126,7 @@ class Uploader:
             context=context.digest,
             cohort=tuple((each.name, each.run_key) for each in header.cohort),
             key_index=header.key_index,
+            opens=context.opens,
         )
         self._client.records.keep(context.kind, context.round, pending)
         told = UploadHeader(
@@ -169,6 +172,8 @@ class Uploader:
                 if name != self._client.store.name
             ]
             identities = self._client.store.identity, self._client.store.run_identity
+            if pending.opens == "server":  # which this client's owner allowed when it uploaded
+                return key_answer(pending.secret, identities, others, None, digest)
             key = self._client.store.key_of(pending.key_index)
             if key is None:
                 raise ProtocolError("expected the key of this upload on this client, got none")

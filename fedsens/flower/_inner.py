@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedXgbBagging,
+    FedXgbCyclic,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Strategy,
+)
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from numpy.typing import NDArray
 
+from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
 from fedsens.flower._records import to_arrays, to_record
 from fedsens.flower._updates import without_uneven_lists
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, partition, with_nan
+from fedsens.mask import EncryptionMask, as_layout_types, combine, partition, with_nan
 from fedsens.protocol import ProtectedModel
 
+# These look at each client's model, of which nobody but the client knows more than the sum.
+NEED_SINGLE_UPDATES = (
+    Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    FedXgbBagging,
+    FedXgbCyclic,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
 FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
 
 
@@ -28,9 +62,11 @@ class InnerStrategy:
         weighted_by: name of the metric that counts examples.
     """
 
-    def __init__(self, strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+    def __init__(
+        self, strategy: Strategy, encrypts: bool, weighted_mean: bool, opens: Opens = "clients"
+    ) -> None:
         """Check a strategy; see :func:`check_strategy`."""
-        check_strategy(strategy, encrypts, weighted_mean)
+        check_strategy(strategy, encrypts, weighted_mean, opens)
         self.strategy = strategy
         self.record = str(getattr(strategy, "arrayrecord_key", "arrays"))
         self.weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
@@ -70,6 +106,31 @@ class InnerStrategy:
         function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
         return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
 
+    def fill_in(
+        self,
+        replies: list[Message],
+        mean: NDArray[np.floating],
+        layout: ParameterLayout,
+        mask: EncryptionMask,
+    ) -> None:
+        """Give every reply whole tensors, with the mean in the place of what it encrypted.
+
+        Any mean of them, with whatever weights, is then the mean of the encrypted coordinates.
+
+        Args:
+            replies: those that the mean is of; changed in place.
+            mean: of the masked coordinates, weighted by examples.
+            layout: the model's layout.
+            mask: the mask that the replies are split by.
+        """
+        shared = None
+        for reply in replies:
+            if shared is None or mask.k < mask.size:
+                plain = to_arrays(reply.content.array_records[self.record])
+                shared = to_record(as_layout_types(combine(plain, mean, layout, mask), layout))
+            # Flower empties the records that it averages.
+            reply.content[self.record] = ArrayRecord(dict(shared))
+
     def average(
         self,
         server_round: int,
@@ -100,7 +161,9 @@ class InnerStrategy:
         return arrays, metrics
 
 
-def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> None:
+def check_strategy(
+    strategy: Strategy, encrypts: bool, weighted_mean: bool, opens: Opens = "clients"
+) -> None:
     """Refuse a strategy whose aggregation is not a mean weighted by examples.
 
     The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
@@ -112,6 +175,8 @@ def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> N
         encrypts: whether anything is encrypted; without that every strategy is allowed.
         weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
             weighted by their examples.
+        opens: who opens the sums. Where the server does, every strategy is allowed that is a
+            function of the mean weighted by examples.
 
     Raises:
         StrategyError: the strategy cannot be used.
@@ -129,6 +194,9 @@ def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> N
             "aggregate_train, aggregate_evaluate or on_report, or behind the call of start"
         )
     aggregate = type(strategy).aggregate_train
+    if encrypts and opens == "server":
+        _check_function_of_the_mean(strategy)
+        return
     if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
         return
     flowers = type(strategy).__module__.startswith("flwr.")
@@ -143,4 +211,22 @@ def check_strategy(strategy: Strategy, encrypts: bool, weighted_mean: bool) -> N
         f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
         f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
         "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
+    )
+
+
+def _check_function_of_the_mean(strategy: Strategy) -> None:
+    """Refuse what the server cannot compute from the mean alone."""
+    if not isinstance(strategy, NEED_SINGLE_UPDATES):
+        return
+    name = type(strategy).__name__
+    why = (
+        "it weights each client's update by that client's loss"
+        if isinstance(strategy, QFedAvg)
+        else "it looks at single clients' models (medians, trimming, Krum, trees and clipping do)"
+    )
+    raise StrategyError(
+        f"expected a strategy that is a function of the mean weighted by examples, got {name}: "
+        f"{why}, and the server opens nothing but the mean. Use FedAvg, FedProx, FedAvgM, FedAdam, "
+        "FedYogi or FedAdagrad, or set fedsens.ratio to 0; for privacy clip and add noise in a mod "
+        "of the clients"
     )

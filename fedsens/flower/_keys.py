@@ -51,7 +51,12 @@ class KeyAgreement:
     """
 
     def __init__(
-        self, timeout: float, fingerprint: str = "", key_index: int = 0, cap: int = EXAMPLES_CAP
+        self,
+        timeout: float,
+        fingerprint: str = "",
+        key_index: int = 0,
+        cap: int = EXAMPLES_CAP,
+        keyless: bool = False,
     ) -> None:
         """Start without knowing anybody.
 
@@ -60,9 +65,11 @@ class KeyAgreement:
             fingerprint: of the key, if it must be a certain one.
             key_index: how often the key has been rotated.
             cap: times the median of the announced numbers of examples, up to which they stand.
+            keyless: whether nobody needs a key, because the server opens; clients are then asked
+                for their identities alone.
         """
         self.fingerprint = fingerprint
-        self._cap = cap
+        self._cap, self._keyless = cap, keyless
         self.key_index = key_index
         self.examples: dict[int, int] = {}
         self.parties: dict[int, Party] = {}
@@ -88,7 +95,11 @@ class KeyAgreement:
         known = bool(self.fingerprint)
         steps = _Steps(grid, server_round, self._timeout)
         hello = self._request("hello", fingerprint=self.fingerprint)
-        newcomers = self._collect_hello(steps.ask(dict.fromkeys(unknown, hello)))
+        replies = steps.ask(dict.fromkeys(unknown, hello))
+        newcomers = {} if self._keyless else self._collect_hello(replies)
+        for node, reply in replies.items() if self._keyless else ():
+            self.parties[node] = Party(name=reply.name, run_key=reply.run_key)
+            self.examples[node] = reply.examples
         if self.fingerprint:
             self._pass_on(steps, newcomers, set())
             if not known:

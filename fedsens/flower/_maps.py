@@ -46,6 +46,7 @@ from fedsens.protocol import (
     UploadHeader,
     check_weight,
 )
+from fedsens.protocol import Phase as PhaseName
 
 if TYPE_CHECKING:
     from fedsens.flower._client import Client
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 SensitivityFn = Callable[[Message, Context], "SensitivityMap"]
 ExamplesFn = Callable[[Context], int]
-Scores = NDArray[np.float64]
+Scores = NDArray[np.floating]
 
 
 class MapCollection:
@@ -92,8 +93,8 @@ class MapCollection:
             number: the round that the mask is for.
 
         Returns:
-            The sum, which the server sees if maps are plain and cannot open if not; and what it
-            cost.
+            The sum, which the server sees if maps are plain or if it opens sums (then the mean),
+            and cannot open otherwise; and what it cost.
 
         Raises:
             PhaseError: too few clients answered, or gave their keys.
@@ -117,7 +118,15 @@ class MapCollection:
             )
         if self._uploads is None:
             return self._plain, phase.report(self._used)
-        total, exchange = self._uploads.open_for_holders(grid, ("map", number), config.key_timeout)
+        total: Scores | Aggregate
+        name: tuple[PhaseName, int] = ("map", number)
+        if config.server_opens:
+            total, exchange = self._uploads.open_here(grid, name, config.key_timeout)
+            clients, weight = len(self._uploads.headers), sum(self._uploads.weights)
+            # Exact zeros where nothing is above the noise, so that ties go by index.
+            total[total < MAP_PARAMETERS.error_bound(clients) / weight] = 0.0
+        else:
+            total, exchange = self._uploads.open_for_holders(grid, name, config.key_timeout)
         self.contributors = frozenset(self._uploads.headers)
         phase.absorb(exchange)
         return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})

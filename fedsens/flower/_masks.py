@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
 from fedsens.errors import FedSensError, MapError, PhaseError, ProtocolError
@@ -28,6 +29,7 @@ from fedsens.flower._records import (
     MODEL_REFUSED,
     REQUEST,
     bytes_to_record,
+    model_key,
     put_aggregate,
     put_header,
     record_to_bytes,
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 HOLDERS = 2  # key holders that must return the same mask, where there are so many
 
+Weights = NDArray[np.floating]
 Tied = tuple[tuple[str, str], ...]
 # Makes the content that shows clients the current model, for an upload of some of them or for none.
 ShowModel = Callable[[list[int]], tuple[RecordDict, ModelHeader]]
@@ -107,16 +110,20 @@ class MaskMaker:
             scores, report = maps.collect(grid, nodes, show(nodes), server_round)
             self.reports.append(report)
             self._contributors = maps.contributors
-        if not isinstance(scores, np.ndarray):
+        if isinstance(scores, Aggregate) or (scores is None and not config.server_opens):
             return self._ask_holders(grid, show, scores, server_round)
-        if "weights" in needs:
+        weights = None
+        if config.server_opens and "weights" in needs:  # the server knows the whole model
+            content, _ = show([])
+            weights = self._layout.flatten(to_arrays(content.array_records[model_key(content)]))
+        elif "weights" in needs:
             raise PhaseError(
                 f"expected encrypted maps for policy {config.policy!r}, which also looks at the "
                 "weights, got plain ones; set fedsens.maps to 'encrypted'"
             )
-        return self._select(scores)
+        return self._select(scores, weights)
 
-    def _select(self, scores: Scores | None) -> EncryptionMask:
+    def _select(self, scores: Scores | None, weights: Weights | None = None) -> EncryptionMask:
         config = self._config
         return select_mask(
             scores,
@@ -125,6 +132,7 @@ class MaskMaker:
             config.ratio,
             config.force,
             seed=config.seed,
+            weights=weights,
             tied=self._tied,
         )
 

@@ -30,6 +30,7 @@ from fedsens.flower._rotation import rekey_model
 from fedsens.layout import ParameterLayout
 from fedsens.mask import (
     EncryptionMask,
+    as_layout_types,
     check_plain,
     mask_count,
     tied_pairs,
@@ -158,7 +159,8 @@ class ServerState:
         Returns:
             Whether there is a way back, and clients that can be left out.
         """
-        if self.model is self.accepted or connected <= self.config.train_min_clients:
+        few = connected <= self.config.train_min_clients
+        if few or not self._authors or self.model is self.accepted:
             return False
         logger.warning(
             "the clients refuse the model of round %d; the run goes back to that of round %d",
@@ -171,6 +173,19 @@ class ServerState:
 
     def _names(self, nodes: Iterable[int]) -> frozenset[str]:
         return frozenset(self.keys.parties[node].name for node in nodes)
+
+    def replace_opened(self, arrays: ArrayRecord, server_round: int) -> None:
+        """Take the result of a round that the server opened; answers stay encrypted.
+
+        Args:
+            arrays: the whole model.
+            server_round: the round.
+        """
+        layout = self.model.layout
+        none = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
+        state = as_layout_types(to_arrays(arrays), layout)
+        self._authors = frozenset()  # it opened here, so a refusal is not a spoilt sum's
+        self.model = ProtectedModel(layout, none, state, None, self.config.parameters, server_round)
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""
@@ -261,7 +276,9 @@ class ServerState:
                 f"fedsens.fingerprints, got one under {fingerprint}"
             )
         config = self.config
-        return KeyAgreement(config.key_timeout, fingerprint, key_index, config.examples_cap)
+        return KeyAgreement(
+            config.key_timeout, fingerprint, key_index, config.examples_cap, config.server_opens
+        )
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self.config, self.keys
@@ -431,6 +448,7 @@ class ServerState:
             reference=self.reference,
             weighted_by=self._weighted_by,
             remainder=self.terms,
+            opens="server" if self.config.server_opens else "clients",
         )
 
 

@@ -93,7 +93,8 @@ class SelectiveEncryption(Strategy):
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
-        self._inner = InnerStrategy(strategy, self.config.encrypts, weighted_mean)
+        options = self.config.encrypts, weighted_mean, self.config.opens
+        self._inner = InnerStrategy(strategy, *options)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
         folder = os.environ.get(OUTPUT_DIR) or output_dir  # whoever starts a simulation looks there
@@ -148,7 +149,7 @@ class SelectiveEncryption(Strategy):
             timeout: deadline of each train and evaluate phase in seconds; None for no deadline.
             train_config: configuration for the clients' train function.
             evaluate_config: configuration for the clients' evaluate function.
-            evaluate_fn: only with ratio 0, see the error.
+            evaluate_fn: only where the server knows the model: with ratio 0, or ``opens`` server.
             further: what the start of the installed Flower takes besides, such as the
                 ``should_stop`` of 1.43; handed on as it is.
 
@@ -209,7 +210,7 @@ class SelectiveEncryption(Strategy):
         Raises:
             StrategyError: as :meth:`start` says.
         """
-        if evaluate_fn is not None and self.config.encrypts:
+        if evaluate_fn is not None and self.config.encrypts and not self.config.server_opens:
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
@@ -322,7 +323,7 @@ class SelectiveEncryption(Strategy):
     ) -> list[Message]:
         ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
         self._grid = grid
-        if self._run.mask.k:
+        if self._run.mask.k and not self.config.server_opens:
             self._initial.clear()
         for message in ready:  # else a slow node would work through a backlog
             message.metadata.ttl = min(message.metadata.ttl, self._deadline)
@@ -341,7 +342,14 @@ class SelectiveEncryption(Strategy):
         back = self._judge(phase)
         result = RoundResult({}) if back else self._round_result(updates, server_round)
         good = self._inner.even(phase.sort_by_request(result.replies), "train")
-        arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
+        if self.config.server_opens:
+            if result.mean is not None:
+                self._inner.fill_in(good, result.mean, run.model.layout, run.mask)
+            arrays, metrics = self.inner.aggregate_train(server_round, good)
+            if arrays is not None and good:
+                run.replace_opened(arrays, server_round)
+        else:
+            arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
         if arrays is not None and good and result.aggregate is not None:
             if record is not None:  # the same again, without what a mean of equals may round
                 (arrays,) = record.array_records.values()

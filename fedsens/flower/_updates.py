@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedsens.crypto import Aggregator
 from fedsens.errors import FedSensError, LayoutError, PhaseError, ProtocolError, ValueRangeError
@@ -55,11 +57,13 @@ class RoundResult:
         replies: node to the answer that counts, for the inner strategy.
         aggregate: the sum of their ciphertexts; None where the round is void.
         weight: the sum of their weights.
+        mean: of what they encrypted, where the server opens it.
     """
 
     replies: dict[int, Message]
     aggregate: Aggregate | None = None
     weight: float = 0.0
+    mean: NDArray[np.floating] | None = None
 
 
 class Updates:
@@ -161,6 +165,10 @@ class Updates:
         if len(group.replies) < least:
             return RoundResult(group.replies, weight=weight)
         name = self._phase.name, self._phase.round
+        if self._sent.opens == "server":
+            mean, exchange = group.uploads.open_here(grid, name, timeout)
+            self._phase.absorb(exchange)
+            return RoundResult(group.replies, weight=weight, mean=mean)
         aggregate, exchange = group.uploads.open_for_holders(grid, name, timeout)
         self._phase.absorb(exchange)
         return RoundResult(group.replies, aggregate, weight)

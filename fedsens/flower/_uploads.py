@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
-from fedsens.crypto import Aggregator
-from fedsens.errors import PhaseError, ProtocolError
+from fedsens.crypto import Aggregator, OneTimeSecret
+from fedsens.errors import CryptoError, PhaseError, ProtocolError
 from fedsens.flower._phase import Phase, ask
 from fedsens.flower._records import (
     KEY_ANSWER,
@@ -39,6 +41,7 @@ from fedsens.protocol import (
     RoundContext,
     UploadHeader,
     check_weight,
+    plausible_mean,
     sum_answers,
     tag_count,
 )
@@ -70,6 +73,11 @@ class UploadSum:
     headers: dict[int, UploadHeader] = field(default_factory=dict)
     seconds: float = 0.0
 
+    @property
+    def weights(self) -> list[float]:
+        """The weights of what was added."""
+        return [each.weight for each in self.headers.values()]
+
     def check(self, node: int, header: UploadHeader) -> None:
         """Refuse an upload that is bound to something else, or not this client's.
 
@@ -92,7 +100,8 @@ class UploadSum:
                 f"{header.name[:16]}; a client must use the identity that it named"
             )
         parameters = self.context.parameters
-        modulus, count = parameters.wire_modulus, tag_count(parameters)
+        modulus = parameters.wire_modulus
+        count = tag_count(parameters, self.context.opens)
         if len(header.tags) != count or not all(0 <= tag < modulus for tag in header.tags):
             raise ProtocolError(f"expected {count} tags below {modulus}, got others")
 
@@ -114,12 +123,63 @@ class UploadSum:
             timeout: deadline for the keys in seconds.
 
         Returns:
-            What a key holder can open, and the exchange for the report.
+            What a key holder can open, and the exchange for the report. A key that does not come is
+            a PhaseError with the nodes (``error.nodes``): these uploads can never be opened.
+        """
+        contributors, key_sum, exchange = self._collect(grid, phase, timeout)
+        started = time.process_time()
+        header = AggregateHeader(
+            context=self.context,
+            contributors=contributors,
+            tags=self._tags(),
+            fingerprint=self.context.fingerprint,
+        )
+        aggregate = Aggregate(header, self.aggregator.result(), key_sum)
+        self.seconds += time.process_time() - started
+        return aggregate, exchange
+
+    def open_here(
+        self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
+    ) -> tuple[NDArray[np.floating], Phase]:
+        """Fix the list of contributors, collect their keys and open the sum.
+
+        Args:
+            grid: Flower's grid.
+            phase: name and server round, for the report.
+            timeout: deadline for the keys in seconds.
+
+        Returns:
+            The weighted mean of the contributors' values, and the exchange for the report.
 
         Raises:
-            PhaseError: a key did not come, so that these uploads can never be opened. It names
-                the nodes (``error.nodes``).
+            PhaseError: a key did not come, or what came opens nothing that honest clients could
+                have made.
         """
+        from fedsens.crypto import Decryptor  # which loads SEAL: in this mode of the server only
+
+        contributors, key_sum, exchange = self._collect(grid, phase, timeout)
+        started, parameters = time.process_time(), self.context.parameters
+        summed = np.frombuffer(key_sum, "<i2").astype(np.int64)
+        try:
+            secret = OneTimeSecret.from_array(summed, len(contributors.members))
+            decryptor = Decryptor(parameters, context=self.context.digest)
+            mean = decryptor.decrypt(self.aggregator.result(), secret, np.float64)
+            mean /= contributors.weight
+            plausible = plausible_mean(mean, parameters, contributors)
+        except CryptoError:
+            plausible = False
+        if not plausible:
+            raise PhaseError(
+                "expected a sum that honest clients could have made, got another; a client "
+                "deviates from the protocol, and the sum does not tell which: it is dropped"
+            )
+        self.seconds += time.process_time() - started
+        return mean, exchange
+
+    def _collect(
+        self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
+    ) -> tuple[Contributors, bytes, Phase]:
+        """The list of contributors, the sum of their keys and the exchange."""
         contributors = Contributors.of(
             Contributor(name=each.name, weight=each.weight, nonce=each.nonce)
             for each in self.headers.values()
@@ -132,16 +192,7 @@ class UploadSum:
                 "cannot be opened and is dropped",
                 nodes=missing,
             )
-        started = time.process_time()
-        header = AggregateHeader(
-            context=self.context,
-            contributors=contributors,
-            tags=self._tags(),
-            fingerprint=self.context.fingerprint,
-        )
-        aggregate = Aggregate(header, self.aggregator.result(), sum_answers(answers.values()))
-        self.seconds += time.process_time() - started
-        return aggregate, exchange
+        return contributors, sum_answers(answers.values()), exchange
 
     def _ask_for_keys(
         self,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from fedsens.protocol import (
     Aggregate,
     AggregateHeader,
     ProtectedModel,
+    plausible_mean,
 )
 
 Floats = NDArray[np.floating]
@@ -78,7 +78,7 @@ def open_aggregate(
         values, usable = np.full(count, np.nan, dtype), False
     with np.errstate(over="ignore"):  # a weight that no honest list has
         values /= header.weight
-    if not (_within_range(values, header) and usable):
+    if not (plausible_mean(values, header.context.parameters, header.contributors) and usable):
         raise ModelError(REFUSED)
     return values
 
@@ -201,17 +201,3 @@ def _summands(header: AggregateHeader, whole: bool = False) -> list[bytes]:
 def _dummy(summands: int) -> OneTimeSecret:
     """A secret that belongs to no upload."""
     return OneTimeSecret.from_array(np.random.default_rng().integers(-3, 4, COEFFICIENTS), summands)
-
-
-def _within_range(values: Floats, header: AggregateHeader) -> bool:
-    """Whether honest clients, whose every block is within R, can have made this mean.
-
-    The root mean square of a block of a weighted mean is at most the largest one of its summands
-    (convexity), so at most R, plus the codec's error. A single value may exceed R.
-    """
-    parameters = header.context.parameters
-    error = parameters.error_bound(len(header.contributors.members)) / header.weight
-    limit = parameters.degree * (parameters.value_range + error) ** 2
-    step = parameters.degree
-    blocks = (values[low : low + step].astype(float) for low in range(0, len(values), step))
-    return all(float(block @ block) <= limit < math.inf for block in blocks)

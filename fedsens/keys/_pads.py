@@ -8,8 +8,9 @@ modulo 2^16, digest being that of the list within its context. The pairwise pads
 over S and in no other one (Bonawitz et al. 2017, "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning", section 4; here without recovery of lost clients). Two
 different lists have different digests, so answers to both do not cancel either. The pad under K
-keeps the sum from the server. k_ij joins Diffie-Hellman of the run's identities E, which are
-deleted with the run, with that of the lasting identities P, which a pinned roster vouches for.
+keeps the sum from the server; it is left away where the clients' owners let the server open it.
+k_ij joins Diffie-Hellman of the run's identities E, which are deleted with the run, with that of
+the lasting identities P, which a pinned roster vouches for.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def key_answer(
     secret: NDArray[np.int64],
     identities: tuple[X25519PrivateKey, X25519PrivateKey],
     others: Iterable[Party],
-    key: FederationKey,
+    key: FederationKey | None,
     digest: bytes,
 ) -> bytes:
     """A contributor's padded secret.
@@ -43,7 +44,7 @@ def key_answer(
         secret: s_i, N small integers.
         identities: the contributor's own P and E.
         others: the other contributors.
-        key: K.
+        key: K; None where the server may open the sum, and it alone is then unpadded.
         digest: of the list within its context.
 
     Returns:
@@ -52,7 +53,8 @@ def key_answer(
     """
     own = identities[0].public_key().public_bytes_raw()
     answer = secret.astype(np.uint16)  # two's complement, so this is modulo 2^16
-    answer += _key_pad(key, digest, own)
+    if key is not None:
+        answer += _key_pad(key, digest, own)
     for other in others:
         pad = uint16s(_pair_seed(identities, other, digest), COEFFICIENTS)
         if own < bytes.fromhex(other.name):

@@ -108,6 +108,7 @@ class PendingUpload:
         context: D, 32 bytes.
         cohort: identity P and run identity E of all that were asked, in hexadecimal.
         key_index: which key of the run it is bound to.
+        opens: who may open the sum, as D says.
     """
 
     secret: NDArray[np.int64] = field(repr=False)
@@ -116,6 +117,7 @@ class PendingUpload:
     context: bytes
     cohort: tuple[tuple[str, str], ...]
     key_index: int = 0
+    opens: str = "clients"
 
     def _to_content(self) -> dict[str, Any]:
         small = self.secret.astype("<i2")
@@ -128,6 +130,7 @@ class PendingUpload:
             "context": self.context.hex(),
             "cohort": self.cohort,
             "key_index": self.key_index,
+            "opens": self.opens,
         }
 
     @classmethod
@@ -139,6 +142,7 @@ class PendingUpload:
             bytes.fromhex(content["context"]),
             tuple((str(lasting), str(of_run)) for lasting, of_run in content["cohort"]),
             int(content["key_index"]),
+            str(content["opens"]),
         )
 
 

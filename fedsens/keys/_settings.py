@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
+from fedsens.crypto import Opens
 from fedsens.errors import ConfigurationError
 from fedsens.remainder import Remainder, policy_named
 
@@ -53,6 +54,8 @@ class ClientSettings(BaseModel):
             a map (``fedsens-min-contributors``, ``FEDSENS_MIN_CONTRIBUTORS``).
         max_norm: the largest L2 norm of an opened model, over all floating-point values; 0 for no
             bound (``fedsens-max-norm``, ``FEDSENS_MAX_NORM``).
+        opens: who may open the sum that this client's uploads are in: ``clients``, or ``server``
+            too, which then knows the mean (``fedsens-opens``, ``FEDSENS_OPENS``).
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -73,6 +76,7 @@ class ClientSettings(BaseModel):
     min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     min_contributors: int = Field(default=2, ge=1)
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    opens: Opens = "clients"
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
 

@@ -7,6 +7,7 @@ from fedsens.protocol._aggregate import (
     KEY_BYTES,
     Aggregate,
     AggregateHeader,
+    plausible_mean,
     sum_answers,
     tag_count,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "load_checkpoint",
     "load_protected",
     "mean_width",
+    "plausible_mean",
     "ratio_within",
     "read_reports",
     "save_checkpoint",

@@ -7,13 +7,15 @@ holders of the key K can take off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsens.crypto import CkksParameters
+from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ProtocolError
 from fedsens.protocol._context import Fingerprint, RoundContext
 from fedsens.protocol._contributors import Contributors
@@ -89,6 +91,34 @@ def sum_answers(answers: Iterable[bytes]) -> bytes:
     return total.astype("<u2").tobytes()
 
 
-def tag_count(parameters: CkksParameters) -> int:
-    """How many tags a ciphertext has; each is forged with probability 2/p (:mod:`fedsens.keys`)."""
+def plausible_mean(
+    values: NDArray[np.floating], parameters: CkksParameters, contributors: Contributors
+) -> bool:
+    """Whether honest clients, whose every block is within R, can have made a mean.
+
+    The root mean square of a block of a weighted mean is at most the largest one of its summands
+    (convexity), so at most R, plus the codec's error. A single value may exceed R.
+
+    Args:
+        values: the mean.
+        parameters: of its ciphertext.
+        contributors: the list.
+
+    Returns:
+        Whether every block is within that range; NaN and infinity are not.
+    """
+    error = parameters.error_bound(len(contributors.members)) / contributors.weight
+    limit = parameters.degree * (parameters.value_range + error) ** 2
+    step = parameters.degree
+    blocks = (values[low : low + step].astype(float) for low in range(0, len(values), step))
+    return all(float(block @ block) <= limit < math.inf for block in blocks)
+
+
+def tag_count(parameters: CkksParameters, opens: Opens = "clients") -> int:
+    """How many tags a ciphertext has; each is forged with probability 2/p (:mod:`fedsens.keys`).
+
+    None where the server opens: it adds up the sum itself, and there is no key to make them with.
+    """
+    if opens == "server":
+        return 0
     return -(-TAG_BITS // (parameters.wire_modulus.bit_length() - 2))

@@ -14,11 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedsens.crypto import CkksParameters
+from fedsens.crypto import CkksParameters, Opens
 from fedsens.remainder import RemainderTerms
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+MaybeFingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 Run = Annotated[str, Field(pattern="^[0-9]{1,20}$")]
 # Other characters than these could forge lines of a log, or hide there.
 Printable = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", max_length=256)]
@@ -32,7 +33,7 @@ class RoundContext(BaseModel):
         kind: ``update`` for trained models, ``map`` for sensitivity maps.
         run: the Flower run.
         round: the server round.
-        fingerprint: of the key K.
+        fingerprint: of the key K; empty where the server opens, which takes no key.
         parameters: CKKS parameters, the range R included.
         layout: digest of the model's layout.
         model_mask: digest of the mask that the model was split by when it was sent.
@@ -41,6 +42,7 @@ class RoundContext(BaseModel):
         reference: N_ref; a contributor's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.
         remainder: what becomes of the plaintext remainder.
+        opens: who opens the sum.
         cohort: digest of the clients that were asked.
         version: of the protocol.
     """
@@ -50,7 +52,7 @@ class RoundContext(BaseModel):
     kind: Kind
     run: Run
     round: int = Field(ge=1)
-    fingerprint: Fingerprint
+    fingerprint: MaybeFingerprint
     parameters: CkksParameters
     layout: Digest
     model_mask: Digest
@@ -59,6 +61,7 @@ class RoundContext(BaseModel):
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
+    opens: Opens = "clients"
     cohort: Digest
     version: Literal[3] = 3
 

@@ -10,11 +10,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedsens.crypto import MAP_PARAMETERS, CkksParameters
+from fedsens.crypto import MAP_PARAMETERS, CkksParameters, Opens
 from fedsens.errors import ProtocolError
 from fedsens.layout import ParameterLayout
 from fedsens.protocol._aggregate import AggregateHeader, Tags
-from fedsens.protocol._context import Digest, Fingerprint, Kind, Printable, RoundContext
+from fedsens.protocol._context import (
+    Digest,
+    Fingerprint,
+    Kind,
+    MaybeFingerprint,
+    Printable,
+    RoundContext,
+)
 from fedsens.protocol._contributors import (
     MOST,
     Contributors,
@@ -29,7 +36,6 @@ from fedsens.remainder import RemainderTerms
 VERSION = 3  # 3: one-time keys, exact tags
 MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
 KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
-MaybeFingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 
 class Header(BaseModel):
@@ -82,6 +88,7 @@ class ModelHeader(Header):
         reference: N_ref of this round; the answer's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.
         remainder: what becomes of the plaintext remainder of the answer.
+        opens: who opens what is encrypted in the answers.
     """
 
     round: int = Field(ge=1)
@@ -97,6 +104,7 @@ class ModelHeader(Header):
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
+    opens: Opens = "clients"
 
     def context(self, kind: Kind, run: str, base: str) -> RoundContext:
         """What uploads that answer a message with this header are bound to.
@@ -123,6 +131,7 @@ class ModelHeader(Header):
             reference=self.reference,
             weighted_by=self.weighted_by,
             remainder=self.remainder,
+            opens=self.opens,
             cohort=cohort_digest(self.cohort),
         )
 

@@ -15,6 +15,7 @@ from tests.keys.uploads import context_of, sender
 CONTEXT = context_of([sender(0), sender(1)])
 NAMED = "98" * 16
 OTHERS = {
+    "opens": ["server"],
     "kind": ["map"],
     "run": ["2", "11", "01"],
     "round": [2, 4],
