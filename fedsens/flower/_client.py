@@ -198,7 +198,7 @@ class Client:
 
         Raises:
             DowngradeError: the mask is below the minimum ratio, or empty although the client
-                holds a key.
+                holds a key or was asked for encrypted answers before.
         """
         least = mask_count(self.min_ratio, mask.size)
         if mask.k < least:
@@ -210,6 +210,11 @@ class Client:
             raise DowngradeError(
                 "expected encryption, because this client holds a key, got an empty mask; "
                 "remove the key to take part in an unencrypted run"
+            )
+        if mask.k == 0 and mask.size and self.store.record.last_round():
+            raise DowngradeError(
+                "expected encryption, because this client's earlier answers in this run were "
+                "encrypted, got an empty mask; the server deviates from the protocol"
             )
 
     def open_map(self, aggregate: Aggregate, received: Received) -> NDArray[np.floating]:

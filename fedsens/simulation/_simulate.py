@@ -139,6 +139,7 @@ def _run(
         "FEDSENS_STATE_DIR": str(state),
         # Who starts a simulation owns all of its data.
         "FEDSENS_ALLOW_PLAIN_MAPS": "true",
+        "FEDSENS_OPENS": "server",
     }
     if "output-dir" not in options.app.config:
         environment[OUTPUT_DIR] = str(folder.resolve())

@@ -1,10 +1,11 @@
 """``fedsens.opens = "server"``: the server opens the mean, and nobody's update."""
 
+import json
 import random
 
 import numpy as np
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideFixedClipping,
@@ -24,14 +25,15 @@ from flwr.serverapp.strategy import (
 
 from fedsens import FedSensConfig
 from fedsens.crypto import OneTimeSecret
-from fedsens.errors import ConfigurationError, CryptoError, StrategyError
+from fedsens.errors import ConfigurationError, CryptoError, PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
-from fedsens.flower._records import KEY_ANSWER
+from fedsens.flower._records import HEADER, KEY_ANSWER, MASK
 
 from .federation import (
     arrays_of,
     initial_arrays,
+    is_request,
     make_app,
     run_plain,
     shared_key,
@@ -144,6 +146,37 @@ def test_one_client_that_does_not_allow_it_is_left_out_of_the_round():
     assert result.arrays is not None
     plain = run_plain(rounds=1, clients=2)
     assert largest_difference(arrays_of(result.arrays), arrays_of(plain.arrays)) < 1e-5
+
+
+class Turncoat(LocalGrid):
+    """A server that asks for a plain model in the second round."""
+
+    def __init__(self, opens):
+        super().__init__(make_app(), 3, node_config={"fedsens-opens": "server"})
+        self._opens, self.answers = opens, []
+
+    def answer(self, message):
+        header = json.loads(message.content[HEADER]["json"]) if is_request(message) else {}
+        spoilt = header.get("round") == 2
+        if spoilt:
+            message.content.pop(MASK, None)
+            lie = header | {"mask": header["model_mask"], "opens": self._opens}
+            message.content[HEADER] = ConfigRecord({"json": json.dumps(lie)})
+        reply = super().answer(message)
+        if spoilt:
+            self.answers.append(reply)
+        return reply
+
+
+@pytest.mark.parametrize("opens", ["server", "clients"])
+def test_once_asked_for_encrypted_answers_a_client_gives_no_plain_ones(opens):
+    grid = Turncoat(opens)
+    with pytest.raises(PhaseError):
+        run(grid=grid, rounds=2, policy="random", ratio=0.5, max_empty_rounds=1)
+    assert len(grid.answers) == 3
+    for reply in grid.answers:
+        assert reply.has_error()
+        assert reply.error.reason.startswith("DowngradeError: expected encryption, because this")
 
 
 def test_a_client_that_allows_it_still_takes_part_where_clients_open():

@@ -1,0 +1,1 @@
+"""Which of Flower's strategies run in which mode, and whether they come out as without fedsens."""
