@@ -146,6 +146,11 @@ class ServerState:
             old.layout, self.mask, to_arrays(arrays), aggregate, old.parameters, server_round
         )
 
+    @property
+    def searching(self) -> bool:
+        """Whether sums were refused in this run, so that void rounds are part of a search."""
+        return bool(self._blame.refused)
+
     def accept(self) -> None:
         """Remember the model as one that clients open."""
         self.accepted = self.model
@@ -318,10 +323,9 @@ class ServerState:
             new = maker.make(grid, show, server_round)
         except PhaseError as error:
             self.leave_out(error.nodes)  # those that sent a map, but not its key
-            spoilt = isinstance(error, MapError)
             if isinstance(error, MapError):
                 self._blame.refuse(self._names(error.refused))
-            if must and not error.nodes and not spoilt:
+            elif must and not error.nodes:
                 raise
             if must:
                 logger.warning(

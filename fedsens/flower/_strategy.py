@@ -373,7 +373,8 @@ class SelectiveEncryption(Strategy):
         clients = sum(reply.has_content() for reply in good)
         self._finish_training(server_round, clients, metrics)
         first = not self._run.model.round
-        self._empty_rounds.count(server_round, clients, self._asked.reasons(), first)
+        if not self._run.searching:
+            self._empty_rounds.count(server_round, clients, self._asked.reasons(), first)
         return arrays, metrics
 
     def _add_updates(

@@ -272,7 +272,8 @@ def test_a_map_gets_the_records_of_the_strategy():
     begin = {"train_config": ConfigRecord({"image-size": 6, "labels": ["a", "b"]})}
     federation.start(initial_arrays(), inner=inner, begin=begin, policy="sensitivity")
     assert federation.clients() == [3, 3]
-    assert told == 3 * [{"image-size": 6, "labels": ["a", "b"], "rule": "vector", "round": 1}]
+    own = {"rule": "vector", "round": 1, "timeout": 600.0}
+    assert told == 3 * [{"image-size": 6, "labels": ["a", "b"], **own}]
 
 
 def test_a_query_of_the_apps_own_is_refused_with_the_way_to_let_it_pass():
