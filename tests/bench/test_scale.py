@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from flwr.serverapp.strategy import FedAvg
 from typer.testing import CliRunner
 
 from fedsens.bench import scale
@@ -30,6 +31,9 @@ def test_every_federation_of_both_sweeps_is_measured(tmp_path):
 
 
 def test_a_lost_client_spoils_the_measurement(monkeypatch):
-    monkeypatch.setattr(scale.Stopwatch, "_configure_train", lambda *given: [])
-    with pytest.raises(BenchmarkError, match="expected 4 answers of clients, got 0"):
+    def all_but_one(strategy, *given):
+        return list(FedAvg.configure_train(strategy, *given))[:-1]
+
+    monkeypatch.setattr(scale.Stopwatch, "_configure_train", all_but_one)
+    with pytest.raises(BenchmarkError, match="expected 4 answers of clients, got 2"):
         scale._measure(100, 2, 1.0)

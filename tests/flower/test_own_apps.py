@@ -445,8 +445,9 @@ def test_a_resumed_run_refuses_what_only_flowers_start_understands(tmp_path):
 # What is seen.
 
 
-def test_the_phases_are_seen_without_a_call(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("fedsens"), "level", logging.NOTSET)
+def test_the_phases_are_seen_without_a_call(caplog):
+    caplog.set_level(logging.WARNING)  # as it is where nobody has chosen anything
+    caplog.set_level(logging.NOTSET, "fedsens")
     caplog.set_level(logging.INFO, "flwr")
     Federation(train).start(initial_arrays(), rounds=1)
     lines = [record.getMessage() for record in caplog.records if record.name == "flwr"]

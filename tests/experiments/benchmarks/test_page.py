@@ -44,7 +44,9 @@ def test_a_round_has_secagg_beside_it():
     names = [row["name"] for row in content["rows"]]
     assert (names[0], names[-1]) == ("Flower FedAvg", "Flower SecAgg+")
     assert content["rows"][-1]["relative"]["up"] > 1
-    assert set(content["planned"]) == set(names[1:-1])
+    assert names[-2] == "ratio 1, compact"
+    assert content["rows"][-2]["relative"]["up"] < content["rows"][-3]["relative"]["up"]
+    assert set(content["planned"]) == set(names[1:-2])
 
 
 @pytest.mark.parametrize("arguments", [["maps"], ["map", "--case", "alexnet"]])
