@@ -195,6 +195,7 @@ class Phase:
         epsilon: float | None = None,
         seconds: Mapping[str, float] | None = None,
         reasons: Mapping[int, str] | None = None,
+        encrypted: int = 0,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -206,6 +207,7 @@ class Phase:
             epsilon: privacy cost of the plaintext remainder so far.
             seconds: CPU seconds of encrypting, adding and decrypting.
             reasons: node to why its answer was left out, beside those that answered with an error.
+            encrypted: parameters of an answer that are encrypted.
 
         Returns:
             The report.
@@ -225,6 +227,7 @@ class Phase:
             seconds=time.monotonic() - self._started,
             metrics={k: v for k, v in values if isinstance(v, int | float)},
             epsilon=epsilon,
+            encrypted_parameters=encrypted,
             **(seconds or {}),
         )
 

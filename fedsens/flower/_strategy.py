@@ -448,6 +448,7 @@ class SelectiveEncryption(Strategy):
             epsilon=self._run.terms.policy().epsilon(server_round),
             seconds=updates.seconds() if updates else None,
             reasons=updates.reasons if updates else None,
+            encrypted=self._run.mask.k,
         )
         self._emit(report)
         if metrics is not None:

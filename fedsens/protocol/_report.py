@@ -32,6 +32,7 @@ class PhaseReport(BaseModel):
         add_seconds: CPU seconds of the server to add ciphertexts.
         epsilon: differential privacy (delta 1e-5) of the plaintext remainder of a client that has
             answered once in every round so far; None where no budget can be stated.
+        encrypted_parameters: of the answers of a training round.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -52,6 +53,7 @@ class PhaseReport(BaseModel):
     decrypt_seconds: float = 0.0
     add_seconds: float = 0.0
     epsilon: float | None = None
+    encrypted_parameters: int = 0
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:

@@ -163,12 +163,15 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
     phases = sorted(outcome.reports, key=lambda report: report.phase != "evaluate")
     shown = choose_metric((name for report in phases for name in report.metrics), metric)
     rows = [_row(r, outcome.reports, shown) for r in sorted({x.round for x in outcome.reports})]
+    # A model that the server opened is whole, though the answers were encrypted.
+    told = [each.encrypted_parameters for each in outcome.reports if each.phase == "train"]
+    encrypted = max([model.mask.k, *told[-1:]])
     return RunSummary(
         status=outcome.status,
         rounds=len(rows),
-        ratio=model.mask.ratio,
+        ratio=encrypted / model.layout.size if model.layout.size else 0.0,
         parameters=model.layout.size,
-        encrypted_parameters=model.mask.k,
+        encrypted_parameters=encrypted,
         metric=shown,
         bytes_up=_up(outcome.reports),
         bytes_down=_down(outcome.reports),

@@ -283,3 +283,10 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path):
     later = LocalGrid(make_app(), 3, run_id=3, node_config={"fedsens-opens": "server"})
     result = run(make(), 3, grid=later, resume=True, **options)[1]
     assert largest_difference(arrays_of(whole.arrays), arrays_of(result.arrays)) < 1e-4
+
+
+def test_reports_tell_what_was_encrypted_although_the_model_is_whole():
+    strategy, _, _ = run(rounds=2, policy="random", ratio=0.5)
+    told = [each.encrypted_parameters for each in strategy.reports if each.phase == "train"]
+    assert told == [57, 57]
+    assert strategy.model.mask.k == 0
