@@ -25,12 +25,14 @@ def sentences(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flower", "lightning", "bert"])
+@pytest.mark.parametrize("name", ["resnet18", "flower", "lightning", "bert"])
 def test_a_users_model_goes_through_both_commands(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # a broken one must not stop transformers
     data = (sentences if name == "bert" else photographs)(tmp_path / "data.npz")
     out = tmp_path / "study"
-    few = ["--images", "2", "--steps", "20"]
+    few = ["--images", "1", "--steps", "2", "--no-presence"] if name == "resnet18" else [
+        "--images", "2", "--steps", "20"
+    ]  # fmt: skip
     given = ["--model", f"tests.audit.users:{name}", "--data", str(data), *few]
     audit = ["audit", *given, "--policy", "first_layers", "--ratio", "0.1", "--out", str(out)]
     ran = CliRunner().invoke(app, audit)

@@ -3,6 +3,13 @@
 import torch
 from torch import nn
 
+from fedsens.bench.models import resnet18 as demo
+
+
+def resnet18():
+    """The one that `fedsens bench round` trains, with BatchNorm."""
+    return demo(10)
+
 
 def flower():
     """The network of Flower's PyTorch quickstart, at its size."""
