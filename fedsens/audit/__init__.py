@@ -121,20 +121,10 @@ _HOMES = {
         "view_of_gradient",
     ),
     "fedsens.audit._clients": ("Case",),
-    "fedsens.audit._figure": (
-        "draw_choices",
-        "draw_leakage",
-        "draw_sheet",
-    ),
+    "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
     "fedsens.audit._imprint": ("Imprinted",),
-    "fedsens.audit._inputs": (
-        "leaking_lenet",
-        "load_samples",
-    ),
-    "fedsens.audit._membership": (
-        "label_leaks",
-        "membership",
-    ),
+    "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
+    "fedsens.audit._membership": ("label_leaks", "membership"),
     "fedsens.audit._metrics": (
         "CONFIDENCE",
         "class_mean",
@@ -144,18 +134,8 @@ _HOMES = {
         "recall_and_precision",
         "ssim",
     ),
-    "fedsens.audit._recommend": (
-        "Choice",
-        "choices",
-        "real_trials",
-        "recommendation",
-        "walk",
-    ),
-    "fedsens.audit._record": (
-        "Record",
-        "read_settings",
-        "run_trials",
-    ),
+    "fedsens.audit._recommend": ("Choice", "choices", "real_trials", "recommendation", "walk"),
+    "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
     "fedsens.audit._report": (
         "Summary",
         "audit_table",
@@ -176,10 +156,6 @@ _HOMES = {
         "remainder_name",
         "trials_of",
     ),
-    "fedsens.audit._verdict": (
-        "Line",
-        "verdict",
-        "verdicts",
-    ),
+    "fedsens.audit._verdict": ("Line", "verdict", "verdicts"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -22,6 +22,7 @@ from fedsens.extensions import load_extensions
 from fedsens.files import Arrays, digest_of
 from fedsens.flower._client_keys import KeyHolder
 from fedsens.flower._client_uploads import Uploader
+from fedsens.flower._maps import drop_noise
 from fedsens.flower._records import (
     PREFIX,
     Received,
@@ -95,8 +96,9 @@ class Client:
         encrypted = model.aggregate is not None
         arrays = self._open_model(model, received)
         del model  # a large one is held as few times as can be
-        if encrypted or shown:
+        if encrypted:
             content[received.key] = to_record(arrays)
+        if encrypted or shown:
             _ = self.store.folder  # made here, if the key came from elsewhere
             self.store.record.record_model(
                 header.round, header.model_round, header.key_index, digest_of(arrays)
@@ -240,8 +242,8 @@ class Client:
         key = self.key_for(received.header)
         least, roster = self.settings.min_contributors, self.store.members
         scores = open_aggregate(aggregate, key, layout.size, least, roster)
-        clients = len(aggregate.header.contributors.members)
-        scores[scores < context.parameters.error_bound(clients) / aggregate.header.weight] = 0.0
+        members = aggregate.header.contributors.members
+        drop_noise(scores, context.parameters, [each.weight for each in members])
         return scores
 
     def rekey(self, model: ProtectedModel, received: Received, request: RekeyRequest) -> Aggregate:

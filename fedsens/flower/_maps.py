@@ -6,8 +6,9 @@ With ``maps = "plain"``, for research, the server sees and adds the maps themsel
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
-from fedsens.crypto import MAP_PARAMETERS, Aggregator
+from fedsens.crypto import MAP_PARAMETERS, Aggregator, CkksParameters
 from fedsens.errors import (
     DowngradeError,
     FedSensError,
@@ -122,9 +123,7 @@ class MapCollection:
         name: tuple[PhaseName, int] = ("map", number)
         if config.server_opens:
             total, exchange = self._uploads.open_here(grid, name, config.key_timeout)
-            clients, weight = len(self._uploads.headers), sum(self._uploads.weights)
-            # Exact zeros where nothing is above the noise, so that ties go by index.
-            total[total < MAP_PARAMETERS.error_bound(clients) / weight] = 0.0
+            drop_noise(total, MAP_PARAMETERS, self._uploads.weights)
         else:
             total, exchange = self._uploads.open_for_holders(grid, name, config.key_timeout)
         self.contributors = frozenset(self._uploads.headers)
@@ -164,6 +163,17 @@ class MapCollection:
         if not np.isfinite(total).all():
             raise MaskError("expected scores that can be added up, got larger ones")
         self._plain = total
+
+
+def drop_noise(scores: Scores, parameters: CkksParameters, weights: Collection[float]) -> None:
+    """Make exact zeros where nothing is above the codec's noise, so that ties go by index.
+
+    Args:
+        scores: the weighted mean of maps; changed in place.
+        parameters: of their sum.
+        weights: of the maps in it.
+    """
+    scores[scores < parameters.error_bound(len(weights)) / math.fsum(weights)] = 0.0
 
 
 def answer_map(

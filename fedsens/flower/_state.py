@@ -60,7 +60,6 @@ class ServerState:
         reference: N_ref, the examples of the clients that the current model was sent to.
         experiment: random name of the run and of those that resume it.
         accepted: the last model that clients opened, or the one that the run began with.
-        went_back: whether a model was ever refused.
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class ServerState:
         self._left_out: frozenset[int] = frozenset()
         self._blame = Blame(config.train_min_clients, config.seed)
         self._authors: frozenset[str] = frozenset()
-        self.went_back = False
         self.replace_plain(initial, 0)
         if config.encrypts:
             layout.check_real()
@@ -121,10 +119,8 @@ class ServerState:
         """
         state = to_arrays(arrays)
         layout = ParameterLayout.from_state_dict(state)
-        self.mask = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
-        self.model = self.accepted = ProtectedModel(
-            layout, self.mask, state, None, self.config.parameters, server_round
-        )
+        self.model = self.accepted = self._whole(state, layout, server_round)
+        self.mask = self.model.mask
 
     def replace(
         self,
@@ -172,7 +168,7 @@ class ServerState:
             self.model.round,
             self.accepted.round,
         )
-        self.model, self.went_back = self.accepted, True
+        self.model = self.accepted
         self._blame.refuse(self._authors)
         return True
 
@@ -187,10 +183,14 @@ class ServerState:
             server_round: the round.
         """
         layout = self.model.layout
-        none = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
         state = as_layout_types(to_arrays(arrays), layout)
         self._authors = frozenset()  # it opened here, so a refusal is not a spoilt sum's
-        self.model = ProtectedModel(layout, none, state, None, self.config.parameters, server_round)
+        self.model = self._whole(state, layout, server_round)
+
+    def _whole(self, state: Arrays, layout: ParameterLayout, server_round: int) -> ProtectedModel:
+        """A model of which nothing is encrypted."""
+        none = EncryptionMask(np.zeros(layout.size, np.bool_), layout.digest)
+        return ProtectedModel(layout, none, state, None, self.config.parameters, server_round)
 
     def stand_in(self) -> Arrays | None:
         """What stands for each client's plaintext remainder; None if the clients send theirs."""

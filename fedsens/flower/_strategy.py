@@ -235,8 +235,6 @@ class SelectiveEncryption(Strategy):
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
-        if self._state is not None and self._state.went_back:  # Flower has the refused one
-            result.arrays = to_record(self.model.plain)
         if self._state is not None and self.model.mask.k:
             result.arrays = to_record(self.model.visible())
             logger.warning(

@@ -27,13 +27,10 @@ __all__ = [
     "rows_of",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "fedsens.mapping._figure": ["draw_map"],
-        "fedsens.mapping._job": ["MapJob", "bytes_of", "make_map", "rows_of"],
-        "fedsens.mapping._model": ["build_model", "load_weights"],
-        "fedsens.mapping._screen": ["conclusion", "layer_table"],
-    },
-    __all__,
-)
+_HOMES = {
+    "fedsens.mapping._figure": ("draw_map",),
+    "fedsens.mapping._job": ("MapJob", "bytes_of", "make_map", "rows_of"),
+    "fedsens.mapping._model": ("build_model", "load_weights"),
+    "fedsens.mapping._screen": ("conclusion", "layer_table"),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

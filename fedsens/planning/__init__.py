@@ -36,19 +36,16 @@ __all__ = [
     "size_of_state",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "fedsens.planning._calibrate": ["calibrate", "predicted_memory", "predicted_rounds"],
-        "fedsens.planning._plan": [
-            "Budget",
-            "Federation",
-            "Speed",
-            "largest_plan",
-            "make_plan",
-            "plan_table",
-        ],
-        "fedsens.planning._size": ["ModelSize", "size_of_file", "size_of_state"],
-    },
-    __all__,
-)
+_HOMES = {
+    "fedsens.planning._calibrate": ("calibrate", "predicted_memory", "predicted_rounds"),
+    "fedsens.planning._plan": (
+        "Budget",
+        "Federation",
+        "Speed",
+        "largest_plan",
+        "make_plan",
+        "plan_table",
+    ),
+    "fedsens.planning._size": ("ModelSize", "size_of_file", "size_of_state"),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

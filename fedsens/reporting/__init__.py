@@ -21,12 +21,9 @@ __all__ = [
     "run_section",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "fedsens.reporting._page": ["page", "picture"],
-        "fedsens.reporting._results": ["result_sections"],
-        "fedsens.reporting._run": ["run_section"],
-    },
-    __all__,
-)
+_HOMES = {
+    "fedsens.reporting._page": ("page", "picture"),
+    "fedsens.reporting._results": ("result_sections",),
+    "fedsens.reporting._run": ("run_section",),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -34,16 +34,13 @@ __all__ = [
     "with_baseline",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "fedsens.simulation._app": ["FlowerApp"],
-        "fedsens.simulation._figure": ["draw_curves"],
-        "fedsens.simulation._runner": ["RunOptions"],
-        "fedsens.simulation._screen": ["SimulationScreen", "tables"],
-        "fedsens.simulation._simulate": ["check_options", "simulate", "with_baseline"],
-        "fedsens.simulation._submit": ["follow", "submit"],
-        "fedsens.simulation._summary": ["RunSummary", "SimulationSummary", "summarize"],
-    },
-    __all__,
-)
+_HOMES = {
+    "fedsens.simulation._app": ("FlowerApp",),
+    "fedsens.simulation._figure": ("draw_curves",),
+    "fedsens.simulation._runner": ("RunOptions",),
+    "fedsens.simulation._screen": ("SimulationScreen", "tables"),
+    "fedsens.simulation._simulate": ("check_options", "simulate", "with_baseline"),
+    "fedsens.simulation._submit": ("follow", "submit"),
+    "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
+}
+__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
