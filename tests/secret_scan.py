@@ -83,7 +83,9 @@ class Needles:
 
 def forms(secret: bytes) -> list[bytes]:
     """How bytes may appear: raw, as Python and JSON show them, hexadecimal and base64."""
-    texts = [repr(secret)[2:-1], secret.hex(), secret.hex().upper(), secret.hex(" ")]
+    escaped = repr(b'"' + secret)[3:-1]  # whether a quote is escaped depends on what is around it
+    texts = [escaped, escaped.replace("\\'", "'")]
+    texts += [secret.hex(), secret.hex().upper(), secret.hex(" ")]
     for shift in range(3):  # base64 of a longer text depends on where the secret begins in it
         usual = base64.b64encode(bytes(shift) + secret)
         inner = usual[4 if shift else 0 : 4 * ((shift + len(secret)) // 3)]

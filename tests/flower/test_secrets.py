@@ -134,5 +134,18 @@ def test_planted_key_material_is_found(hide, story, secrets, needles):
         assert f"planted: {name}" in needles.search({"planted": document[:7] + hide(secret)})
 
 
+QUOTES = {"none": b"", "single": b"'", "double": b'"', "both": b"'\""}
+
+
+@pytest.mark.parametrize("rest", QUOTES.values(), ids=QUOTES)
+@pytest.mark.parametrize("quote", QUOTES.values(), ids=QUOTES)
+def test_a_part_of_a_secret_is_found_whatever_quotes_are_around_it(quote, rest):
+    """A quote is escaped or not, depending on the others in the text."""
+    secret = bytes(range(100, 110)) + quote + bytes(range(110, 132))
+    needles = Needles()
+    needles.add_secret("key", secret)
+    assert needles.search({"log": repr(secret + rest).encode()}) == ["log: key"]
+
+
 def _some_document(story):
     return next(data for name, data in story.documents.items() if "message train" in name)[:LARGEST]
