@@ -445,8 +445,11 @@ def test_a_resumed_run_refuses_what_only_flowers_start_understands(tmp_path):
 # What is seen.
 
 
-def test_the_phases_are_seen_without_a_call(caplog):
-    caplog.set_level(logging.WARNING)  # as it is where nobody has chosen anything
+def test_the_phases_are_seen_without_a_call(caplog, monkeypatch):
+    # As it is where nobody has chosen anything, whatever other tests chose in this process.
+    monkeypatch.setattr(logging.getLogger("fedsens"), "parent", logging.getLogger())
+    monkeypatch.setattr(logging.getLogger("fedsens"), "propagate", True)
+    caplog.set_level(logging.WARNING)
     caplog.set_level(logging.NOTSET, "fedsens")
     caplog.set_level(logging.INFO, "flwr")
     Federation(train).start(initial_arrays(), rounds=1)
