@@ -5,7 +5,6 @@ Flower's own ``send_and_receive`` returns when the last reply is there, with all
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError
-from fedsens.flower._records import size_of
 
 # Seconds between two looks where nothing has arrived, at first and at most; Flower's own take 3.
 SOON, POLL = 0.05, 0.5
-LARGE = 2**26  # bytes of a message that are worth the time of a collection
 
 
 def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
@@ -35,12 +32,8 @@ def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> 
     Yields:
         Each reply once it is there.
     """
-    messages = list(messages)
-    large = any(m.has_content() and sum(size_of(m.content)) > LARGE for m in messages)
     pending = dict.fromkeys(each for each in grid.push_messages(messages) if each)
     del messages
-    if large:  # Flower's records refer to themselves, so they wait for the collector
-        gc.collect()
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     pause = SOON
     while pending:
