@@ -34,14 +34,16 @@ def traffic(
         clients: how many take part in a round.
 
     Returns:
-        Bytes up and bytes down, with the mask and the padded keys.
+        Bytes up and bytes down, with the padded keys and the mask, which is one bit for each
+        parameter; a mask of everything or of nothing is told by its digest alone.
     """
     padded = codec.blocks(count) * codec.degree
     visible = width * (size - count) + HEADER
     keys = KEY_BYTES if count else 0
     listed = LISTED * clients if count else 0
+    mask = size / 8 if 0 < count < size else 0
     up = (HEADER if withheld else visible) + padded * codec.bytes_per_parameter + keys
-    return up, visible + size / 8 + padded * codec.bytes_per_parameter_down + keys + listed
+    return up, visible + mask + padded * codec.bytes_per_parameter_down + keys + listed
 
 
 def mean_width(layout: ParameterLayout) -> float:
