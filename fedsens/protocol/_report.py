@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+#: What the server asks clients for.
 Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 

@@ -11,7 +11,8 @@ from fedsens.sensitivity.jacobians import (
     output_jacobian,
     sample_norms,
 )
-from fedsens.sensitivity.layerwise import LayerSensitivity, layer_sensitivity
+from fedsens.sensitivity.label_jacobian import LabelRows
+from fedsens.sensitivity.layerwise import LayerRow, LayerSensitivity, layer_sensitivity
 from fedsens.sensitivity.losses import LabelLoss, register_loss
 from fedsens.sensitivity.map import SensitivityMap
 from fedsens.sensitivity.mapfile import load_map, save_map
@@ -21,6 +22,8 @@ from fedsens.sensitivity.standard_losses import smoothed_cross_entropy
 
 __all__ = [
     "LabelLoss",
+    "LabelRows",
+    "LayerRow",
     "LayerSensitivity",
     "MapProgress",
     "SensitivityMap",
