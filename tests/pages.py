@@ -21,21 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    "fedsens",
-    "flwr",
-    "python",
-    "pip",
-    "make",
-    "git",
-    "docker",
-    "export",
-    "flower-superlink",
-    "flower-supernode",
-    "mkdir",
-    "ls",
-    "KEY=",
-]
+SHELL = re.compile(r"(?:fedsens|flwr|python|pip|make|git|docker|export|flower-\w+|mkdir|ls)\s|KEY=")
 FENCE = re.compile(r"```(\S*)[^\n]*\n(.*?)^\s*```", re.M | re.S)
 INDENTED = re.compile(r"(?:^ {4}\S.*\n(?:^ {4,}.*\n|^\n(?= {4}))*)", re.M)
 ELSEWHERE = re.compile(r"<!-- (run in|not to run:) ([^>]+?) -->\s*$")
@@ -102,5 +88,5 @@ def _indented(page: str) -> Iterator[tuple[int, str, str]]:
     for match in INDENTED.finditer(hidden):
         text = re.sub(r"^ {4}", "", match[0], flags=re.M)
         before = hidden[: match.start()]
-        if before.endswith("\n\n") and text.startswith(tuple(COMMANDS)):
+        if before.endswith("\n\n") and SHELL.match(text):
             yield match.start(), "sh", text
