@@ -112,11 +112,13 @@ def _comment(name: str) -> list[str]:
 
 
 def _plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Take bars and asterisks of formulas as they are: docstrings are read as text, too."""
+    """Take formulas as they are, and a colon in what is returned, which is not a type's."""
     for number, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
         lines[number] = "``".join(parts)
+        if number and lines[number - 1].strip() in {"Returns:", "Yields:"}:
+            lines[number] = re.sub(r"^( +)", r"\1: ", lines[number])
 
 
 def _describe(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -30,6 +30,8 @@ batches = loader
 """
 LATER = "later_x, later_y, k, rate, a = x, y, 2, 0.1, torch.ones(4)\n"
 TRANSFORMERS = """
+import sys
+sys.modules["torchvision"] = None  # one built for another torch must not stop transformers
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -38,10 +40,31 @@ small = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attent
 bert, tagger = BertForSequenceClassification(small), BertForTokenClassification(small)
 gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2))
 ids = torch.randint(20, (4, 8))
+sentences = [{"input_ids": ids, "labels": y}]
+tagged = [{"input_ids": ids, "labels": ids % 3}]
+texts = [{"input_ids": ids, "labels": ids}]
+"""
+MAPS = """
+model = nn.Sequential()
+model.add_module("body", nn.Sequential(nn.Linear(6, 5), nn.Tanh()))
+model.add_module("head", nn.Linear(5, 3))
+unet, scans = nn.Conv2d(1, 3, 3), [(torch.randn(4, 1, 6, 6), torch.randint(3, (4, 4, 4)))]
+cnn, records = nn.Linear(6, 3), [({"img": x}, y)]
+compiled = nn.Sequential()
+compiled.add_module("_orig_mod", model)
+adapters = nn.ModuleDict({"lora_A": nn.ModuleDict({"default": nn.Linear(6, 3)})})
+peft_model = type("Peft", (nn.Module,), {
+    "forward": lambda self, x: self.adapters["lora_A"]["default"](x)
+})()
+peft_model.adapters = adapters
+old, new = sensitivity_map(model, loader), sensitivity_map(model, loader, rule="true_label")
+save_map(old, "a.safetensors")
+save_map(new, "b.safetensors")
 """
 NAMES = {
     "docs/how-to/jacobians.md": CLASSIFIER + LATER,
     "docs/explanation/sensitivity.md": CLASSIFIER,
+    "docs/how-to/map.md": CLASSIFIER + TRANSFORMERS + MAPS,
 }
 
 
