@@ -63,7 +63,8 @@ def _experiment(files: list[Path]) -> str:
         heading = f"<h3>{escape(path.stem)}</h3>\n" if len(files) > 1 else ""
         parts.append(heading + _rows(path, _content(path) or {}))
     told = CONCLUSION.search(_readme(files[0]))
-    return "".join(parts) + conclusion(_text_of(told[1]) if told else "")
+    text = _text_of(told[1]) if told else ""
+    return "".join(parts) + conclusion(text[:1].upper() + text[1:])
 
 
 def _text_of(markdown: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.pages import ROOT
 
+AFTER_A_RUN = {"docs/how-to/costs.md", "docs/how-to/map.md"}  # its model lies there, too
 EMPTY = {"docs/tutorial/2-your-app.md", "docs/how-to/extend.md"}  # begin in an empty folder
 MODEL = '''"""A model of the reader's own."""
 

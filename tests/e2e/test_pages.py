@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.pages import ROOT, Block, blocks, pages
 
-from .page_setups import NAMES, prepare
+from .page_setups import AFTER_A_RUN, NAMES, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 RUN = {
@@ -36,11 +37,26 @@ def text(language: str, own: list[Block]) -> str:
     return "\n".join(block.text for block in own if block.language == language and not block.file)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a reader who has trained a model there, as most pages do not ask for."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "home").mkdir()
+    prepare("README.md", folder)
+    run(["fedsens", "simulate", "--clients", "2", "--rounds", "1", "--no-baseline"], folder)
+    shutil.copy(folder / "runs" / "latest" / "model.safetensors", folder)
+    shutil.copytree(ROOT / "experiments" / "accuracy", folder / "experiments" / "accuracy")
+    return folder
+
+
 @pytest.mark.parametrize("page", [page for page, own in RUN.items() if own])
-def test_every_block_runs_as_shown(page, tmp_path):
+def test_every_block_runs_as_shown(page, tmp_path, request):
     own = RUN[page]
-    (tmp_path / "home").mkdir()
-    prepare(page, tmp_path)
+    if page in AFTER_A_RUN:
+        tmp_path = request.getfixturevalue("finished")
+    else:
+        (tmp_path / "home").mkdir()
+        prepare(page, tmp_path)
     for block in own:
         if block.file:
             (tmp_path / block.file).write_text(block.text)

@@ -178,7 +178,7 @@ def test_experiments_show_every_row(tmp_path):
     text = (tmp_path / "deep" / "page.html").read_text()
     assert "The first table" in text
     assert "torch 2" in text
-    assert '<p class="end">see it, it works.</p>' in text
+    assert '<p class="end">See it, it works.</p>' in text
     cells = ["model", "size", "a", HOSTILE, "3", "0.1235", "b", "4", ""]
     assert Reader(text).cells == cells
 
