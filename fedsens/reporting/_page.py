@@ -25,7 +25,8 @@ figure { margin: 1rem 0; } .wide { overflow-x: auto; } img { background: #fff; m
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem .25rem 0; text-align: left; }
 th.right, td.right { text-align: right; white-space: nowrap; }
-table.many { font-size: .75rem; } table.many th.right { white-space: normal; } table.many th, table.many td { padding-right: .4rem; }
+table.many { font-size: .75rem; } table.many th.right { white-space: normal; }
+table.many th, table.many td { padding-right: .4rem; }
 p.end { border-left: 4px solid var(--accent); font-weight: 600; padding-left: .75rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; }
 """
