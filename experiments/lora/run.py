@@ -93,7 +93,7 @@ def run_app(
         "model": model,
         "dtype": dtype,
         "local-epochs": 1,
-        "learning-rate": 0.01,
+        "learning-rate": 0.003,
         "num-server-rounds": rounds,
         "output-dir": str(out or ""),
         **options,

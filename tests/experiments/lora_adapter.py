@@ -44,7 +44,7 @@ def mapped(model):
     client, task = load_app("client_app"), load_app("task")
     adapter, (batches, _) = task.get_model(model), task.load_data(model, 0, 2)
     first = largest(client.make_map(adapter, batches, model))
-    task.train(adapter, batches, 1, 0.01)
+    task.train(adapter, batches, 1, 0.003)
     smap = client.make_map(adapter, batches, model)
     sent = sorted(task.adapter_of(adapter))
     return {"first": first, "second": largest(smap), "names": sorted(smap.sums), "sent": sent}
