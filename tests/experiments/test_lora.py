@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lora.run import FOLDER
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("lora_adapter.py")
 
@@ -66,11 +64,3 @@ def test_a_is_as_sensitive_as_nothing_until_b_has_moved(tmp_path, model):
     assert found["names"] == found["sent"]
     assert found["first"]["lora_A"] == 0
     assert min(found["first"]["lora_B"], *found["second"].values()) > 0
-
-
-def test_flower_packs_the_app(tmp_path):
-    flwr = Path(sys.executable).with_name("flwr")
-    done = subprocess.run(
-        [flwr, "build", "--app", FOLDER], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert not done.returncode, done.stdout + done.stderr
