@@ -128,7 +128,8 @@ class MapCollection:
             total, exchange = self._uploads.open_for_holders(grid, name, config.key_timeout)
         self.contributors = frozenset(self._uploads.headers)
         phase.absorb(exchange)
-        return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
+        seconds = {"add_seconds": self._uploads.seconds}
+        return total, phase.report(self._used, seconds=seconds, encrypted=self._size)
 
     def _take(self, phase: Phase, node: int, content: RecordDict) -> None:
         """Check one answer and add its map; a wrong one is left out by name."""

@@ -239,6 +239,7 @@ class Phase:
             metrics={k: v for k, v in values if isinstance(v, int | float)},
             epsilon=epsilon,
             encrypted_parameters=encrypted,
+            opens=self.header.opens if self.header is not None and encrypted else None,
             **(seconds or {}),
         )
 

@@ -259,9 +259,12 @@ class ServerState:
         nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
         self._agree(grid, nodes, server_round)
         if len(self.keys.examples) < config.key_min_clients:
+            wanted = f"with the key {known}".rstrip()
+            if config.server_opens:
+                wanted = "that let the server open the mean"
             raise PhaseError(
-                f"expected at least {config.key_min_clients} clients with the key"
-                f"{' ' + known if known else ''}, got {len(self.keys.examples)}: "
+                f"expected at least {config.key_min_clients} clients {wanted}, got "
+                f"{len(self.keys.examples)}: "
                 f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
             )
         self._gathered = True
@@ -282,7 +285,7 @@ class ServerState:
             )
         config = self.config
         return KeyAgreement(
-            config.key_timeout, fingerprint, key_index, config.examples_cap, config.server_opens
+            config.key_timeout, fingerprint, key_index, config.examples_cap, config.opens
         )
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
@@ -465,6 +468,7 @@ def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensCon
         config.max_mb,
         width=mean_width(layout),
         withheld=not policy_named(config.remainder).sends_plain,
+        opens=config.opens,
     )
     text = "ratio %.4g: the largest within %g MB a client and round"
     tell(logger, text, ratio, config.max_mb)

@@ -282,7 +282,8 @@ class SelectiveEncryption(Strategy):
         config, parameters = self.config, self.config.parameters
         tell(
             logger,
-            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
+            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps, opened by the "
+            "%s",
             config.policy,
             f"ratio {config.effective_ratio:g}"
             if config.max_mb is None
@@ -290,6 +291,7 @@ class SelectiveEncryption(Strategy):
             parameters.name,
             parameters.security_bits,
             config.maps,
+            config.opens,
         )
         if told := config.remainder_terms(NAMELESS).policy().describe():
             tell(logger, "%s", told)

@@ -204,6 +204,7 @@ class KeyRequest(Header):
         sender: the sealing client's public key in hexadecimal (``accept``).
         fingerprint: of the key that a resumed run needs (``hello``); empty for any.
         key_index: how often the key has been rotated.
+        opens: who opens the sums of the run; where the server does, ``hello`` is the only step.
     """
 
     step: Literal["hello", "share", "accept"]
@@ -212,6 +213,7 @@ class KeyRequest(Header):
     sender: PublicKey | None = None
     fingerprint: MaybeFingerprint = ""
     key_index: KeyIndex = 0
+    opens: Opens = "clients"
 
 
 class KeyReply(Header):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fedsens.crypto import Opens
+
 Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 
@@ -32,7 +34,8 @@ class PhaseReport(BaseModel):
         add_seconds: CPU seconds of the server to add ciphertexts.
         epsilon: differential privacy (delta 1e-5) of the plaintext remainder of a client that has
             answered once in every round so far; None where no budget can be stated.
-        encrypted_parameters: of the answers of a training round.
+        encrypted_parameters: of each answer with an update or a map.
+        opens: who opens the sum of the uploads; None where nothing was encrypted.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -54,6 +57,7 @@ class PhaseReport(BaseModel):
     add_seconds: float = 0.0
     epsilon: float | None = None
     encrypted_parameters: int = 0
+    opens: Opens | None = None
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -62,6 +66,7 @@ class PhaseReport(BaseModel):
         return (
             f"round {self.round} {self.phase}: {self.clients} clients, {self.lost} lost, "
             f"up {up} B, down {down} B (plain + encrypted), {self.seconds:.2f} s"
+            f"{', opened by the server' if self.opens == 'server' else ''}"
         )
 
 

@@ -132,9 +132,11 @@ def test_nobody_has_or_needs_a_key():
 
 
 def test_a_client_refuses_unless_its_owner_allows_it():
-    grid = LocalGrid(make_app(), 3)
-    with pytest.raises(Exception, match="fedsens-opens=server"):
+    kinds = []
+    grid = LocalGrid(make_app(), 3, tap=lambda message: kinds.append(message.metadata.message_type))
+    with pytest.raises(PhaseError, match=r"let the server open .*allow it with fedsens-opens=serv"):
         run(grid=grid)
+    assert set(kinds) == {"query.fedsens_keys"}  # at hello, before any model
 
 
 def test_one_client_that_does_not_allow_it_is_left_out_of_the_round():
@@ -219,6 +221,12 @@ def test_masks_below_ratio_one(policy):
 
 def test_the_mask_is_the_one_that_clients_would_make():
     here, _, _ = run(rounds=1, ratio=0.3)
+    assert {each.phase: each.opens for each in here.reports} == {
+        "keys": None,
+        "map": "server",
+        "train": "server",
+        "evaluate": None,
+    }
     there = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=0.3))
     there.start(LocalGrid(make_app(), 3, run_id=2), initial_arrays(), 1)
     assert here._run.mask.overlap(there._run.mask) == 1
@@ -289,4 +297,7 @@ def test_reports_tell_what_was_encrypted_although_the_model_is_whole():
     strategy, _, _ = run(rounds=2, policy="random", ratio=0.5)
     told = [each.encrypted_parameters for each in strategy.reports if each.phase == "train"]
     assert told == [57, 57]
+    for each in strategy.reports:
+        assert each.opens == ("server" if each.phase == "train" else None)
+        assert ("opened by the server" in str(each)) == (each.phase == "train")
     assert strategy.model.mask.k == 0
