@@ -71,7 +71,10 @@ class FedSensConfig(BaseModel):
         opens: who opens the sums: ``clients``, by a key that the server lacks, or ``server``, which
             then knows the mean and nobody's update, and can run any strategy that is a
             function of the mean. Every client's owner must allow it (``fedsens-opens``).
-        seed: seed of policies that draw at random.
+        groups: into how many groups the clients of a round are divided at random, where the server
+            opens; each is summed by itself, and a robust strategy (FedMedian, Krum, ...) compares
+            the groups' means. 1 for one sum of all.
+        seed: seed of policies that draw at random, and of groups.
         preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
             (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
         value_range: range R of the preset, None for its default.
@@ -99,7 +102,8 @@ class FedSensConfig(BaseModel):
         map_min_clients: maps needed for a mask.
         examples_cap: how many times the median of the clients' numbers of examples one client may
             announce; more counts as less, because it costs all others precision.
-        train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
+        train_min_clients: updates that a round needs, or each group; with fewer the model stays as
+            it was, or the group is void. Clients
             refuse an aggregate of fewer than their fedsens-min-contributors.
         max_empty_rounds: rounds in a row in which no client's update counts, after which the run
             ends with the clients' reasons. None ends it after the first round of the run, if all
@@ -124,6 +128,7 @@ class FedSensConfig(BaseModel):
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
     opens: Opens = "clients"
+    groups: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     preset: PresetName = "precise"
     value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
@@ -235,6 +240,11 @@ class FedSensConfig(BaseModel):
     def _the_server_has_no_key(self) -> Self:
         if self.opens == "server" and (self.rotate_at or self.fingerprints):
             raise ValueError("opens 'server' uses no key: leave out rotate-at and fingerprints")
+        if self.groups > 1 and not self.server_opens:
+            raise ValueError(
+                "groups are compared by their means, which the server must know: set opens to "
+                "'server' and a ratio, or leave groups out"
+            )
         if self.opens == "server" and not policy_named(self.remainder).sends_plain:
             raise ValueError(
                 f"opens 'server' shows the server the whole mean, but remainder {self.remainder!r} "

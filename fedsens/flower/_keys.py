@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
+NO_KEY: Final = (
+    "holds no key; left out, until it has the key file of the others or takes part in key agreement"
+)
+KEYLESS: Final = (
+    "has not said hello; left out, until it does and its owner lets the server open the mean"
+)
 CAP_BUDGET: Final = 16  # times the cap, for all clients above it together
 
 
@@ -158,13 +164,7 @@ class KeyAgreement:
         chosen: dict[str, int] = {}
         for node in nodes:
             if node not in self.examples:
-                logger.warning(
-                    "node %s is left out, until it %s",
-                    node,
-                    "answers hello, which needs its owner's leave that the server opens the mean"
-                    if self._opens == "server"
-                    else "has the key file of the others or takes part in key agreement",
-                )
+                logger.warning("node %s %s", node, KEYLESS if self._opens == "server" else NO_KEY)
             elif (first := chosen.setdefault(self.parties[node].name, node)) != node:
                 logger.warning(
                     "nodes %s and %s have one identity; the second is left out: give every client "

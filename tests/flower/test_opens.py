@@ -2,10 +2,12 @@
 
 import json
 import random
+from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideFixedClipping,
@@ -21,6 +23,7 @@ from flwr.serverapp.strategy import (
     Krum,
     MultiKrum,
     QFedAvg,
+    Strategy,
 )
 
 from fedsens import FedSensConfig
@@ -37,6 +40,7 @@ from .federation import (
     make_app,
     run_plain,
     shared_key,
+    train,
 )
 from .federation import largest_difference as difference_of_all
 
@@ -301,3 +305,166 @@ def test_reports_tell_what_was_encrypted_although_the_model_is_whole():
         assert each.opens == ("server" if each.phase == "train" else None)
         assert ("opened by the server" in str(each)) == (each.phase == "train")
     assert strategy.model.mask.k == 0
+
+
+# Groups: clients are summed in groups, whose means a robust strategy compares.
+
+
+def in_groups(inner, groups=3, clients=6, train=train, rounds=2, tap=None, run_id=1, **options):
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    app = make_app(train=train)
+    grid = LocalGrid(app, clients, node_config=node, tap=tap, run_id=run_id)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": groups} | options
+    return run(inner, rounds, grid=grid, **options)
+
+
+def poisoned(message, context):
+    """One client answers with a model that is far off, but within the codec's range."""
+    reply = train(message, context)
+    if context.node_id == 1000:
+        arrays = {n: a.numpy() for n, a in reply.content["arrays"].items()}
+        wrong = {n: np.full_like(a, 3.0) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+        reply.content["arrays"] = ArrayRecord({n: Array(a) for n, a in wrong.items()})
+    return reply
+
+
+def farthest(result):
+    return max(np.abs(each).max() for each in arrays_of(result.arrays).values() if each.ndim == 2)
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups", "clients"),
+    [
+        (FedMedian(), 3, 6),
+        (Krum(num_malicious_nodes=1), 5, 10),
+        (MultiKrum(num_malicious_nodes=1, num_nodes_to_select=3), 5, 10),
+        (FedTrimmedAvg(beta=0.34), 3, 6),
+        (Bulyan(num_malicious_nodes=1), 7, 14),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Strategy) else str(each),
+)
+def test_a_poisoner_spoils_no_robust_strategy_on_group_means(inner, groups, clients):
+    strategy, result, _ = in_groups(inner, groups, clients, poisoned)
+    assert farthest(result) < 1
+    assert [r.clients for r in strategy.reports if r.phase == "train"] == [clients, clients]
+
+
+def test_the_same_poisoner_spoils_the_mean():
+    grid = LocalGrid(make_app(train=poisoned), 3, node_config={"fedsens-opens": "server"})
+    assert farthest(run(grid=grid, rounds=1)[1]) > 1
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_the_strategy_compares_the_weighted_means_of_disjoint_groups(ratio, recorder):
+    class Noting(FedMedian):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.seen = [
+                (r.content["metrics"]["num-examples"], arrays_of(r.content["arrays"]))
+                for r in replies
+            ]
+            return super().aggregate_train(server_round, replies)
+
+    inner, lists = Noting(), []
+
+    def tap(message):
+        if is_request(message, "query.fedsens_key_sum"):
+            told = json.loads(message.content[HEADER]["json"])
+            lists.append(frozenset(each["name"] for each in told["contributors"]["members"]))
+
+    in_groups(inner, train=recorder, rounds=1, ratio=ratio, policy="random", tap=tap)
+    assert sorted(Counter(lists).values()) == [2, 2, 2]
+    assert len(frozenset().union(*lists)) == 6
+    answers = recorder.trained[1]
+    assert sum(examples for examples, _ in inner.seen) == sum(n for n, _ in answers.values())
+    for _, seen in inner.seen:
+        pairs = [recorder.mean(1, pair) for pair in combinations(answers, 2)]
+        assert min(largest_difference(seen, mean) for mean in pairs) < 1e-5
+
+
+def test_groups_change_from_round_to_round_but_not_between_runs():
+    lists = []
+
+    def tap(message):
+        if is_request(message):
+            told = json.loads(message.content[HEADER]["json"])
+            lists.append((told["round"], message.metadata.dst_node_id, len(told["cohort"])))
+
+    in_groups(FedMedian(), rounds=2, tap=tap)
+    first, lists[:] = list(lists), []
+    in_groups(FedMedian(), rounds=2, tap=tap, run_id=2)
+    assert lists == first
+    assert {size for _, _, size in lists} == {2}
+    orders = [[node for number, node, _ in lists if number == r] for r in (1, 2)]
+    assert orders[0] != orders[1]
+
+
+def silent_keys(nodes):
+    """Drops the key answers of some nodes."""
+
+    class Silent(LocalGrid):
+        def answer(self, message):
+            hidden = message.metadata.dst_node_id in nodes
+            if hidden and message.metadata.message_type == "query.fedsens_key_sum":
+                return Message(Error(2, "no key"), reply_to=message)
+            return super().answer(message)
+
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    return lambda clients: Silent(make_app(), clients, node_config=node)
+
+
+def test_a_void_group_is_named_and_the_round_goes_on_with_the_others(caplog):
+    grid = silent_keys({1000})(8)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": 4}
+    strategy, result, _ = run(FedMedian(), 1, grid=grid, **options)
+    (report,) = [each for each in strategy.reports if each.phase == "train"]
+    assert report.clients == 6
+    assert result.arrays is not None
+    assert "of 4 is void: expected the keys of all 2 clients" in caplog.text
+
+
+def test_with_too_few_groups_the_round_is_void_by_name(caplog):
+    grid = silent_keys({1000})(6)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": 3}
+    with pytest.raises(PhaseError, match="changed the model, got none of 1"):
+        run(FedMedian(), 1, grid=grid, **options)
+    assert "2 of 3 groups came to a mean, and FedMedian needs 3" in caplog.text
+
+
+def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
+    kinds = []
+    with pytest.raises(PhaseError):
+        in_groups(FedMedian(), 4, tap=lambda message: kinds.append(message.metadata.message_type))
+    assert "6 clients are too few for 4 groups of at least 2" in caplog.text
+    assert "train" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups", "text"),
+    [
+        (FedAvg(), 3, "compares answers .* got FedAvg; .* for nothing"),
+        (FedAdam(), 3, "got FedAdam"),
+        (QFedAvg(client_learning_rate=0.1), 3, "got QFedAvg"),
+        (Krum(num_malicious_nodes=2), 6, "at least 7 groups for Krum"),
+        (Bulyan(num_malicious_nodes=1), 6, "at least 7 groups for Bulyan"),
+        (FedTrimmedAvg(beta=0.2), 4, "at least 5 groups for FedTrimmedAvg"),
+        (FedMedian(), 2, "at least 3 groups for FedMedian"),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Strategy) else None,
+)
+def test_groups_need_a_strategy_that_can_use_them(inner, groups, text):
+    with pytest.raises(StrategyError, match=text):
+        SelectiveEncryption(inner, FedSensConfig.create(opens="server", groups=groups))
+
+
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_a_refused_robust_strategy_is_shown_the_way_to_groups(opens):
+    inner = Krum(num_malicious_nodes=1)
+    with pytest.raises(StrategyError, match=r"fedsens\.groups to 5 or more"):
+        SelectiveEncryption(inner, FedSensConfig.create(opens=opens))
+
+
+@pytest.mark.parametrize("options", [{"opens": "clients"}, {"opens": "server", "ratio": 0}])
+def test_groups_need_a_server_that_opens(options):
+    with pytest.raises(ConfigurationError, match="leave groups out"):
+        FedSensConfig.create(groups=3, **options)
