@@ -18,7 +18,13 @@ from fedsens.crypto import CkksParameters, Opens, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
-from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
+from fedsens.remainder import (
+    CentralPrivacy,
+    Distribution,
+    Remainder,
+    RemainderTerms,
+    policy_named,
+)
 
 PREFIX = "fedsens."
 # Environment variables of a process, whose others of this prefix are a client's own settings.
@@ -93,6 +99,10 @@ class FedSensConfig(BaseModel):
         noise: distribution of the noise, ``gaussian`` or ``laplace``.
         noise_scale: standard deviation of the noise, relative to the root mean square of the
             visible update, or with ``noise_clip`` to that norm.
+        dp_noise: noise multiplier of central differential privacy of the mean: every client clips
+            its whole update and adds a share of the noise before it encrypts, as large as makes
+            this multiplier in a mean of ``train_min_clients``; 0 adds none. It needs ratio 1.
+        dp_clip: L2 norm that whole updates are clipped to for it.
         noise_clip: norm that the visible update is clipped to (l2 for Gaussian noise, l1 for
             Laplace noise), so that a privacy budget can be stated; 0 does not clip.
         key_timeout: seconds that each step of key agreement may take, and clients to give their
@@ -143,6 +153,8 @@ class FedSensConfig(BaseModel):
     noise: Distribution = "gaussian"
     noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    dp_noise: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
+    dp_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
@@ -253,6 +265,16 @@ class FedSensConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _privacy_of_the_whole(self) -> Self:
+        if (self.dp_noise > 0) != (self.dp_clip > 0):
+            raise ValueError("dp-noise is relative to dp-clip: set both, or none")
+        if self.dp_noise and (self.max_mb is not None or self.effective_ratio < 1):
+            raise ValueError(
+                "dp-noise protects what is opened as a mean only: set ratio to 1, and no max-mb"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _resume_needs_a_folder(self) -> Self:
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume continues from a checkpoint: set checkpoint-dir")
@@ -279,6 +301,13 @@ class FedSensConfig(BaseModel):
             clip=self.noise_clip,
             experiment=experiment,
         )
+
+    @property
+    def central_privacy(self) -> CentralPrivacy | None:
+        """What clients do for central differential privacy; None for nothing."""
+        if not self.dp_noise:
+            return None
+        return CentralPrivacy(clip=self.dp_clip, noise=self.dp_noise, shares=self.train_min_clients)
 
     def key_index_at(self, server_round: int) -> int:
         """How often the key has been rotated by a round."""

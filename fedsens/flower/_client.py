@@ -127,6 +127,7 @@ class Client:
         model, received = take_model(content)
         header = received.header
         self.check_opens(header.opens)
+        self._check_noise(header)
         last = self.store.record.last_key_index()
         if header.key_index < last:
             raise DowngradeError(
@@ -166,6 +167,14 @@ class Client:
                 "expected sums that only clients open, got a server that wants to open them "
                 "itself and would know the mean of all updates; set the server's fedsens.opens to "
                 "clients, or allow it with fedsens-opens=server"
+            )
+
+    def _check_noise(self, header: ModelHeader) -> None:
+        least, offered = self.settings.min_dp_noise, header.dp.noise if header.dp else 0.0
+        if offered < least:
+            raise DowngradeError(
+                f"expected a mean with a noise multiplier of at least {least:g} "
+                f"(fedsens-min-dp-noise), got {offered:g}; raise the server's fedsens.dp-noise"
             )
 
     def _open_model(self, model: ProtectedModel, received: Received) -> Arrays:

@@ -74,6 +74,7 @@ class RoundUpdates:
 
     Attributes:
         silent: nodes whose keys did not come.
+        contributors: the fewest of any sum whose keys were asked for; 0 where there is none.
     """
 
     def __init__(self, phase: Phase, make: Callable[[Phase], Updates]) -> None:
@@ -84,6 +85,7 @@ class RoundUpdates:
             make: makes the sum of a group.
         """
         self._phase, self.silent = phase, frozenset[int]()
+        self.contributors = 0
         self._parts = [make(each) for each in phase.parts]
         self._part_of = {
             sent.dst_node_id: part
@@ -136,6 +138,7 @@ class RoundUpdates:
         """
         sums = [total for part in self._parts if (total := part.settle(least)) is not None]
         if sums:
+            self.contributors = min(len(each.headers) for each in sums)
             name = self._phase.name, self._phase.round
             self._phase.absorb(collect_keys(grid, name, sums, timeout))
         results, void = [], list[PhaseError]()

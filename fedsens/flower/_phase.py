@@ -227,6 +227,7 @@ class Phase:
         seconds: Mapping[str, float] | None = None,
         reasons: Mapping[int, str] | None = None,
         encrypted: int = 0,
+        central: tuple[float | None, float | None] = (None, None),
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -239,6 +240,7 @@ class Phase:
             seconds: CPU seconds of encrypting, adding and decrypting.
             reasons: node to why its answer was left out, beside those that answered with an error.
             encrypted: parameters of an answer that are encrypted.
+            central: noise multiplier of the mean, and epsilon of all means so far.
 
         Returns:
             The report.
@@ -260,6 +262,8 @@ class Phase:
             epsilon=epsilon,
             encrypted_parameters=encrypted,
             opens=self.header.opens if self.header is not None and encrypted else None,
+            noise_multiplier=central[0],
+            central_epsilon=central[1],
             **(seconds or {}),
         )
 

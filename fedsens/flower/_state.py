@@ -488,6 +488,7 @@ class ServerState:
             weighted_by=self._weighted_by,
             remainder=self.terms,
             opens="server" if self.config.server_opens else "clients",
+            dp=self.config.central_privacy,
         )
 
 

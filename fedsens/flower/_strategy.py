@@ -40,6 +40,7 @@ from fedsens.flower._updates import (
 )
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
+from fedsens.remainder import DELTA, epsilon_of
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class SelectiveEncryption(Strategy):
             PhaseError: no round changed the model, or too many in a row did not.
         """  # noqa: DOC502 - raised by _check_start and _conclude
         self._check_start(evaluate_fn, further)
+        self._central(None)  # whose package may be missing
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
@@ -295,6 +297,17 @@ class SelectiveEncryption(Strategy):
             config.maps,
             config.opens,
         )
+        if (terms := config.central_privacy) is not None:
+            tell(
+                logger,
+                "central differential privacy: every update is clipped to %g, noise multiplier %g "
+                "of a mean of %d, epsilon %.3g a round of so many (delta %g)",
+                terms.clip,
+                terms.noise,
+                terms.shares,
+                epsilon_of([terms.noise]),
+                DELTA,
+            )
         if told := config.remainder_terms(NAMELESS).policy().describe():
             tell(logger, "%s", told)
         self.inner.summary()
@@ -494,12 +507,26 @@ class SelectiveEncryption(Strategy):
             seconds=updates.seconds() if updates else None,
             reasons=updates.reasons if updates else None,
             encrypted=self._run.mask.k,
+            central=self._central(updates),
         )
         self._emit(report)
         if metrics is not None:
             self._metrics.train[server_round] = metrics
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
+
+    def _central(self, updates: RoundUpdates | None) -> tuple[float | None, float | None]:
+        """Noise multiplier of the mean, and epsilon so far; None without central privacy.
+
+        A mean counts from the moment that its keys were asked for, whatever became of it.
+        """
+        terms = self.config.central_privacy
+        if terms is None:
+            return None, None
+        contributors = updates.contributors if updates else 0
+        multiplier = terms.multiplier(contributors) if contributors else None
+        each = [*(report.noise_multiplier for report in self.reports), multiplier]
+        return multiplier, epsilon_of(one for one in each if one is not None)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -206,7 +206,7 @@ class Updates:
         return header, ciphertext
 
     def _check_weight(self, content: RecordDict, header: UploadHeader) -> None:
-        weight = examples_of(content, self._sent.weighted_by) / self._sent.reference
+        weight = self._sent.weight_of(examples_of(content, self._sent.weighted_by))
         if not math.isclose(header.weight, weight, rel_tol=1e-9):
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"

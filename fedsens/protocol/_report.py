@@ -36,6 +36,10 @@ class PhaseReport(BaseModel):
             answered once in every round so far; None where no budget can be stated.
         encrypted_parameters: of each answer with an update or a map.
         opens: who opens the sum of the uploads; None where nothing was encrypted.
+        noise_multiplier: of the mean that could be opened, by the clients that were in it (the
+            smallest of several groups'); None without central differential privacy.
+        central_epsilon: what the means of the run so far cost a client that is in all of them
+            (delta 1e-5).
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -58,15 +62,19 @@ class PhaseReport(BaseModel):
     epsilon: float | None = None
     encrypted_parameters: int = 0
     opens: Opens | None = None
+    noise_multiplier: float | None = None
+    central_epsilon: float | None = None
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
         up = f"{self.bytes_up_plain:,} + {self.bytes_up_encrypted:,}"
+        spent = self.central_epsilon
         down = f"{self.bytes_down_plain:,} + {self.bytes_down_encrypted:,}"
         return (
             f"round {self.round} {self.phase}: {self.clients} clients, {self.lost} lost, "
             f"up {up} B, down {down} B (plain + encrypted), {self.seconds:.2f} s"
             f"{', opened by the server' if self.opens == 'server' else ''}"
+            f"{'' if spent is None else f', epsilon {spent:.3g} of the mean so far'}"
         )
 
 
