@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsens.sensitivity.capture.registry import SampleAxis, Unplaced, candidates
+from fedsens.sensitivity.capture._registry import SampleAxis, Unplaced, candidates
 
 
 @given(
