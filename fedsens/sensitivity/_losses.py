@@ -148,9 +148,11 @@ def check_label(loss: LabelLoss, rule: str, shape: tuple[int, ...], y: Tensor) -
     generator = torch.Generator().manual_seed(0)
     mattered, used = False, False
     for _ in range(TRIED_LOGITS):
-        z = torch.randn(shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
+        z = torch.randn(shape, generator=generator, dtype=y.dtype).to(y.device)
+        z = _admissible(loss, z, y).requires_grad_()
         if rule != "vector":  # the label need not be differentiable
-            other = (y.flip(0) if y.ndim else y) + 1
+            # another label of the same kind: probabilities stay probabilities
+            other = torch.where((y < 0) | (y > 1), y + 1, (y < 0.5).to(y.dtype))
             mattered |= bool((_tried(loss, z, y) != _tried(loss, z, other)).any())
             continue
         label = y.detach().clone().requires_grad_()
@@ -174,6 +176,15 @@ def check_label(loss: LabelLoss, rule: str, shape: tuple[int, ...], y: Tensor) -
         "zero or does not exist; it gets (z, y) with y a vector of floating-point numbers (class "
         "indices as one-hot vectors), and has to compute with them"
     )
+
+
+def _admissible(loss: LabelLoss, z: Tensor, y: Tensor) -> Tensor:
+    """Logits that the loss takes: some, such as ``nn.BCELoss``, take probabilities only."""
+    try:
+        loss.value(z, y)
+    except UNSUPPORTED:
+        return torch.sigmoid(z)
+    return z
 
 
 def _tried(loss: LabelLoss, z: Tensor, y: Tensor) -> Tensor:

@@ -98,6 +98,28 @@ def test_losses_of_one_output_with_or_without_an_axis(loss, squeezed):
     assert_same(whole, reference_map(model, [(x, y)], loss, order="label_first"), 1e-9)
 
 
+NARROW = {  # losses that take part of the real numbers only, with the model's last layer
+    "probabilities": (nn.BCELoss(), nn.Sigmoid(), torch.round),
+    "probabilities_by_function": (functional.binary_cross_entropy, nn.Sigmoid(), torch.round),
+    "one_probability_each": (nn.BCELoss(weight=WEIGHTS), nn.Softmax(-1), lambda y: y),
+    "log_probabilities": (nn.KLDivLoss(reduction="batchmean"), nn.LogSoftmax(-1), lambda y: y),
+    "rates": (nn.PoissonNLLLoss(log_input=False), nn.Softplus(), lambda y: (5 * y).round()),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_losses_of_probabilities(name):
+    loss, last, labels = NARROW[name]
+    model, x, _ = positions(())
+    model.append(last)
+    y = labels(torch.rand(K, C, generator=torch.Generator().manual_seed(2)).double())
+    fast = sensitivity_map(model, [(x, y)], loss, "true_label")
+    for parameter, value in gradient_map(model, x, y, loss).items():
+        torch.testing.assert_close(fast.mean()[parameter], value)
+    slow = reference_map(model, [(x, y)], loss, order="label_first")
+    assert_same(sensitivity_map(model, [(x, y)], loss), slow, 1e-9)
+
+
 def test_a_function_is_its_module():
     model, x, y = positions((7,))
     by_module = sensitivity_map(model, [(x, y)], nn.CrossEntropyLoss())

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsens.sensitivity._task import Sums
 from fedsens.sensitivity.capture._folds import Fold, make_fold
 from fedsens.sensitivity.capture._recorder import Target, Use
-from fedsens.sensitivity.capture._registry import Cotangent, Gradient, SampleAxis
+from fedsens.sensitivity.capture._registry import Cotangent, Gradient, SampleAxis, Uncovered
 
 WOKEN = "the first gradient reaches it in this batch"
 
@@ -50,6 +50,9 @@ class ReadUse:
 
         Returns:
             Parameter to gradient.
+
+        Raises:
+            Uncovered: the operation's rule is about other arguments.
         """
         assert self.axis is not None
         value = self.axis.first(d, samples)
@@ -59,6 +62,8 @@ class ReadUse:
             part = slice(chosen, chosen + 1)
             cotangent = Cotangent(value[part].to(dtype), self.axis, (samples, part))
         by_argument = self.use.gradients(cotangent)
+        if lacking := self.targets.keys() - by_argument.keys():
+            raise Uncovered(f"{self.use.rule.name} has no rule for {', '.join(sorted(lacking))}")
         return {target: by_argument[name] for name, target in self.targets.items()}
 
     def wakes(self, d: Tensor | None) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsens.sensitivity.capture._products import add_products, over_rows, stack_rows
-from fedsens.sensitivity.capture._registry import Gradient, Lookup, Outer
+from fedsens.sensitivity.capture._registry import Gradient, Lookup, Outer, Uncovered
 
 
 class Fold(Protocol):
@@ -39,7 +39,7 @@ def make_fold(gradients: list[Gradient]) -> Fold:
         The fold.
 
     Raises:
-        TypeError: these kinds of gradients cannot be added.
+        Uncovered: these kinds of gradients cannot be added.
     """
     outer = [one for one in gradients if isinstance(one, Outer)]
     lookups = [one for one in gradients if isinstance(one, Lookup)]
@@ -51,7 +51,7 @@ def make_fold(gradients: list[Gradient]) -> Fold:
     if len(outer) + len(lookups) == len(gradients):
         return TiedFold()
     if outer or lookups:
-        raise TypeError("a gradient in full beside one in factors")
+        raise Uncovered("a gradient in full beside one in factors")
     return DenseFold()
 
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from fedsens.sensitivity._tolerance import differing
 
 
-class Unplaced(ValueError):  # noqa: N818 - never reaches a user
-    """A tensor has no room for the samples on the axis on which they should be."""
+class Uncovered(ValueError):  # noqa: N818 - never reaches a user
+    """A rule does not cover a call, which is no fault of it: another engine does."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class SampleAxis:
             A view (K, *shape) where the sample axis' size in ``shape`` is divided by K.
 
         Raises:
-            Unplaced: the tensor has no such axis, or its size is not a multiple of K.
+            Uncovered: the tensor has no such axis, or its size is not a multiple of K.
         """
         if self.axis >= tensor.ndim or tensor.shape[self.axis] % samples:
-            raise Unplaced(f"{tuple(tensor.shape)} for {samples} samples")
+            raise Uncovered(f"{tuple(tensor.shape)} has no room for {samples} samples")
         size = tensor.shape[self.axis] // samples
         sizes = (size, samples) if self.last else (samples, size)
         split = tensor.view(*tensor.shape[: self.axis], *sizes, *tensor.shape[self.axis + 1 :])

@@ -8,6 +8,7 @@ fail are left to another engine.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,11 @@ from fedsens.sensitivity._task import Sums, Task
 from fedsens.sensitivity._tolerance import UNSUPPORTED, differing
 from fedsens.sensitivity.capture._backward import ReadUse, fold_sample, left_of
 from fedsens.sensitivity.capture._locate import NONE, place
-from fedsens.sensitivity.capture._recorder import Use
-from fedsens.sensitivity.capture._registry import SampleAxis, Unplaced
+from fedsens.sensitivity.capture._recorder import Target, Use
+from fedsens.sensitivity.capture._registry import SampleAxis, Uncovered
 
 MIXED = "the logits of a sample depend on the others of its batch"
+OVERLAP = "it is used through views that share some of its entries"
 UNSEEN = "no operation that takes it was seen, but it has a gradient"
 
 
@@ -73,7 +75,8 @@ def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Reading:
     if placing is None:
         return Reading(None, (), dict.fromkeys(task.parameters, MIXED))
     recorder = placing.recorder
-    uses, axes, failed = recorder.uses, tuple(placing.axes), dict(recorder.unknown)
+    uses, axes = recorder.uses, tuple(placing.axes)
+    failed = recorder.unknown | dict.fromkeys(_overlapping(task, uses), OVERLAP)
     for at, problem in placing.problems.items():
         failed |= dict.fromkeys(uses[at].names, problem)
     by_use = {id(use): d for use, d in zip(uses, placing.pulled, strict=True)}
@@ -82,6 +85,27 @@ def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Reading:
     at = len(alone) - 1  # the sample that is there once
     failed |= differences(task, read, pulled, placing.row, at, alone[chosen[at]], failed)
     return Reading(recorder.kind, axes, failed, recorder.repeated)
+
+
+def _overlapping(task: Task, uses: Sequence[Use]) -> list[str]:
+    """Parameters with an entry in several views, such as a table and its first rows.
+
+    Norms are folded view by view, and the norm of a sum is not the sum of norms. The check alone
+    would not do: it sees that only in a sample whose gradients of both views meet in an entry.
+    """
+    views: dict[str, set[Target]] = defaultdict(set)
+    for use in uses:
+        for target in use.targets.values():
+            views[target.name].add(target)
+    overlapping = []
+    for name, found in views.items():
+        if any(target.view for target in found):
+            parameter = task.parameters[name]
+            place = torch.arange(parameter.numel()).view(parameter.shape)
+            places = torch.cat([target.of(place).reshape(-1) for target in found])
+            if len(places.unique()) < len(places):
+                overlapping.append(name)
+    return overlapping
 
 
 def differences(
@@ -148,8 +172,8 @@ def _one_by_one(
         try:
             uses, pulled = [use for use, _ in pairs], [d for _, d in pairs]
             fold_sample(got, uses, pulled, len(row), chosen, row.dtype)
-        except Unplaced:
-            problems[name] = "an input of its operation has the samples elsewhere"
+        except Uncovered as error:
+            problems[name] = str(error)
         except UNSUPPORTED as error:
             rules = " and ".join(sorted({use.use.rule.name for use, _ in pairs}))
             problems[name] = f"{type(error).__name__} in its rule"

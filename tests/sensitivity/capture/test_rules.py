@@ -60,7 +60,7 @@ def test_a_rule_is_one_function():
     ("returned", "told"),
     [
         (lambda d: {"other": 1.01 * d.sum((1, 2))[:, None]}, None),
-        (lambda d: {"input": d}, "the rule of hypot raised KeyError: 'other'"),
+        (lambda d: {"input": d}, None),
         (lambda d: {"other": d.sum()}, None),
         (lambda d: {"other": d.unknown}, "the rule of hypot raised AttributeError"),
     ],

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsens.sensitivity.capture._registry import Cotangent, Gradients, Lookup, Outer, register_op
+from fedsens.sensitivity.capture._registry import (
+    Cotangent,
+    Gradients,
+    Lookup,
+    Outer,
+    Uncovered,
+    register_op,
+)
 
 
 @register_op(functional.linear)
@@ -21,11 +28,14 @@ def linear(
 
 @register_op(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm)
 def matmul(cotangent: Cotangent, input: Tensor, other: Tensor) -> Gradients:
-    """Y = x W with a matrix W: G_W = sum_t x_t d_tᵀ."""
+    """Y = x W with a matrix W: G_W = sum_t x_t d_tᵀ; or Y = W x: G_W = sum_t d_t x_tᵀ."""
+    if other.ndim > 2 == input.ndim:
+        d = _positions(cotangent.value)
+        left = Outer(d, lambda part: _positions(cotangent.samples(other)[part]), lambda w: w[None])
+        return {"input": left}
     d = columns(cotangent.value)
-    return {
-        "other": Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w.T[None])
-    }
+    right = Outer(d, lambda part: columns(cotangent.samples(input)[part]), lambda w: w.T[None])
+    return {"other": right}
 
 
 @register_op(torch.addmm, torch.Tensor.addmm)
@@ -45,8 +55,18 @@ def columns(tensor: Tensor) -> Tensor:
 
     Returns:
         A view (K, 1, features, T).
+
+    Raises:
+        Uncovered: there are no positions.
     """
+    if tensor.ndim < 3:
+        raise Uncovered("a linear map of a single vector")
     return tensor.flatten(1, -2).mT.unsqueeze(1)
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    """(K, *lead, features, positions) to (K, 1, features, T), T over lead and positions."""
+    return tensor.movedim(-2, 1).flatten(2).unsqueeze(1)
 
 
 @register_op(functional.embedding)
