@@ -196,6 +196,7 @@ class Phase:
         seconds: Mapping[str, float] | None = None,
         reasons: Mapping[int, str] | None = None,
         encrypted: int = 0,
+        probed: int = 0,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -208,6 +209,7 @@ class Phase:
             seconds: CPU seconds of encrypting, adding and decrypting.
             reasons: node to why its answer was left out, beside those that answered with an error.
             encrypted: parameters of an answer that are encrypted.
+            probed: maps that random probes estimate.
 
         Returns:
             The report.
@@ -228,6 +230,7 @@ class Phase:
             metrics={k: v for k, v in values if isinstance(v, int | float)},
             epsilon=epsilon,
             encrypted_parameters=encrypted,
+            probed_maps=probed,
             **(seconds or {}),
         )
 

@@ -33,6 +33,7 @@ class PhaseReport(BaseModel):
         epsilon: differential privacy (delta 1e-5) of the plaintext remainder of a client that has
             answered once in every round so far; None where no budget can be stated.
         encrypted_parameters: of the answers of a training round.
+        probed_maps: of the answers of a map phase, those that random probes estimated.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -54,6 +55,7 @@ class PhaseReport(BaseModel):
     add_seconds: float = 0.0
     epsilon: float | None = None
     encrypted_parameters: int = 0
+    probed_maps: int = 0
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:

@@ -103,7 +103,7 @@ def _overlapping(task: Task, uses: Sequence[Use]) -> list[str]:
             parameter = task.parameters[name]
             place = torch.arange(parameter.numel()).view(parameter.shape)
             places = torch.cat([target.of(place).reshape(-1) for target in found])
-            if len(places.unique()) < len(places):
+            if int(torch.bincount(places).max()) > 1:
                 overlapping.append(name)
     return overlapping
 
