@@ -19,21 +19,21 @@ MIB = 2**20
 
 
 def convolutions():
-    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 15 * 15, 100)), (3, 32, 32)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(3), nn.Flatten(), nn.Linear(800, 40)), (3, 32, 32)
 
 
 def encoder():
-    layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
     layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return nn.Sequential(layers, nn.Flatten(), nn.Linear(256 * 32, 10)), (32, 256)
+    return nn.Sequential(layers, nn.Flatten(), nn.Linear(128 * 32, 10)), (32, 128)
 
 
-def peak_and_meta(build, options, budget):
+def peak_and_meta(build, options, budget, samples):
     """Peak memory (bytes) of one map after a small one, and what the map says of itself."""
     torch.manual_seed(0)
     model, shape = build()
-    batch = torch.randn(64, *shape), torch.randint(10, (64,))
+    batch = torch.randn(samples, *shape), torch.randint(10, (samples,))
     few = [part[:2] for part in batch]
     sensitivity_map(model, [tuple(few)], **options)  # what is loaded once
     make = partial(sensitivity_map, model, [batch], memory_budget=budget, **options)
@@ -55,9 +55,9 @@ def elsewhere():
 )
 @pytest.mark.parametrize("build", [convolutions, encoder])
 def test_peak_memory_is_within_the_budget(elsewhere, build, options):
-    chunks = []
-    for budget in (100 * MIB, 200 * MIB):
-        peak, meta = elsewhere.submit(peak_and_meta, build, options, budget).result()
+    chunks, samples = [], 128 if "rule" in options else 20  # two of the largest chunks
+    for budget in (32 * MIB, 64 * MIB):
+        peak, meta = elsewhere.submit(peak_and_meta, build, options, budget, samples).result()
         if peak is None:
             pytest.skip("no peak memory of a process on this system")
         assert peak <= budget
