@@ -84,6 +84,6 @@ def prepare(page: str, folder: Path) -> None:
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "models.py").write_text(MODEL)
     rng = np.random.default_rng(0)
-    for name, shape in {"images": (1, 8, 8), "mnist": (28, 28), "cifar10": (32, 32, 3)}.items():
+    for name, shape in {"images": (8, 8), "mnist": (28, 28), "cifar10": (32, 32, 3)}.items():
         x = rng.integers(0, 256, (400, *shape), np.uint8)
         np.savez(folder / f"{name}.npz", x=x, y=np.arange(400) % 10)
