@@ -189,9 +189,13 @@ def dlg(view: AttackView, effort: Effort) -> Tensor:
     return match(view, Matching(infer=False), effort)
 
 
-@register_attack("idlg", threat="aware")
+@register_attack("idlg", threat="aware", applies=lambda view: view.batch > 1)
 def idlg(view: AttackView, effort: Effort) -> Tensor:
-    """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer."""
+    """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer.
+
+    Of single images it finds nothing that neither ``dlg`` nor ``dlg-tv`` finds, so that only an
+    update of several is attacked by it unless it is asked for.
+    """
     return match(view, Matching(), effort)
 
 
