@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         register_attack,
         view_of_gradient,
     )
-    from fedsens.audit._clients import Case
+    from fedsens.audit._clients import Case, FederatedTraining
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
     from fedsens.audit._imprint import Imprinted
     from fedsens.audit._inputs import leaking_lenet, load_samples
@@ -67,6 +67,7 @@ __all__ = [
     "Case",
     "Choice",
     "Effort",
+    "FederatedTraining",
     "Imprinted",
     "Line",
     "Protection",
@@ -120,7 +121,7 @@ _HOMES = {
         "register_attack",
         "view_of_gradient",
     ),
-    "fedsens.audit._clients": ("Case",),
+    "fedsens.audit._clients": ("Case", "FederatedTraining"),
     "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
     "fedsens.audit._imprint": ("Imprinted",),
     "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
