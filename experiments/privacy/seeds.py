@@ -14,13 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsens.audit import CONFIDENCE, Line, Protection, Record, read_settings, verdict
+from fedsens.audit import CONFIDENCE, Line, Record, read_settings, verdict
 from fedsens.errors import ConfigurationError
 from fedsens.tables import make_table, to_markdown
 
 VARYING = ("seed", "weights", "imports")  # by what studies that are one may differ
 UNION = "union"
-NAMES = {Protection("none", 0.0): "nothing", Protection("all", 1.0): "everything"}
 
 app = typer.Typer(add_completion=False)
 
@@ -39,7 +38,7 @@ def main(
         own = [scores.get((line.protection, attack)) for attack in attacks]
         low, high = line.score.low, line.score.high
         rows.append([
-            NAMES.get(line.protection, str(line.protection)),
+            str(line.protection),
             *("-" if one is None else f"{one.score.mean:.2f}" for one in own),
             f"**{line.score.mean:.3f}** ({low:.3f}-{high:.3f})",
             ", ".join(f"{some[line.protection].score.mean:.3f}" for some in unions),

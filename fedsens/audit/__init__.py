@@ -33,7 +33,14 @@ if TYPE_CHECKING:
         recall_and_precision,
         ssim,
     )
-    from fedsens.audit._recommend import Choice, choices, real_trials, recommendation, walk
+    from fedsens.audit._recommend import (
+        Choice,
+        choices,
+        real_trials,
+        recommendation,
+        recommended,
+        walk,
+    )
     from fedsens.audit._record import Record, read_settings, run_trials
     from fedsens.audit._report import (
         Summary,
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     from fedsens.audit._study import Study
     from fedsens.audit._target import mode_of
     from fedsens.audit._trial import (
+        EVERYTHING,
         PLAIN,
         WITHHELD,
         WORKS,
@@ -59,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIDENCE",
+    "EVERYTHING",
     "PLAIN",
     "WITHHELD",
     "WORKS",
@@ -98,6 +107,7 @@ __all__ = [
     "real_trials",
     "recall_and_precision",
     "recommendation",
+    "recommended",
     "register_attack",
     "remainder_name",
     "rest_table",
@@ -135,7 +145,14 @@ _HOMES = {
         "recall_and_precision",
         "ssim",
     ),
-    "fedsens.audit._recommend": ("Choice", "choices", "real_trials", "recommendation", "walk"),
+    "fedsens.audit._recommend": (
+        "Choice",
+        "choices",
+        "real_trials",
+        "recommendation",
+        "recommended",
+        "walk",
+    ),
     "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
     "fedsens.audit._report": (
         "Summary",
@@ -148,6 +165,7 @@ _HOMES = {
     "fedsens.audit._study": ("Study",),
     "fedsens.audit._target": ("mode_of",),
     "fedsens.audit._trial": (
+        "EVERYTHING",
         "PLAIN",
         "WITHHELD",
         "WORKS",
