@@ -128,7 +128,7 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
     figure = Figure(figsize=(8, 1.4 + 0.36 * len(found)), layout="constrained")
     axes = figure.subplots()
     best = recommended(found)
-    start = max(-1.0, min([-0.15, *(each.line.excess.low for each in found)]) - 0.1)
+    start = max(-1.0, min([-0.25, *(each.line.excess.low for each in found)]) - 0.1)
     for row, each in enumerate(found):
         excess, color = each.line.excess, ANSWERS[each.answer]
         low, high = (max(start, min(1.0, value)) for value in (excess.low, excess.high))
