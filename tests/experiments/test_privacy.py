@@ -62,6 +62,7 @@ def test_studies_of_several_seeds_are_one(tmp_path):
     shown = CliRunner().invoke(seeds.app, [str(tmp_path / "a"), str(tmp_path / "b")])
     assert "| nothing |" in shown.output
     assert "| everything |" in shown.output
+    assert "| label error |" in shown.output
     with pytest.raises(ConfigurationError, match="got other images in"):
         seeds.together([tmp_path / "a", tmp_path / "other"])
     with pytest.raises(ConfigurationError, match="got none; audit into it first"):
