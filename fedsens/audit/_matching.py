@@ -183,6 +183,12 @@ def dlg_naive(view: AttackView, effort: Effort) -> Tensor:
     return match(view, Matching(naive=True, infer=False), effort)
 
 
+@register_attack("dlg-tv", threat="aware")
+def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
+    """IDLG with a total-variation prior: images are smooth. What it settles ``dlg`` has not to."""
+    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
+
+
 @register_attack("dlg", threat="aware")
 def dlg(view: AttackView, effort: Effort) -> Tensor:
     """DLG on the visible coordinates: image and label are guessed together."""
@@ -197,12 +203,6 @@ def idlg(view: AttackView, effort: Effort) -> Tensor:
     update of several is attacked by it unless it is asked for.
     """
     return match(view, Matching(), effort)
-
-
-@register_attack("dlg-tv", threat="aware")
-def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
-    """IDLG with a total-variation prior: images are smooth."""
-    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
 
 
 @register_attack("inverting-naive", threat="naive")
