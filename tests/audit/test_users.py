@@ -10,25 +10,28 @@ from typer.testing import CliRunner
 from fedsens.cli import app
 
 
-def photographs(path):
-    """Smooth random pictures: coarse noise, enlarged."""
+def photographs(path, side):
+    """Smooth random pictures: coarse noise, enlarged to so many pixels."""
     rng = np.random.default_rng(0)
-    x = np.kron(rng.random((600, 8, 8, 3)), np.ones((1, 4, 4, 1)))
+    x = np.kron(rng.random((600, 8, 8, 3)), np.ones((1, side // 8, side // 8, 1)))
     np.savez(path, x=(255 * x).astype(np.uint8), y=np.arange(600) % 10)
     return path
 
 
-def sentences(path):
+def sentences(path, length):
     rng = np.random.default_rng(0)
-    np.savez(path, x=rng.integers(0, 200, (600, 8)), y=np.arange(600) % 3)
+    np.savez(path, x=rng.integers(0, 200, (600, length)), y=np.arange(600) % 3)
     return path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "flower", "lightning", "bert"])
-def test_a_users_model_goes_through_both_commands(name, tmp_path, monkeypatch):
+@pytest.mark.timeout(1800)  # a map of ResNet-18's eleven million parameters is a minute's work
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 8), ("flower", 32), ("lightning", 32), ("bert", 8)]
+)
+def test_a_users_model_goes_through_both_commands(name, size, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # a broken one must not stop transformers
-    data = (sentences if name == "bert" else photographs)(tmp_path / "data.npz")
+    data = (sentences if name == "bert" else photographs)(tmp_path / "data.npz", size)
     out = tmp_path / "study"
     few = ["--images", "1", "--steps", "2", "--no-presence"] if name == "resnet18" else [
         "--images", "2", "--steps", "20"
