@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         register_attack,
         view_of_gradient,
     )
-    from fedsens.audit._clients import Case, FederatedTraining
+    from fedsens.audit._clients import Case, FederatedTraining, Update
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
     from fedsens.audit._imprint import Imprinted
     from fedsens.audit._inputs import leaking_lenet, load_samples
-    from fedsens.audit._membership import label_leaks, membership
+    from fedsens.audit._membership import LabelLeak, Presence, label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
+        Interval,
         class_mean,
         identified,
         interval,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         PLAIN,
         WITHHELD,
         WORKS,
+        Outcome,
         Protection,
         Trial,
         protections_of,
@@ -78,12 +80,17 @@ __all__ = [
     "Effort",
     "FederatedTraining",
     "Imprinted",
+    "Interval",
+    "LabelLeak",
     "Line",
+    "Outcome",
+    "Presence",
     "Protection",
     "Record",
     "Study",
     "Summary",
     "Trial",
+    "Update",
     "attack_names",
     "audit_table",
     "case_table",
@@ -131,13 +138,19 @@ _HOMES = {
         "register_attack",
         "view_of_gradient",
     ),
-    "fedsens.audit._clients": ("Case", "FederatedTraining"),
+    "fedsens.audit._clients": ("Case", "FederatedTraining", "Update"),
     "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
     "fedsens.audit._imprint": ("Imprinted",),
     "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
-    "fedsens.audit._membership": ("label_leaks", "membership"),
+    "fedsens.audit._membership": (
+        "LabelLeak",
+        "Presence",
+        "label_leaks",
+        "membership",
+    ),
     "fedsens.audit._metrics": (
         "CONFIDENCE",
+        "Interval",
         "class_mean",
         "identified",
         "interval",
@@ -169,6 +182,7 @@ _HOMES = {
         "PLAIN",
         "WITHHELD",
         "WORKS",
+        "Outcome",
         "Protection",
         "Trial",
         "protections_of",

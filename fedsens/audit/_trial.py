@@ -14,10 +14,12 @@ from fedsens.errors import ConfigurationError
 from fedsens.files import Arrays
 from fedsens.remainder import add_noise
 
+#: The remainder that is sent as it is.
 PLAIN = "plain"
 WORST = "the gradient of one image"
-WORKS = 0.95  # SSIM, or share told from others, from which on a sample counts as recovered
+WORKS = 0.95  #: SSIM, or share told from others, from which on a sample counts as recovered
 FIRST = 8  # victims on which every attack is tried with nothing encrypted
+#: The remainder that stays with the client.
 WITHHELD = "withheld"
 ALIASES = {"noised": "gaussian"}
 

@@ -32,7 +32,7 @@ NEXT_MASK, INNER = "fedsens.next-mask", "inner."
 KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
 NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
-Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  # round to metrics
+Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  #: round to metrics
 
 
 class Progress(BaseModel):

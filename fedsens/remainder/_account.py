@@ -28,6 +28,7 @@ from fedsens.files import read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
+#: The delta of every (epsilon, delta) statement about Gaussian noise.
 DELTA: Final = 1e-5
 FILE: Final = "privacy.safetensors"
 

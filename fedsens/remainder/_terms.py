@@ -35,8 +35,10 @@ def _by_protection() -> list[str]:
     return sorted(_policies, key=lambda name: _policies[name].protection)
 
 
+#: Distributions of the noise.
 Distribution = Literal["gaussian", "laplace"]
-Remainder = Annotated[str, AfterValidator(_known)]  # a registered name
+Remainder = Annotated[str, AfterValidator(_known)]  #: a registered name
+#: 16 bytes in hexadecimal that name an experiment, or nothing.
 Experiment = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 
