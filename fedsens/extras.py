@@ -20,6 +20,7 @@ EXTRAS = {
     "scipy": "audit",
     "skimage": "audit",
     "sklearn": "data",
+    "transformers": "examples",
 }
 
 
