@@ -37,7 +37,7 @@ from fedsens.flower._records import (
     record_to_bytes,
     take_header,
 )
-from fedsens.flower._uploads import UploadSum
+from fedsens.flower._uploads import UploadSum, collect_keys
 from fedsens.protocol import (
     Aggregate,
     MapRequest,
@@ -121,15 +121,19 @@ class MapCollection:
             return self._plain, phase.report(self._used, probed=self._probed)
         total: Scores | Aggregate
         name: tuple[PhaseName, int] = ("map", number)
+        phase.absorb(collect_keys(grid, name, [self._uploads], config.key_timeout))
         if config.server_opens:
-            total, exchange = self._uploads.open_here(grid, name, config.key_timeout)
+            total = self._uploads.open_here()
             drop_noise(total, MAP_PARAMETERS, self._uploads.weights)
         else:
-            total, exchange = self._uploads.open_for_holders(grid, name, config.key_timeout)
+            total = self._uploads.open_for_holders()
         self.contributors = frozenset(self._uploads.headers)
-        phase.absorb(exchange)
-        seconds = {"add_seconds": self._uploads.seconds}
-        return total, phase.report(self._used, seconds=seconds, probed=self._probed)
+        return total, phase.report(
+            self._used,
+            seconds={"add_seconds": self._uploads.seconds},
+            encrypted=self._size,
+            probed=self._probed,
+        )
 
     def _take(self, phase: Phase, node: int, content: RecordDict) -> None:
         """Check one answer and add its map; a wrong one is left out by name."""
