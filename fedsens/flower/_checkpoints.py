@@ -107,6 +107,7 @@ class Checkpoints:
             key_index=state.keys.key_index,
             reference=state.reference,
             experiment=state.experiment,
+            origin=state.origin,
             config=self._config,
             app=self._app,
             strategy=type(self._inner).__name__,

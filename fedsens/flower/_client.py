@@ -34,6 +34,7 @@ from fedsens.keys import (
     FederationKey,
     KeyStore,
     UploadRecords,
+    certify_mask,
     open_aggregate,
     open_model,
     rekey,
@@ -213,6 +214,11 @@ class Client:
                 "expected encryption, because this client holds a key, got an empty mask; "
                 "remove the key to take part in an unencrypted run"
             )
+        if mask.k == 0 and mask.size and self.settings.demands_encryption:
+            raise DowngradeError(
+                "expected encryption, because this client pins a roster (fedsens-roster-file), got "
+                "an empty mask; leave the roster out to take part in an unencrypted run"
+            )
         if mask.k == 0 and mask.size and self.store.record.last_round():
             raise DowngradeError(
                 "expected encryption, because this client's earlier answers in this run were "
@@ -276,6 +282,30 @@ class Client:
             )
         self._open_model(model, received)
         return rekey(aggregate, self.key_for(header), key)
+
+    def certify_again(self, received: Received, key_index: int) -> str:
+        """The certificate of a mask under a later key; empty for a mask that has none.
+
+        Args:
+            received: the mask, and its origin with the certificate under an earlier key.
+            key_index: of the later key.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            DowngradeError: the certificate that the mask has is none of this client's keys.
+        """
+        origin, digest = received.header.origin, received.mask.digest
+        if origin is None or not origin.certificate:
+            return ""
+        old, new = self.store.key_of(origin.key_index), self.store.key_of(key_index)
+        if old is None or new is None or certify_mask(old, origin, digest) != origin.certificate:
+            raise DowngradeError(
+                "expected a mask that a key holder vouches for, got another; the server deviates "
+                "from the protocol"
+            )
+        return certify_mask(new, origin.model_copy(update={"key_index": key_index}), digest)
 
 
 def check_global_model(arrays: Arrays, max_norm: float = 0.0) -> None:

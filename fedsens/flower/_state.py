@@ -38,6 +38,7 @@ from fedsens.mask import (
 from fedsens.protocol import (
     Aggregate,
     Checkpoint,
+    MaskOrigin,
     ModelHeader,
     PhaseReport,
     ProtectedModel,
@@ -57,6 +58,7 @@ class ServerState:
         keys: who holds the key.
         model: the global model, split by the mask of the round that made it.
         mask: what the next answers must be split by.
+        origin: what that mask was made of; None while there is none.
         reference: N_ref, the examples of the clients that the current model was sent to.
         experiment: random name of the run and of those that resume it.
         accepted: the last model that clients opened, or the one that the run began with.
@@ -88,6 +90,7 @@ class ServerState:
         self.experiment = secrets.token_hex(16)
         self._weighted_by, self._emit = weighted_by, emit
         self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
+        self.origin: MaskOrigin | None = None
         self._gathered = False
         self._left_out: frozenset[int] = frozenset()
         self._blame = Blame(config.train_min_clients, config.seed)
@@ -221,6 +224,7 @@ class ServerState:
         saved = checkpoint.progress
         self.reference = saved.reference
         self.experiment = saved.experiment or self.experiment
+        self.origin = saved.origin
         self.keys = self._new_keys(saved.fingerprint, saved.key_index)
 
     # Keys and masks.
@@ -240,7 +244,10 @@ class ServerState:
             self.gather(server_round, grid)
         if self.config.key_index_at(server_round) > self.keys.key_index:
             self._rotate(server_round, grid)
-        if first or (every > 0 and (server_round - 1) % every == 0):
+        vouched = self.origin is not None and (
+            not self.origin.certificate or self.origin.key_index == self.keys.key_index
+        )
+        if first or not vouched or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, told, must=first)
 
     def gather(self, server_round: int, grid: Grid) -> None:
@@ -298,7 +305,7 @@ class ServerState:
                 f"{new.key_index + 1}, then resume the run"
             )
         if self.model.aggregate is not None:
-            self.model, phase = rekey_model(
+            self.model, certificate, phase = rekey_model(
                 grid,
                 self.model,
                 lambda: self.show([], server_round)[0],
@@ -306,6 +313,9 @@ class ServerState:
                 server_round,
                 config.mask_timeout,
             )
+            if self.origin is not None and certificate:
+                told = {"key_index": new.key_index, "certificate": certificate}
+                self.origin = self.origin.model_copy(update=told)
             self.accepted = self.model  # whoever put it under the new key has opened it
             self._emit(phase.report(1, lost=0))
         self.keys = new
@@ -319,8 +329,9 @@ class ServerState:
         def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
             return self.show(nodes, server_round, told if nodes else None)
 
+        origin = self.origin
         try:
-            new = maker.make(grid, show, server_round)
+            new, origin = maker.make(grid, show, server_round, self.mask)
         except PhaseError as error:
             self.leave_out(error.nodes)  # those that sent a map, but not its key
             if isinstance(error, MapError):
@@ -334,9 +345,9 @@ class ServerState:
                 return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
-        overlap = self.mask.overlap(new)
-        if must or overlap < self.config.refresh_below:
-            self.mask = new if must else self.terms.policy().next_mask(self.mask, new)
+        overlap = maker.overlap(self.mask, new)
+        if must or new == self.mask or overlap < self.config.refresh_below:
+            self.mask, self.origin = new, origin
         for report in maker.reports:
             self._emit(report)
         tell(
@@ -442,6 +453,7 @@ class ServerState:
             layout=self.model.layout.to_json(),
             model_mask=self.model.mask.digest,
             mask=self.mask.digest,
+            origin=self.origin,
             parameters=self.config.parameters,
             fingerprint=self.keys.fingerprint,
             key_index=self.keys.key_index,

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedsens.errors import ContributorsError, ProtocolError
 
-LEAST_CONTRIBUTORS = 2  # contributors that a client accepts by default
+LEAST_CONTRIBUTORS = 3  # that a client accepts by default: in a sum of two each learns the other
 MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
 
 # An X25519 public key, hexadecimal: the client's identity, or the one it made for this run.

@@ -62,7 +62,8 @@ def ask(stage, tmp_path):
         for path in [*folder.glob("update-*"), *folder.glob("map-*")]:  # it comes as if new
             path.unlink()
         if kind.startswith("query."):  # these are of round 1, before any model was opened
-            record.unlink(missing_ok=True)
+            for path in [record, *folder.glob("mask*")]:
+                path.unlink(missing_ok=True)
         elif kind == "train":  # this one comes before the evaluation of its round's result
             record.write_text(record.read_text().replace('"model_round": 2', '"model_round": 1'))
         change(message.content)
@@ -277,7 +278,8 @@ def test_the_data_owner_cannot_lower_the_apps_minimum(ask):
 
 def test_a_smaller_mask_for_the_answer_is_refused(ask):
     change = with_mask(lambda mask: mask.selected & (np.cumsum(mask.selected) <= 20))
-    assert ask(change).has_content()  # nobody demanded more
+    assert_refused(ask(change), "DowngradeError", "covers whatever an earlier one")
+    assert_refused(ask(change, moving_masks=True), "DowngradeError", "a key holder vouches for")
     assert_refused(ask(change, min_ratio=RATIO), "DowngradeError", "got 20")
 
 

@@ -13,7 +13,6 @@ from fedsens import (
     CkksParameters,
     EncryptionMask,
     Encryptor,
-    FedSensConfig,
 )
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, _updates
@@ -21,6 +20,7 @@ from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
 
 from .federation import (
     Run,
+    config_of,
     initial_arrays,
     is_reply,
     largest_difference,
@@ -322,7 +322,7 @@ def test_a_ciphertext_of_an_earlier_round_under_a_new_header_opens_for_nobody(re
 
     grid = LocalGrid(make_app(recorder), 3, tap=keep)
     options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(**options))
+    strategy = SelectiveEncryption(FedAvg(), config_of(**options))
     with pytest.raises(PhaseError, match=r"model of round 2 .*3 refusals.*ModelError"):
         strategy.start(grid, initial_arrays(), 3)
     assert sorted(recorder.trained) == [1, 2]

@@ -32,6 +32,7 @@ from fedsens.flower._records import HEADER, KEY_ANSWER, MASK
 
 from .federation import (
     arrays_of,
+    config_of,
     initial_arrays,
     is_request,
     make_app,
@@ -79,7 +80,7 @@ class Halving(FedAvg):
 
 def run(inner=None, rounds=2, *, ratio=1.0, grid=None, evaluate_fn=None, tap=None, **options):
     grid = grid or LocalGrid(make_app(), 3, node_config={"fedsens-opens": "server"}, tap=tap)
-    config = FedSensConfig.create(opens="server", ratio=ratio, **options)
+    config = config_of(opens="server", ratio=ratio, **options)
     strategy = SelectiveEncryption(inner or FedAvg(), config)
     random.seed(0)
     result = strategy.start(grid, initial_arrays(), rounds, evaluate_fn=evaluate_fn)
@@ -181,7 +182,7 @@ def test_once_asked_for_encrypted_answers_a_client_gives_no_plain_ones(opens):
 
 def test_a_client_that_allows_it_still_takes_part_where_clients_open():
     grid = LocalGrid(make_app(), 3, node_config={"fedsens-opens": "server"})
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=1.0))
+    strategy = SelectiveEncryption(FedAvg(), config_of(ratio=1.0))
     strategy.start(grid, initial_arrays(), 1)
     assert strategy.model.aggregate is not None
     assert shared_key(grid)
@@ -219,7 +220,7 @@ def test_masks_below_ratio_one(policy):
 
 def test_the_mask_is_the_one_that_clients_would_make():
     here, _, _ = run(rounds=1, ratio=0.3)
-    there = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=0.3))
+    there = SelectiveEncryption(FedAvg(), config_of(ratio=0.3))
     there.start(LocalGrid(make_app(), 3, run_id=2), initial_arrays(), 1)
     assert here._run.mask.overlap(there._run.mask) == 1
 
