@@ -404,8 +404,13 @@ def sync(path: Path) -> None:
 
 def _checksum(header: str, tensors: Arrays) -> str:
     # safetensors checks sizes only: a flipped bit of a weight would pass.
-    content = digest_of(dict(sorted(tensors.items())))
+    content = sorted_digest(tensors)
     return hashlib.sha256(f"{header}|{content}".encode()).hexdigest()
+
+
+def sorted_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """As :func:`digest_of`, in whatever order the arrays are, as a file may have another."""
+    return digest_of(dict(sorted(arrays.items())))
 
 
 def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -99,6 +99,8 @@ class SelectiveEncryptionMod:
         client = Client(context, self.min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
+        if message.metadata.message_type == "evaluate":
+            client.check_trained(received)
         if received.mask.k:
             received.layout.check_real()
         settings, policy = client.settings, received.header.remainder.policy()

@@ -460,6 +460,8 @@ class SelectiveEncryption(Strategy):
         """Let the inner strategy sample clients and give them what they need to open the model."""
         shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_evaluate(server_round, shown, config, grid)
+        if self.config.encrypts and not self.model.round:
+            messages = []  # clients evaluate no initial model
         return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(

@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ from fedsens.files import (
 )
 from fedsens.mask import EncryptionMask
 
+logger = logging.getLogger(__name__)
+
 # In the order in which they are removed: while a secret is there, so is the list that it is for.
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
 MOVED = (
@@ -73,6 +76,7 @@ class RunRecord:
             folder: of this client in this run; it must exist when something is recorded.
         """
         self._path, self._mask = folder / "model.json", folder / "mask"
+        self._initial = folder / "initial"
 
     def record_model(
         self, server_round: int, model_round: int, key_index: int, sha256: str
@@ -92,6 +96,20 @@ class RunRecord:
             "sha256": sha256,
         }
         replace_private(self._path, json.dumps(record).encode())
+
+    def first_initial(self, digest: str) -> str:
+        """Note the initial model of the run, if there is none yet.
+
+        Args:
+            digest: of the model that came.
+
+        Returns:
+            The digest of the first one.
+        """
+        if create_private(self._initial, digest.encode()):
+            logger.info("the initial model of this run is %s", digest)
+            return digest
+        return read_private(self._initial).decode("ascii", "replace")
 
     def record_mask(self, mask: EncryptionMask, moves: bool) -> None:
         """Note the mask of an answer that is about to be made.

@@ -14,6 +14,7 @@ from fedsens import Aggregator, EncryptionMask, crypto
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
+from fedsens.files import sorted_digest
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._records import (
     CIPHERTEXT,
@@ -29,13 +30,14 @@ from fedsens.flower._records import (
     REFUSED,
     bytes_to_record,
     take_model,
+    to_record,
 )
 from fedsens.keys import _opening
 from fedsens.layout import ParameterLayout
 from fedsens.mask import select_mask
 from fedsens.protocol import sum_answers
 
-from .federation import Run, config_of, initial_arrays, is_reply, is_request, make_app
+from .federation import Run, arrays_of, config_of, initial_arrays, is_reply, is_request, make_app
 
 NODES = (1000, 1001, 1002)
 VICTIM = 1000
@@ -132,9 +134,12 @@ def put(stage, tmp_path):
     def never(message, context):
         pytest.fail("the app's function was called")
 
-    def send(change, kind="train", number=ROUND, app=None, new=True, **settings):
+    def send(change, kind="train", number=ROUND, app=None, new=True, forget=False, **settings):
         message = copy.deepcopy(stage.requests[kind, number])
         change(message.content)
+        if forget:  # as a client that has answered nothing in this run, but saw how it began
+            for path in (tmp_path / "copy" / "run-1" / f"node-{VICTIM}").glob("[mu]*"):
+                path.unlink()
         if new and kind.startswith("query."):  # these are of round 1, before any model was opened
             folder = tmp_path / "copy" / "run-1" / f"node-{VICTIM}"
             for path in [folder / "model.json", *folder.glob("mask*")]:
@@ -787,3 +792,44 @@ def test_a_plaintext_remainder_that_is_no_number_is_refused_by_name(put):
         content["arrays"] = ArrayRecord({n: Array(a) for n, a in arrays.items()})
 
     assert_refused(put(spoil), "ModelError", "NaN or infinity in 0.weight")
+
+
+def initial(values, number=1):
+    """A plain model of the server's making instead of the run's initial one."""
+
+    def change(content):
+        arrays = arrays_of(initial_arrays())
+        made = {name: np.full(a.shape, values, a.dtype) for name, a in arrays.items()}
+        content["arrays"] = to_record(made)
+        edit(content, round=number)
+
+    return change
+
+
+def test_a03_no_initial_model_is_evaluated(put):
+    """Its loss would tell a label histogram, and a private image from a hundred such models."""
+
+    def as_an_evaluation(content):
+        a_model_of_the_servers_own(content)
+        edit(content, model_round=0, round=ROUND)
+
+    reply = put(as_an_evaluation, "evaluate", forget=True)
+    assert_refused(reply, "DowngradeError", "expected a trained model to evaluate")
+    reply = put(lambda content: None, "train", 1, app=make_app(), forget=True)
+    assert reply.has_content()  # the same initial model as before is trained
+    other = put(initial(0.5), "train", 1, forget=True)
+    assert_refused(other, "DowngradeError", "a run has one initial model")
+
+
+def test_a03_a_map_of_another_initial_model_is_refused(put):
+    reply = put(initial(0.5), "query.fedsens_sensitivity", 1)
+    assert_refused(reply, "DowngradeError", "that this run began with")
+
+
+def test_a03_the_owner_pins_the_initial_model(put):
+    pinned = sorted_digest(arrays_of(initial_arrays()))
+    honest = lambda content: None  # noqa: E731
+    own = {"app": make_app(), "forget": True}
+    reply = put(honest, "train", 1, initial_sha256="ab" * 32, **own)
+    assert_refused(reply, "DowngradeError", "of fedsens-initial-sha256")
+    assert put(honest, "train", 1, initial_sha256=pinned, **own).has_content()

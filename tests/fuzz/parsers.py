@@ -53,6 +53,7 @@ from fedsens.protocol import (
     KeyRequest,
     KeySumRequest,
     MapRequest,
+    MaskReply,
     MaskRequest,
     ModelHeader,
     PlainMapHeader,
@@ -69,7 +70,7 @@ from .frames import split
 
 KINDS = (
     *(ModelHeader, UploadHeader, PlainMapHeader, KeySumRequest, KeyRequest),
-    *(KeyReply, MapRequest, MaskRequest, RekeyRequest, RekeyReply),
+    *(KeyReply, MapRequest, MaskRequest, MaskReply, RekeyRequest, RekeyReply),
 )
 SETS = {each.digest: each for each in map(CkksParameters.preset, PRESETS)}
 CHEAP = 2**20  # bytes of scrypt up to which a mutated lock is tried

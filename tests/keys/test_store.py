@@ -13,6 +13,7 @@ PUBLIC = [bytes([n]) * 32 for n in range(3)]
 
 
 def store(folder, node=5, run=7, **settings):
+    settings = {"min_ratio": 1, **settings}
     config = {f"fedsens-{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     return KeyStore(
         ClientSettings.from_node({"fedsens-state-dir": str(folder), **config}, {}), run, node
