@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
 from fedsens.flower._records import to_arrays, to_record
-from fedsens.flower._updates import without_uneven_lists
+from fedsens.flower._updates import averageable
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, as_layout_types, combine, partition, with_nan
 from fedsens.protocol import ProtectedModel
@@ -104,7 +104,7 @@ class InnerStrategy:
             The replies.
         """
         function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
-        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
+        return averageable(replies) if function is aggregate_metricrecords else replies
 
     def fill_in(
         self,

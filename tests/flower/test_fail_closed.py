@@ -262,7 +262,7 @@ def test_a_ciphertext_of_another_length_is_refused(ask):
     assert_refused(reply, "ProtocolError", "34 values", "one of 2 of 33")
 
 
-def test_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
+def test_a07_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
     monkeypatch.setenv("FEDSENS_MIN_RATIO", "0.4")
     assert_refused(ask(), "DowngradeError", "at least 46 of 115", "got 34", "raise")
     assert_refused(ask(min_ratio=0.5), "DowngradeError", "at least 57 of 115")
@@ -298,7 +298,7 @@ def unencrypted(content):
     edit(mask=empty.digest, model_mask=empty.digest, **told)(content)
 
 
-def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
+def test_a07_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
     assert_refused(ask(unencrypted), "DowngradeError", "this client holds a key")
     keyless = str(tmp_path / "nothing")
     assert ask(unencrypted, state_dir=keyless).has_content()
@@ -347,7 +347,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name(ask, stage, value, mas
     assert_refused(ask(app=trained(spoil)), "ValueRangeError", "3.weight", "learning rate")
 
 
-def test_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask, stage):
+def test_a12_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask, stage):
     def spoil(arrays):
         entry = next(e for e in stage.run.strategy.model.layout.entries if e.name == "3.weight")
         arrays["3.weight"][stage.run.strategy.model.mask.of(entry)] = 98765.4

@@ -393,7 +393,7 @@ SECRET = [
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("lie", [*PUBLIC, *SECRET])
-def test_an_aggregate_that_is_not_what_it_is_said_to_be(stage, put, secrets, lie, kind):
+def test_a01_a04_an_aggregate_that_is_not_what_it_is_said_to_be(stage, put, secrets, lie, kind):
     """Behind the public checks there is one error, and the one work of one decryption.
 
     What is decrypted with the real sum of the secrets is the genuine sum alone.
@@ -492,7 +492,7 @@ def test_a_message_that_asks_for_less_protection(put, kind, change, error, setti
 
 
 @pytest.mark.parametrize("change", ["nothing", "the mask", "the configuration", "a later round"])
-def test_a_second_upload_in_one_round(put, change):
+def test_a05_a_second_upload_in_one_round(put, change):
     """Two complementary masks would show the whole update; two of one the difference."""
     changes = {
         "nothing": lambda content: None,
@@ -554,7 +554,7 @@ class TwoMasks(LocalGrid):
             edit(message.content, context=self._other if self._lies else self._honest)
 
 
-def test_different_masks_for_two_clients_void_the_round(caplog):
+def test_a02_different_masks_for_two_clients_void_the_round(caplog):
     """The client does not give its key for an upload that it did not make."""
     with pytest.raises(PhaseError, match="changed the model, got none of 1"):
         Run(grid=TwoMasks(False), rounds=1, ratio=0.5, maps="plain")

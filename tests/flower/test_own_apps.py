@@ -402,7 +402,7 @@ def test_the_result_says_that_it_is_no_whole_model(caplog):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("policy", ["random", "magnitude"])
-def test_a_second_start_in_one_run_is_an_error_by_name(rounds, policy):
+def test_a16_a_second_start_in_one_run_is_an_error_by_name(rounds, policy):
     federation = Federation()
     federation.start(rounds=rounds)
     with pytest.raises(PhaseError, match="a Flower run has one start of SelectiveEncryption"):
