@@ -108,6 +108,7 @@ class Checkpoints:
             reference=state.reference,
             experiment=state.experiment,
             origin=state.origin,
+            refused=state.refused,
             config=self._config,
             app=self._app,
             strategy=type(self._inner).__name__,

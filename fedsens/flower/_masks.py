@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import FedSensError, MapError, PhaseError, ProtocolError
+from fedsens.errors import FedSensError, PhaseError, ProtocolError, SumError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
 from fedsens.flower._phase import ask, listed
@@ -199,7 +199,7 @@ class MaskMaker:
                 told = {"certificate": certificate, "run": cost.run}
                 return mask, origin.model_copy(update=told)
         if refusals and self._contributors:
-            raise MapError(
+            raise SumError(
                 f"{refusals} key holders refuse the sum of the maps, which holds nonsense",
                 refused=self._contributors,
             )

@@ -15,8 +15,8 @@ from fedsens.errors import (
     CheckpointError,
     ConfigurationError,
     LayoutError,
-    MapError,
     PhaseError,
+    SumError,
 )
 from fedsens.files import Arrays
 from fedsens.flower._blame import Blame
@@ -146,6 +146,11 @@ class ServerState:
         )
 
     @property
+    def refused(self) -> list[list[str]]:
+        """The contributors of each sum that was refused, for a run that resumes this one."""
+        return [sorted(names) for names in self._blame.refused]
+
+    @property
     def searching(self) -> bool:
         """Whether sums were refused in this run, so that void rounds are part of a search."""
         return bool(self._blame.refused)
@@ -153,6 +158,22 @@ class ServerState:
     def accept(self) -> None:
         """Remember the model as one that clients open."""
         self.accepted = self.model
+        self._blame.accept(self._authors)
+
+    def suspect(self, nodes: Collection[int], connected: int) -> bool:
+        """Suspect whoever made a sum that nobody can use.
+
+        Args:
+            nodes: whose uploads are in it.
+            connected: nodes that are there.
+
+        Returns:
+            Whether anybody can be left out.
+        """
+        if not nodes or connected <= self.config.train_min_clients:
+            return False
+        self._blame.refuse(self._names(nodes))
+        return True
 
     def go_back(self, connected: int) -> bool:
         """Return to the last accepted model, and suspect whoever made the present one.
@@ -178,15 +199,17 @@ class ServerState:
     def _names(self, nodes: Iterable[int]) -> frozenset[str]:
         return frozenset(self.keys.parties[node].name for node in nodes)
 
-    def replace_opened(self, arrays: ArrayRecord, server_round: int) -> None:
+    def replace_opened(self, arrays: ArrayRecord, server_round: int, nodes: Iterable[int]) -> None:
         """Take the result of a round that the server opened; answers stay encrypted.
 
         Args:
             arrays: the whole model.
             server_round: the round.
+            nodes: whose updates are in it.
         """
         layout = self.model.layout
         state = as_layout_types(to_arrays(arrays), layout)
+        self._blame.accept(self._names(nodes))
         self._authors = frozenset()  # it opened here, so a refusal is not a spoilt sum's
         self.model = self._whole(state, layout, server_round)
 
@@ -225,6 +248,8 @@ class ServerState:
         self.reference = saved.reference
         self.experiment = saved.experiment or self.experiment
         self.origin = saved.origin
+        for contributors in saved.refused:
+            self._blame.refuse(contributors)
         self.keys = self._new_keys(saved.fingerprint, saved.key_index)
 
     # Keys and masks.
@@ -334,7 +359,7 @@ class ServerState:
             new, origin = maker.make(grid, show, server_round, self.mask)
         except PhaseError as error:
             self.leave_out(error.nodes)  # those that sent a map, but not its key
-            if isinstance(error, MapError):
+            if isinstance(error, SumError):
                 self._blame.refuse(self._names(error.refused))
             elif must and not error.nodes:
                 raise

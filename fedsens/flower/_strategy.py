@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
-from fedsens.errors import PhaseError, ProtocolError, StrategyError
+from fedsens.errors import PhaseError, ProtocolError, StrategyError, SumError
 from fedsens.flower._checkpoints import (
     Checkpoints,
     EvaluateFn,
@@ -345,7 +345,7 @@ class SelectiveEncryption(Strategy):
                 self._inner.fill_in(good, result.mean, run.model.layout, run.mask)
             arrays, metrics = self.inner.aggregate_train(server_round, good)
             if arrays is not None and good:
-                run.replace_opened(arrays, server_round)
+                run.replace_opened(arrays, server_round, result.replies)
         else:
             arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
         if arrays is not None and good and result.aggregate is not None:
@@ -356,7 +356,7 @@ class SelectiveEncryption(Strategy):
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        if not back:
+        if not (back or result.spoilt):
             self._empty_rounds.count(server_round, len(good), reasons, first)
         return arrays, metrics
 
@@ -401,7 +401,9 @@ class SelectiveEncryption(Strategy):
         except PhaseError as error:
             logger.warning("round %d changes nothing: %s", server_round, error)
             self._run.leave_out(error.nodes)
-            return RoundResult({})
+            nodes = error.refused if isinstance(error, SumError) else ()
+            connected = len(list(self._grid.get_node_ids()))
+            return RoundResult({}, spoilt=self._run.suspect(nodes, connected))
         self._schema = updates.schema
         self._learn(server_round, result)
         if 0 < len(result.replies) < least:

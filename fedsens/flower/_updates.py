@@ -58,12 +58,14 @@ class RoundResult:
         aggregate: the sum of their ciphertexts; None where the round is void.
         weight: the sum of their weights.
         mean: of what they encrypted, where the server opens it.
+        spoilt: whether the server opened nonsense, so that the round is part of a search.
     """
 
     replies: dict[int, Message]
     aggregate: Aggregate | None = None
     weight: float = 0.0
     mean: NDArray[np.floating] | None = None
+    spoilt: bool = False
 
 
 class Updates:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsens.errors import CheckpointError, FedSensError
 from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
+from fedsens.protocol._contributors import PublicKey
 from fedsens.protocol._fields import check_version
 from fedsens.protocol._headers import MaskOrigin
 from fedsens.protocol._model import ProtectedModel
@@ -46,6 +47,7 @@ class Progress(BaseModel):
         reference: N_ref of the round.
         experiment: random name of the run and of those that resume it.
         origin: what the mask of the next answers was made of.
+        refused: names of the contributors of every sum that clients refused.
         config: the fedsens options that the result depends on.
         app: likewise of the app.
         strategy: name of the inner strategy's class.
@@ -66,6 +68,7 @@ class Progress(BaseModel):
     reference: float = Field(default=1.0, gt=0)
     experiment: Experiment = ""
     origin: MaskOrigin | None = None
+    refused: list[list[PublicKey]] = []
     config: dict[str, Any] = {}
     app: dict[str, Any] = {}
     strategy: str = ""
