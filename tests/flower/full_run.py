@@ -214,7 +214,7 @@ def _export(story: Story, strategy: SelectiveEncryption, key: FederationKey) -> 
     save_protected(model, output / "protected.safetensors")
     flat = model.layout.flatten({
         name: np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
-        for name, array in open_model(model, key).items()
+        for name, array in open_model(model, key, 1).items()
     })
     story.values.append(unknown(flat, model.layout)[model.mask.selected])
     outcome = RunOutcome("3", COMPLETED, 1.0, strategy.reports)

@@ -46,7 +46,7 @@ def start(folder, run_id, tap=None, **options):
     random.seed(0)
     strategy.start(grid, initial_arrays(), ROUNDS)
     key = shared_key(grid, strategy._run.keys.fingerprint)
-    return strategy, open_model(strategy.model, key)
+    return strategy, open_model(strategy.model, key, 1)
 
 
 @pytest.mark.parametrize("at", [3, 4, 5])

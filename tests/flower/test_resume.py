@@ -115,7 +115,7 @@ def opened(strategy):
     key = None
     if strategy.model.aggregate is not None:
         key = shared_key(strategy.grid, strategy._run.keys.fingerprint)
-    return open_model(strategy.model, key)
+    return open_model(strategy.model, key, 1)
 
 
 def metrics_of(result):

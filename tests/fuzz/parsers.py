@@ -159,7 +159,7 @@ def model_message(data: bytes) -> None:
     _put(content, MODEL_PARTS, frames[:4])
     content["arrays"] = _arrays(frames[4:])
     model, _ = records.take_model(content)
-    open_model(model, fixed.key())
+    open_model(model, fixed.key(), 1)
 
 
 def update_message(data: bytes) -> None:
@@ -236,7 +236,7 @@ def checkpoint(data: bytes) -> None:
 
 def model_file(data: bytes) -> None:
     """An exported model or a checkpoint as ``fedsens open`` reads it."""
-    open_model(load_model(_file(data)), fixed.key())
+    open_model(load_model(_file(data)), fixed.key(), 1)
 
 
 def map_file(data: bytes) -> None:
