@@ -164,6 +164,17 @@ class Phase:
             least, (self.accepted + refusals) / 2
         )
 
+    def model_is_safe(self, least: int) -> bool:
+        """Whether so many accepted the model that :meth:`model_is_refused` will not be true.
+
+        Args:
+            least: clients that a round needs.
+
+        Returns:
+            Whether the model before it can be let go while further answers arrive.
+        """
+        return self.accepted > 0 and self.accepted >= min(least, len(self.sent) / 2)
+
     def stop(self, folder: Path | None) -> NoReturn:
         """End a run whose model is refused and that cannot go back.
 

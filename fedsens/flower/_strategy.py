@@ -386,6 +386,8 @@ class SelectiveEncryption(Strategy):
                 updates = self._new_updates(phase, stand_in)
             if not updates.take(node, reply):
                 run.keys.invalidate(node)
+            if phase.model_is_safe(self.config.train_min_clients):
+                run.accept()  # now, as the model before it takes memory beside the sum
         return updates or self._new_updates(phase, stand_in)
 
     def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:

@@ -24,7 +24,16 @@ def answer(message, context):
     return Message(content, reply_to=message)
 
 
-def test_a_client_sends_and_gets_about_the_budget():
+@pytest.mark.parametrize(
+    ("dtype", "width", "preset", "megabytes"),
+    [
+        ("float32", 4.0, "exact", 0.6),  # ciphertexts larger than what they replace
+        ("float64", 8.0, "exact", 0.9),  # smaller
+        ("float16", 2.0, "precise", 0.36),
+        ("mixed", 6.0, "precise", 0.66),
+    ],
+)
+def test_a_client_sends_and_gets_about_the_budget(dtype, width, preset, megabytes):
     sizes = {"train": [], "key": [], "model": []}
 
     def look(message):
@@ -38,21 +47,26 @@ def test_a_client_sends_and_gets_about_the_budget():
                 size = sum(len(array.data) for record in records for array in record.values())
                 sizes[kind].append(size)
 
-    weights = np.random.default_rng(0).normal(0, 0.05, SIZE).astype(np.float32)
+    weights = np.random.default_rng(0).normal(0, 0.05, SIZE)
+    types = ("float32", "float64") if dtype == "mixed" else (dtype, dtype)
+    halves = zip("ab", np.split(weights, 2), types, strict=True)
     run = Run(
         grid=LocalGrid(make_app(answer, answer), 2, tap=look),
-        initial=ArrayRecord({"weight": Array(weights)}),
+        initial=ArrayRecord({name: Array(half.astype(kind)) for name, half, kind in halves}),
         rounds=3,
         policy="random",
-        max_mb=0.6,
+        max_mb=megabytes,
         ratio=0.9,
-        preset="exact",  # whose ciphertexts are larger than what they replace
+        preset=preset,
     )
-    mask = run.strategy.model.mask
-    assert mask.k == mask_count(ratio_within(run.strategy.config.parameters, SIZE, 0.6), SIZE)
-    assert 0.2 < mask.ratio < 0.9
-    block = 2 * (7 - 4) * 4096  # bytes by which one more block would cost more, both ways
-    assert 0.6e6 - block - 10_000 < sum(each[-1] for each in sizes.values()) <= 0.6e6
+    mask, codec = run.strategy.model.mask, run.strategy.config.parameters
+    assert mask.k == mask_count(ratio_within(codec, SIZE, megabytes, width=width), SIZE)
+    assert 0 < mask.ratio <= 1
+    spent = sum(each[-1] for each in sizes.values())
+    assert spent <= 1e6 * megabytes
+    if width < codec.bytes_per_parameter:  # else one more block costs nothing
+        block = 2 * (codec.bytes_per_parameter - width) * codec.degree
+        assert 1e6 * megabytes - block - 10_000 < spent
 
 
 def test_a_budget_that_encrypts_nothing_stops_the_run():
