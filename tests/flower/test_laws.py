@@ -159,7 +159,7 @@ def test_a08_refreshed_masks_grow_or_move_and_keep_the_result(policy, moves, rec
 
 def test_a08_masks_do_not_move_where_an_owner_forbids_it(caplog):
     options = {"ratio": 0.3, "refresh_every": 1, "moving_masks": True, "rounds": 2}
-    with pytest.raises(PhaseError, match="leave fedsens.moving-masks out"):
+    with pytest.raises(PhaseError, match=r"leave fedsens\.moving-masks out"):
         Run(policy="magnitude", **options)
 
 
