@@ -45,7 +45,8 @@ def check_options(options: RunOptions, baseline: bool) -> None:
     app.check(keys | ({RATIO: None} if baseline else {}))
     if app.value(RATIO, options.config) == 0:
         return
-    names = [name for name in FedSensConfig.model_fields if name.endswith("_min_clients")]
+    known = sorted(FedSensConfig.model_fields, reverse=True)  # train first, which others follow
+    names = [name for name in known if name.endswith("_min_clients")]
     keys_of = {name: f"fedsens.{name.replace('_', '-')}" for name in names}
     asked = {name: app.value(key, options.config) for name, key in keys_of.items()}
     config = FedSensConfig.create(**{n: int(value) for n, value in asked.items() if value})
