@@ -833,3 +833,26 @@ def test_a03_the_owner_pins_the_initial_model(put):
     reply = put(honest, "train", 1, initial_sha256="ab" * 32, **own)
     assert_refused(reply, "DowngradeError", "of fedsens-initial-sha256")
     assert put(honest, "train", 1, initial_sha256=pinned, **own).has_content()
+
+
+def test_a09_a_remainder_without_a_budget_is_refused_where_the_owner_sets_one(put):
+    reply = put(lambda content: None, max_epsilon=8)
+    assert_refused(reply, "DowngradeError", "whose privacy loss can be stated")
+
+
+def test_a07_a_pinned_roster_demands_encryption(put, tmp_path):
+    """Of a client that holds no key yet, as in the first message of a run."""
+
+    def in_plaintext(content):
+        mask = EncryptionMask.from_bytes(bytes_of(content, MASK))
+        empty = EncryptionMask(np.zeros(mask.size, bool), mask.layout_digest)
+        content[MASK] = bytes_to_record(empty.to_bytes())
+        edit(content, mask=empty.digest, model_mask=empty.digest, fingerprint="", cohort=[])
+
+    own = {"state_dir": str(tmp_path / "new"), "number": 1}
+    roster = tmp_path / "roster.json"
+    roster.write_text(json.dumps(["ab" * 32]))
+    roster.chmod(0o600)
+    assert put(in_plaintext, app=make_app(), **own).has_content()
+    reply = put(in_plaintext, roster_file=str(roster), **own)
+    assert_refused(reply, "DowngradeError", "pins a roster")
