@@ -67,6 +67,8 @@ class ClientSettings(BaseModel):
         initial_sha256: digest of the only initial model that this client works on, as
             ``fedsens inspect`` prints it; empty for whatever a run begins with
             (``fedsens-initial-sha256``, ``FEDSENS_INITIAL_SHA256``).
+        min_dp_noise: the smallest ``fedsens.dp-noise`` that this client accepts
+            (``fedsens-min-dp-noise``, ``FEDSENS_MIN_DP_NOISE``); 0 demands none.
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -91,6 +93,7 @@ class ClientSettings(BaseModel):
     moving_masks: bool = False
     max_epsilon: float = Field(default=math.inf, gt=0)
     initial_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    min_dp_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
 

@@ -7,9 +7,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_file
 from typer.testing import CliRunner
 
 from fedsens.bench.round import bench_round
@@ -43,11 +45,14 @@ def federation(parameters=100_000, clients=10, rounds=5, link=1e8, width=4.0):
 def test_bytes_are_those_of_real_rounds():
     ratios = (0.0, 0.1, 0.5, 1.0)
     report = bench_round("lenet", images=4, clients=2, ratios=ratios, repeats=1)
-    for row, ratio in zip(report.rows[1:], ratios, strict=True):
+    for row, ratio in zip(report.rows[1:-1], ratios, strict=True):
         plan = make_plan(federation(report.parameters), ratio)
         # one block of a few more may hold a fifth byte per residue
         assert plan.bytes_up == pytest.approx(row.bytes_up, rel=0.06)
         assert plan.bytes_down == pytest.approx(row.bytes_down, rel=0.06)
+    opened = make_plan(replace(federation(report.parameters), opens="server"), 1.0)
+    assert opened.bytes_up == pytest.approx(report.rows[-1].bytes_up, rel=0.06)
+    assert opened.bytes_down == pytest.approx(report.rows[-1].bytes_down, rel=0.06)
 
 
 def test_the_run_is_all_clients_and_rounds():
@@ -124,6 +129,12 @@ def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
 def test_a_model_of_mixed_types_has_their_mean_width():
     state = {"a": np.zeros(300, np.float32), "b": np.zeros(100, np.float64)}
     assert size_of_state(state) == ModelSize(400, 5.0)
+
+
+def test_bfloat16_counts_as_the_float32_that_it_is_sent_as(tmp_path):
+    state = {"a": torch.zeros(30, 4, dtype=torch.bfloat16), "b": torch.zeros(8)}
+    torch_file(state, tmp_path / "w")
+    assert size_of_file(tmp_path / "w") == size_of_state(state) == ModelSize(128, 4.0)
 
 
 def test_wide_parameters_may_all_be_encrypted_where_plaintext_does_not_fit():
