@@ -38,7 +38,10 @@ class Protection(NamedTuple):
     remainder: str = PLAIN
 
     def __str__(self) -> str:
-        name = f"{self.policy} {self.ratio:g}"
+        if self.ratio in {0, 1}:
+            name = "everything" if self.ratio else "nothing"
+        else:
+            name = f"{self.policy} {self.ratio:g}"
         return name if self.remainder == PLAIN else f"{name} {self.remainder}"
 
 

@@ -266,18 +266,6 @@ class RemainderPolicy(ABC):
         """
         return None
 
-    def next_mask(self, old: EncryptionMask, new: EncryptionMask) -> EncryptionMask:
-        """The mask that may follow another.
-
-        Args:
-            old: the mask in use.
-            new: the mask that the policy of masks chose.
-
-        Returns:
-            The mask to use.
-        """
-        return new
-
     def cost(self, answers: int = 1) -> PrivacyLoss | None:
         """The privacy that answers under these terms cost.
 
