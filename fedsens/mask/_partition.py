@@ -120,8 +120,8 @@ def check_plain(
         LayoutError: lists every missing, unexpected or differing tensor.
     """
     expected = {
-        entry.name: entry.shape if selected is None else (int(np.count_nonzero(~selected)),)
-        for entry, selected, _ in _walk(mask, layout)
+        entry.name: entry.shape if selected is None else (entry.size - (part.stop - part.start),)
+        for entry, selected, part in _walk(mask, layout)
     }
     problems = [f"{name} is missing" for name in expected if name not in plain]
     problems += [f"{name} is unexpected" for name in plain if name not in expected]
