@@ -228,6 +228,7 @@ class Phase:
         reasons: Mapping[int, str] | None = None,
         encrypted: int = 0,
         central: tuple[float | None, float | None] = (None, None),
+        probed: int = 0,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -241,6 +242,7 @@ class Phase:
             reasons: node to why its answer was left out, beside those that answered with an error.
             encrypted: parameters of an answer that are encrypted.
             central: noise multiplier of the mean, and epsilon of all means so far.
+            probed: maps that random probes estimate.
 
         Returns:
             The report.
@@ -264,6 +266,7 @@ class Phase:
             opens=self.header.opens if self.header is not None and encrypted else None,
             noise_multiplier=central[0],
             central_epsilon=central[1],
+            probed_maps=probed,
             **(seconds or {}),
         )
 

@@ -153,6 +153,7 @@ class UploadHeader(Header):
         nonce: 16 random bytes of this upload.
         tags: of the ciphertext.
         samples: that a map averages over; 0 for an update.
+        probed: whether random probes estimate the map.
         work_seconds: CPU seconds to compute a map; 0 for an update.
         encrypt_seconds: CPU seconds to encrypt.
         decrypt_seconds: CPU seconds to decrypt the model that came with the message.
@@ -164,6 +165,7 @@ class UploadHeader(Header):
     nonce: Nonce
     tags: Tags = Field(max_length=16)
     samples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
+    probed: bool = False
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -175,11 +177,13 @@ class PlainMapHeader(Header):
     Attributes:
         weight: examples / N_ref, the factor of the map.
         samples: that the map averages over.
+        probed: whether random probes estimate the map.
         work_seconds: CPU seconds to compute it.
     """
 
     weight: float = Field(gt=0, allow_inf_nan=False)
     samples: int = Field(ge=1, le=MOST_EXAMPLES)
+    probed: bool = False
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 

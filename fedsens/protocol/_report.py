@@ -40,6 +40,7 @@ class PhaseReport(BaseModel):
             smallest of several groups'); None without central differential privacy.
         central_epsilon: what the means of the run so far cost a client that is in all of them
             (delta 1e-5).
+        probed_maps: of the answers of a map phase, those that random probes estimated.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -64,6 +65,7 @@ class PhaseReport(BaseModel):
     opens: Opens | None = None
     noise_multiplier: float | None = None
     central_epsilon: float | None = None
+    probed_maps: int = 0
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:

@@ -69,6 +69,7 @@ class RunSummary(BaseModel):
         parameters: P.
         encrypted_parameters: k.
         opens: who opened the sums; None where nothing was encrypted.
+        probed_maps: maps of clients that random probes estimated, without bias.
         metric: name of the metric that stands for the model's quality; None if the app reports
             none.
         bytes_up: of all phases of the run.
@@ -85,6 +86,7 @@ class RunSummary(BaseModel):
     parameters: int
     encrypted_parameters: int
     opens: Opens | None = None
+    probed_maps: int = 0
     metric: str | None
     bytes_up: Bytes
     bytes_down: Bytes
@@ -176,6 +178,7 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
         parameters=model.layout.size,
         encrypted_parameters=encrypted,
         opens=next((each.opens for each in outcome.reports if each.opens), None),
+        probed_maps=sum(report.probed_maps for report in outcome.reports),
         metric=shown,
         bytes_up=_up(outcome.reports),
         bytes_down=_down(outcome.reports),

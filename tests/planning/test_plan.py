@@ -7,9 +7,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_file
 from typer.testing import CliRunner
 
 from fedsens.bench.round import bench_round
@@ -127,6 +129,12 @@ def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
 def test_a_model_of_mixed_types_has_their_mean_width():
     state = {"a": np.zeros(300, np.float32), "b": np.zeros(100, np.float64)}
     assert size_of_state(state) == ModelSize(400, 5.0)
+
+
+def test_bfloat16_counts_as_the_float32_that_it_is_sent_as(tmp_path):
+    state = {"a": torch.zeros(30, 4, dtype=torch.bfloat16), "b": torch.zeros(8)}
+    torch_file(state, tmp_path / "w")
+    assert size_of_file(tmp_path / "w") == size_of_state(state) == ModelSize(128, 4.0)
 
 
 def test_wide_parameters_may_all_be_encrypted_where_plaintext_does_not_fit():
