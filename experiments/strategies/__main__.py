@@ -99,7 +99,9 @@ def run_strategy(
         node: dict[str, Value] = {"fedsens-state-dir": f"{folder}/state"}
         node |= {"fedsens-min-contributors": OF_A_GROUP}
         node |= {"fedsens-opens": "server"} if mode == "server" else {}
-        node |= {"fedsens-key-file": str(key)} if mode == "clients" else {}
+        node |= (
+            {"fedsens-key-file": str(key), "fedsens-min-ratio": "0.1"} if mode == "clients" else {}
+        )
         grid = LocalGrid(app, clients, node_config=node, run_config=config)
         outer = SelectiveEncryption(strategy, FedSensConfig.from_run_config(config))
         random.seed(0)

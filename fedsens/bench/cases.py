@@ -9,7 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsens.bench.models import TextClassifier, lenet, resnet18
+from fedsens.bench.models import (
+    BertWithMask,
+    TextClassifier,
+    VisionTransformer,
+    lenet,
+    resnet18,
+)
 from fedsens.errors import ConfigurationError
 
 VOCABULARY, LENGTH = 1000, 32
@@ -26,6 +32,7 @@ class Case:
         build: classes to model.
         inputs: number of samples to inputs, the batch first.
         samples: how many samples a map is made of.
+        extra: whether it takes a library that fedsens does not, so that it is on demand only.
     """
 
     name: str
@@ -34,6 +41,7 @@ class Case:
     build: Callable[[int], nn.Module]
     inputs: Callable[[int], Tensor]
     samples: int
+    extra: bool = False
 
     def make(self, samples: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
         """Build the model in eval mode, with inputs and labels; torch's random state stays.
@@ -61,6 +69,12 @@ def texts(samples: int) -> Tensor:
     return torch.randint(VOCABULARY, (samples, LENGTH))
 
 
+def masked_texts(samples: int) -> Tensor:
+    """Random tokens and masks of random lengths, (samples, 2, 32)."""
+    lengths = torch.randint(LENGTH // 4, LENGTH + 1, (samples, 1))
+    return torch.stack([texts(samples), (torch.arange(LENGTH) < lengths).long()], 1)
+
+
 def transformer(classes: int) -> nn.Module:
     """A transformer of four blocks of width 256, with 3.4 million parameters."""
     return TextClassifier(VOCABULARY, LENGTH, 256, 4, 4, classes)
@@ -81,6 +95,24 @@ _ALL = (
         texts,
         128,
     ),
+    Case(
+        "hf-bert",
+        "Hugging Face BERT with masks (4 blocks, d=128, T=32), 4 classes",
+        4,
+        partial(BertWithMask, VOCABULARY, LENGTH),
+        masked_texts,
+        128,
+        extra=True,
+    ),
+    Case(
+        "hf-vit",
+        "Hugging Face ViT (4 blocks, d=64, 65 patches), 10 classes",
+        10,
+        VisionTransformer,
+        _COLOUR,
+        128,
+        extra=True,
+    ),
 )
 CASES = {case.name: case for case in _ALL}
 
@@ -89,7 +121,7 @@ def chosen_cases(names: Sequence[str]) -> list[Case]:
     """Look cases up by name.
 
     Args:
-        names: names of cases; none for all.
+        names: names of cases; none for all that take no other library.
 
     Returns:
         The cases.
@@ -102,4 +134,5 @@ def chosen_cases(names: Sequence[str]) -> list[Case]:
         raise ConfigurationError(
             f"expected cases among {', '.join(CASES)}, got {', '.join(unknown)}; choose of these"
         )
-    return [CASES[name] for name in names or CASES]
+    usual = [name for name, case in CASES.items() if not case.extra]
+    return [CASES[name] for name in names or usual]

@@ -7,6 +7,8 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from fedsens.extras import require
+
 
 def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
     """LeNet-5 with ReLU and max pooling.
@@ -73,6 +75,55 @@ class ResidualBlock(nn.Module):
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]
+
+
+class BertWithMask(nn.Module):
+    """Hugging Face's BERT as a classifier of one tensor: tokens and mask, (n, 2, length)."""
+
+    def __init__(self, vocabulary: int, length: int, classes: int) -> None:
+        """Four blocks of width 128."""
+        super().__init__()
+        bert = require("transformers.models.bert")
+        config = bert.BertConfig(
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=512,
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            num_labels=classes,
+        )
+        self.model = bert.BertForSequenceClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, 2, length) to logits (n, classes)."""
+        tokens, mask = x.unbind(1)
+        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask).logits
+        return logits
+
+
+class VisionTransformer(nn.Module):
+    """Hugging Face's ViT as a classifier of 32 x 32 images in patches of 4."""
+
+    def __init__(self, classes: int) -> None:
+        """Four blocks of width 64."""
+        super().__init__()
+        vit = require("transformers.models.vit")
+        config = vit.ViTConfig(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            image_size=32,
+            patch_size=4,
+            num_labels=classes,
+        )
+        self.model = vit.ViTForImageClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, 3, 32, 32) to logits (n, classes)."""
+        logits: Tensor = self.model(pixel_values=x).logits
+        return logits
 
 
 class TextClassifier(nn.Module):
