@@ -15,7 +15,7 @@ from rich.table import Table
 from fedsens.protocol import PhaseReport
 from fedsens.simulation._summary import (
     Bytes,
-    RoundRow,
+    RoundSummary,
     RunSummary,
     SimulationSummary,
     choose_metric,
@@ -164,7 +164,7 @@ def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
     )
 
 
-def _round(row: RoundRow, other: float | None) -> tuple[str, ...]:
+def _round(row: RoundSummary, other: float | None) -> tuple[str, ...]:
     times = (row.encrypt_seconds, row.add_seconds, row.decrypt_seconds)
     return (
         str(row.round),

@@ -26,7 +26,7 @@ class Bytes(BaseModel):
         return self.plain + self.encrypted
 
 
-class RoundRow(BaseModel):
+class RoundSummary(BaseModel):
     """One round: training and evaluation together.
 
     Attributes:
@@ -86,7 +86,7 @@ class RunSummary(BaseModel):
     bytes_up: Bytes
     bytes_down: Bytes
     seconds: dict[str, float]
-    per_round: list[RoundRow]
+    per_round: list[RoundSummary]
 
     @property
     def scores(self) -> list[float | None]:
@@ -180,12 +180,12 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
     )
 
 
-def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundRow:
+def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundSummary:
     phases = {report.phase: report for report in reports if report.round == number}
     parts = [phases[name] for name in ("train", "evaluate") if name in phases]
     train = phases.get("train") or parts[0]
     metrics = {name: value for part in parts for name, value in part.metrics.items()}
-    return RoundRow(
+    return RoundSummary(
         round=number,
         score=None if metric is None else metrics.get(metric),
         metrics=metrics,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from fedsens.bench.round import bench_round
-from fedsens.bench.scale import measure_scale
+from fedsens.bench._round import bench_round
+from fedsens.bench._scale import measure_scale
 from fedsens.cli import app
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError

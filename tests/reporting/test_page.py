@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fedsens.cli import app
 from fedsens.protocol import save_protected
 from fedsens.reporting._page import page
-from fedsens.simulation._summary import Bytes, RoundRow, RunSummary, SimulationSummary
+from fedsens.simulation._summary import Bytes, RoundSummary, RunSummary, SimulationSummary
 from fedsens.tables import make_table, to_html, to_markdown
 from tests.simulation.helpers import protected_model
 
@@ -79,7 +79,7 @@ def test_a_page_is_one_document_without_scripts_or_addresses():
 
 
 def run(accuracy):
-    row = RoundRow(
+    row = RoundSummary(
         round=1,
         score=accuracy,
         metrics={"loss": 0.5},

@@ -11,7 +11,7 @@ from experiments.benchmarks.interleaved import (
     run_interleaved,
 )
 from experiments.benchmarks.methods import Method
-from fedsens.bench.measure import Run, measuring, timed, timed_with_peak
+from fedsens.bench._measure import Run, measuring, timed, timed_with_peak
 from fedsens.errors import BenchmarkError
 
 X, Y = torch.zeros(64, 1), torch.zeros(64)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedsens.bench.cases import CASES, chosen_cases
+from fedsens.bench._models import CASES, chosen_cases
 from fedsens.errors import ConfigurationError
 
 PARAMETERS = {

@@ -20,8 +20,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedsens.bench.measure import peak_of_process, silence_logs
-from fedsens.bench.round import moving_app
+from fedsens.bench._measure import peak_of_process, silence_logs
+from fedsens.bench._round import moving_app
 from fedsens.flower import LocalGrid
 from fedsens.protocol import LEAST_CONTRIBUTORS
 

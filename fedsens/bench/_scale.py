@@ -17,9 +17,9 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsens.bench.measure import measuring, peak_of_process, silence_logs
-from fedsens.bench.remote import remote_grid
-from fedsens.bench.round import Stopwatch
+from fedsens.bench._measure import measuring, peak_of_process, silence_logs
+from fedsens.bench._remote import remote_grid
+from fedsens.bench._round import Stopwatch
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError
 from fedsens.flower import SelectiveEncryption

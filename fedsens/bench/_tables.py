@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
-from fedsens.bench.codec import PATH_CLIENTS, CodecRow
-from fedsens.bench.map import MapReport
-from fedsens.bench.round import RoundReport
-from fedsens.bench.scale import ScaleRow
+from fedsens.bench._codec import PATH_CLIENTS, CodecRow
+from fedsens.bench._map import MapCosts
+from fedsens.bench._round import RoundReport
+from fedsens.bench._scale import ScaleRow
 from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
@@ -26,7 +26,7 @@ def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> 
     """Lay out what each codec costs and how exact it is.
 
     Args:
-        rows: what :func:`fedsens.bench.codec.bench_codec` measured.
+        rows: what :func:`fedsens.bench._codec.bench_codec` measured.
         reference: speeds are shown as multiples of this row's as well, which comes first.
 
     Returns:
@@ -60,11 +60,11 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def map_table(report: MapReport) -> Table:
+def map_table(report: MapCosts) -> Table:
     """Lay out what each rule costs on one case.
 
     Args:
-        report: what :func:`fedsens.bench.map.bench_map` measured.
+        report: what :func:`fedsens.bench._map.bench_map` measured.
 
     Returns:
         The table, a line for the training step and for each rule.
@@ -94,7 +94,7 @@ def round_table(report: RoundReport, planned: Mapping[str, tuple[float, float]])
     """Lay out what a round costs at each ratio.
 
     Args:
-        report: what :func:`fedsens.bench.round.bench_round` measured.
+        report: what :func:`fedsens.bench._round.bench_round` measured.
         planned: name of a row to the bytes of a client, both ways, and the CPU seconds that
             :mod:`fedsens.planning` predicts.
 
@@ -130,7 +130,7 @@ def scale_table(sweeps: Mapping[str, Sequence[ScaleRow]], predicted: Predicted) 
     """Lay out what a round costs as models and federations grow.
 
     Args:
-        sweeps: what :func:`fedsens.bench.scale.bench_scale` measured.
+        sweeps: what :func:`fedsens.bench._scale.bench_scale` measured.
         predicted: gives the bytes that :mod:`fedsens.planning` predicts for server and client.
 
     Returns:

@@ -23,8 +23,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from fedsens.bench.measure import measuring, silence_logs
-from fedsens.bench.models import lenet, resnet18
+from fedsens.bench._measure import measuring, silence_logs
+from fedsens.bench._models import lenet, resnet18
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import (

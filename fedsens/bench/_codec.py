@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.bench.measure import timed
+from fedsens.bench._measure import timed
 from fedsens.crypto import PRESETS, Aggregator, CkksParameters, Decryptor, Encryptor, OneTimeSecret
 
 Floats = NDArray[np.float64]
