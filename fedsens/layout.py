@@ -119,12 +119,6 @@ class ParameterLayout:
     def from_json(cls, text: str) -> Self:
         """Rebuild a layout from :meth:`to_json`.
 
-        Args:
-            text: the JSON text.
-
-        Returns:
-            The layout.
-
         Raises:
             LayoutError: the text does not describe a layout.
         """
@@ -168,13 +162,7 @@ class ParameterLayout:
         return self.size
 
     def name_of(self, index: int) -> str:
-        """Name of the tensor that holds a flat coordinate.
-
-        Args:
-            index: the coordinate, in ``[0, P)``.
-
-        Returns:
-            The tensor's name.
+        """Name of the tensor that holds a flat coordinate, in ``[0, P)``.
 
         Raises:
             LayoutError: the coordinate is outside the vector.

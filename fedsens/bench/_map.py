@@ -109,14 +109,7 @@ def bench_map(case: MapCase, samples: int | None = None, repeats: int = 3) -> Ma
 
 
 def training_steps(model: nn.Module, x: Tensor, y: Tensor, batch: int = BATCH) -> None:
-    """Run forward and backward over batches, the yardstick; an update costs next to nothing.
-
-    Args:
-        model: the model, in eval mode as for the maps.
-        x: inputs.
-        y: labels.
-        batch: samples of a step.
-    """
+    """Forward and backward over batches, the yardstick; an update costs next to nothing."""
     leaves = list(model.parameters())
     for xs, ys in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
         torch.autograd.grad(cross_entropy(model(xs), ys), leaves)

@@ -86,12 +86,6 @@ def bench_round(
 def initial_state(model: str) -> dict[str, torch.Tensor]:
     """The state dict that :func:`bench_round` begins with; torch's random state stays.
 
-    Args:
-        model: ``"lenet"`` or ``"resnet18"``.
-
-    Returns:
-        Name to tensor.
-
     Raises:
         ConfigurationError: no such model.
     """  # noqa: DOC502 - raised by _seeded
@@ -191,14 +185,7 @@ def _each(sizes: Mapping[str, Sequence[tuple[int, int]]], clients: int) -> tuple
 
 
 def moving_app(protected: bool) -> ClientApp:
-    """An app whose training moves every weight a little.
-
-    Args:
-        protected: whether fedsens's mod is on.
-
-    Returns:
-        The app.
-    """
+    """An app whose training moves every weight a little, with or without fedsens's mod."""
     app = ClientApp(mods=[SelectiveEncryptionMod()] if protected else [])
 
     @app.train()
@@ -215,15 +202,7 @@ def moving_app(protected: bool) -> ClientApp:
 
 
 def training_seconds(model: nn.Module, x: torch.Tensor) -> float:
-    """CPU seconds of one epoch of SGD in batches of 32.
-
-    Args:
-        model: a classifier of ten classes; it is trained.
-        x: images.
-
-    Returns:
-        The seconds.
-    """
+    """CPU seconds of one epoch of SGD over images, in batches of 32; the model is trained."""
     y = torch.randint(CLASSES, (len(x),))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     start = time.process_time()
@@ -297,11 +276,8 @@ class RoundReport:
     def ratios(self, row: RoundRow) -> dict[str, float]:
         """A round's costs relative to the baseline.
 
-        Args:
-            row: the round.
-
-        Returns:
-            ``up`` and ``down`` (bytes), ``both`` (their sum) and ``time`` (CPU, training included).
+        They are ``up`` and ``down`` (bytes), ``both`` (their sum) and ``time`` (CPU, training
+        included).
         """
         base, training = self.rows[0], self.clients * self.training_seconds
         return {

@@ -33,19 +33,11 @@ from fedsens.errors import ValueRangeError
 
 
 def switch_modulus(words: Words, source: int, target: int) -> Words:
-    """round(x target / source) modulo ``target``, exactly, for odd moduli below 2^55.
+    """round(x target / source) modulo ``target``, exactly, for x below ``source``, odd, below 2^55.
 
     The product does not fit 64 bits, and float64 alone errs by up to 6 units where it is rounded
     up. Its guess is close enough that the remainder x target - guess source fits, so that integer
     arithmetic modulo 2^64 knows it exactly and mends the guess.
-
-    Args:
-        words: numbers below ``source``, any shape.
-        source: their modulus.
-        target: the new one.
-
-    Returns:
-        Numbers below ``target``.
     """
     if source == target:
         return words
@@ -102,16 +94,7 @@ def encrypt_blocks(
 
 
 def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Iterator[Floats]:
-    """Open a sum with the sum of its secrets.
-
-    Args:
-        batch: the sum.
-        context: what all who added up agreed on.
-        secret: the sum of the secrets of its summands.
-
-    Yields:
-        The values of the next blocks, shape (blocks, N), the padding included.
-    """
+    """Values of the next blocks, shape (blocks, N), of a sum under the sum of its secrets."""
     parameters = batch.parameters
     with seal_file() as file:
         masks = Masks(Ring(file), secret)

@@ -35,16 +35,7 @@ TWIST = np.exp(1j * np.pi * np.arange(HALF) / DEGREE)  # z^k
 def encode(
     values: NDArray[np.floating], parameters: CkksParameters, scale: float = 1.0
 ) -> Integers:
-    """Encode real values as polynomials.
-
-    Args:
-        values: 1-D, any length; the last block is padded with zeros.
-        parameters: the parameter set.
-        scale: a factor for all values.
-
-    Returns:
-        Rounded coefficients, shape (blocks, N).
-    """
+    """Rounded coefficients of 1-D values times a scale, shape (blocks, N), padded with zeros."""
     blocks = parameters.blocks(len(values))
     padded = np.zeros(blocks * DEGREE)
     np.multiply(values, scale, out=padded[: len(values)], dtype=np.float64)
@@ -59,15 +50,7 @@ def encode(
 
 
 def decode(coefficients: Integers, parameters: CkksParameters) -> Floats:
-    """Undo :func:`encode`.
-
-    Args:
-        coefficients: shape (blocks, N).
-        parameters: the parameter set.
-
-    Returns:
-        Values of shape (blocks, N), the padding included.
-    """
+    """Undo :func:`encode`: (blocks, N) values, the padding included."""
     folded = np.empty((len(coefficients), HALF), np.complex128)
     folded.real, folded.imag = coefficients[:, :HALF], coefficients[:, HALF:]
     folded *= TWIST * HALF

@@ -136,16 +136,10 @@ class Ring:
         return self._pair(ZEROS, transformed.data, transformed=True)
 
     def coefficients(self, plaintexts: Sequence[Any]) -> Words:
-        """The coefficients, below q, of polynomials that SEAL holds transformed.
+        """The coefficients, below q, of polynomials that SEAL holds transformed: (polynomials, N).
 
         SEAL transforms ciphertexts only, two polynomials at a time, so two plaintexts b and c
         become the ciphertext (0, 1) c + (b, 0) = (b, c).
-
-        Args:
-            plaintexts: one or more, as SEAL's decryption leaves them.
-
-        Returns:
-            Shape (polynomials, N).
         """
         words = np.empty((len(plaintexts), DEGREE), np.uint64)
         pair = sealapi.Ciphertext()
@@ -175,9 +169,6 @@ class Ring:
 
         SEAL has no call for it; but what decrypting an encryption of zero leaves is one error
         polynomial, whatever the key, so a key that is thrown away serves.
-
-        Returns:
-            The secret.
 
         Raises:
             CryptoError: SEAL drew from another distribution than the bounds here assume.

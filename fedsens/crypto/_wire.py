@@ -77,15 +77,7 @@ class Batch:
         return len(self.planes)
 
     def residues(self, low: int = 0, high: int | None = None) -> Words:
-        """The residues modulo p of the blocks from ``low`` up to ``high``.
-
-        Args:
-            low: the first block.
-            high: the block to stop before; the end when None.
-
-        Returns:
-            Shape (blocks, N), a copy.
-        """
+        """A copy of the residues modulo p of blocks ``low`` up to ``high``, shape (blocks, N)."""
         # Three bytes are put together in 32 bits, which is half as much to move.
         kind = np.dtype("u4" if self.parameters.wire_bytes == 3 else "u8")
         (first, _), *others = PLANES[self.parameters.wire_bytes]

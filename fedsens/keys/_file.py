@@ -82,15 +82,7 @@ class LockedKey(BaseModel):
 
     @classmethod
     def lock(cls, data: bytes, fingerprint: str, passphrase: str) -> Self:
-        """Lock a key.
-
-        Args:
-            data: the key's bytes.
-            fingerprint: of the key.
-            passphrase: at least one character.
-
-        Returns:
-            The locked key.
+        """Lock a key's bytes.
 
         Raises:
             KeyFileError: the passphrase is empty.
@@ -105,13 +97,7 @@ class LockedKey(BaseModel):
         return open_lock.model_copy(update={"sealed": base64.b64encode(sealed).decode()})
 
     def unlock(self, passphrase: str) -> bytes:
-        """Open the lock.
-
-        Args:
-            passphrase: the passphrase.
-
-        Returns:
-            The key's bytes.
+        """The key's bytes.
 
         Raises:
             KeyFileError: the passphrase is wrong, or the file was altered: nobody can tell which.
@@ -136,13 +122,7 @@ class LockedKey(BaseModel):
 
 
 def locked_key_in(data: bytes) -> LockedKey | None:
-    """Read a locked key.
-
-    Args:
-        data: content of a file.
-
-    Returns:
-        The locked key, None if the bytes are something else.
+    """The locked key in a file's bytes, None if they are something else.
 
     Raises:
         KeyFileError: it is a locked key of another version, damaged, or too costly to open.
@@ -167,14 +147,7 @@ def locked_key_in(data: bytes) -> LockedKey | None:
 
 
 def check_version(content: dict[object, object]) -> None:
-    """Refuse key files that an older fedsens made, by name.
-
-    Args:
-        content: of the file.
-
-    Raises:
-        KeyFileError: it is one of these.
-    """
+    """Refuse key files that an older fedsens made, by name."""
     found = content.get("type"), content.get("version")
     if found in OLDER:
         raise KeyFileError(
@@ -184,13 +157,7 @@ def check_version(content: dict[object, object]) -> None:
 
 
 def read_passphrase(path: Path) -> str:
-    """Read a passphrase from a file of mode 0600; one line break at the end is not part of it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The passphrase.
+    """The passphrase in a file of mode 0600; one line break at the end is not part of it.
 
     Raises:
         KeyFileError: it cannot be read, lets others in, or is not text.

@@ -31,30 +31,16 @@ CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def pack(selected: NDArray[np.bool_], layout_digest: str) -> bytes:
-    """Encode a mask, without its checksum.
-
-    Args:
-        selected: boolean vector of length P.
-        layout_digest: 64 hexadecimal characters.
-
-    Returns:
-        Header and bits.
-    """
+    """Header and bits of a mask, without its checksum."""
     k = int(np.count_nonzero(selected))
     header = HEADER.pack(MAGIC, VERSION, selected.size, k, bytes.fromhex(layout_digest))
     return header + np.packbits(selected).tobytes()
 
 
 def unpack(data: bytes) -> tuple[NDArray[np.bool_], str]:
-    """Decode :func:`pack` followed by its checksum.
+    """Decode :func:`pack` followed by its checksum, from a source that need not be trusted.
 
     Memory stays below about eight times the length of ``data``, whatever size it claims.
-
-    Args:
-        data: the bytes, from a source that need not be trusted.
-
-    Returns:
-        The boolean vector and the layout digest.
 
     Raises:
         MaskError: the bytes are truncated, too long, damaged, not canonical, or not a mask.

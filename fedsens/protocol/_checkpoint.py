@@ -161,11 +161,7 @@ class CheckpointFolder:
     """The checkpoints of one run, the last two of them."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is created yet.
-
-        Args:
-            path: the folder; one run has it for itself.
-        """
+        """Name the folder, which one run has for itself; nothing is created yet."""
         self.path = path
 
     def files(self) -> list[Path]:
@@ -194,11 +190,7 @@ class CheckpointFolder:
             )
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Add a checkpoint and drop all but the last two.
-
-        Args:
-            checkpoint: the checkpoint.
-        """
+        """Add a checkpoint and drop all but the last two."""
         target = self.path / f"round-{checkpoint.progress.round:06d}.safetensors"
         save_checkpoint(checkpoint, target)
         done = [path for path in self.files() if _round_of(path) <= checkpoint.progress.round]
@@ -206,10 +198,7 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint:
-        """The newest checkpoint that is intact.
-
-        Returns:
-            The checkpoint; a damaged one is passed over with a warning.
+        """The newest checkpoint that is intact; a damaged one is passed over with a warning.
 
         Raises:
             CheckpointError: there is none.

@@ -62,14 +62,7 @@ class ProtectedModel:
             )
 
     def opened(self, masked: NDArray[np.floating]) -> Arrays:
-        """The whole model.
-
-        Args:
-            masked: the k values, decrypted; nothing where nothing is encrypted.
-
-        Returns:
-            Name to array in the layout's shapes and types.
-        """
+        """The whole model in the layout's shapes and types, with its k values decrypted."""
         return as_layout_types(combine(self.plain, masked, self.layout, self.mask), self.layout)
 
     def visible(self) -> Arrays:

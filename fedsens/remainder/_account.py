@@ -82,9 +82,6 @@ def cost_of(
         distribution: of the noise.
         scale: s, the noise's standard deviation relative to the clipping norm; more than 0.
         answers: how many.
-
-    Returns:
-        Their cost.
     """
     if distribution == "gaussian":
         return PrivacyLoss(answers=answers, rho=answers * 2 / scale**2)
@@ -109,18 +106,11 @@ class Account:
     """The privacy that the noised remainders of one state folder have cost; it only grows."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the account.
-
-        Args:
-            folder: a client's folder in a run, ``run-*/node-*`` of its state folder.
-        """
+        """Find the account of the state folder above a client's folder in a run."""
         self._path = folder.parent.parent / FILE
 
     def spent(self) -> PrivacyLoss:
-        """The cost so far.
-
-        Returns:
-            The cost, zero if nothing was spent.
+        """The cost so far, zero if nothing was spent.
 
         Raises:
             CheckpointError: the file is damaged.

@@ -86,18 +86,12 @@ class Withheld(RemainderPolicy):
 def error_feedback(
     received: Flat, trained: Flat, residual: Flat, mask: EncryptionMask
 ) -> tuple[Flat, Flat]:
-    """Split an update together with what was left out before.
+    """Split an update together with what was left out before; all vectors have length P.
 
     With u = trained - received, the masked coordinates of received + u + residual are sent and the
     others of u + residual are kept. So the sum of what was sent and kept is the sum of all updates.
     If an answer is lost on its way, what it carried is lost with it, as in plain federated
     learning; what is kept is not.
-
-    Args:
-        received: the model that came, of length P.
-        trained: what became of it.
-        residual: what earlier answers left out.
-        mask: the coordinates to send.
 
     Returns:
         The k values to send, and the new residual, of length P and 0 where the mask is.
@@ -127,17 +121,10 @@ class ResidualHeader(BaseModel):
 def load_residual(
     folder: Path, experiment: str, layout: ParameterLayout, server_round: int
 ) -> Flat:
-    """What this client has withheld before its answer to a round.
+    """What this client has withheld before its answer to a round: P values, or zeros.
 
-    Args:
-        folder: the client's folder in this run.
-        experiment: of the run.
-        layout: the model's layout.
-        server_round: the round that is to be answered. One that was answered before starts from
-            the same residual again, so that it is not added twice.
-
-    Returns:
-        A vector of length P; zeros where nothing is known of this run.
+    A round that was answered before starts from the same residual again, so that it is not added
+    twice.
 
     Raises:
         CheckpointError: the file is damaged, or of another model.
@@ -171,16 +158,7 @@ def save_residual(
     before: Flat,
     after: Flat,
 ) -> None:
-    """Keep what is withheld; whoever reads the file learns this client's update.
-
-    Args:
-        folder: the client's folder in this run.
-        experiment: of the run.
-        layout: the model's layout.
-        server_round: the round that is being answered.
-        before: the residual before, of length P.
-        after: the residual after.
-    """
+    """Keep what is withheld; whoever reads the file learns this client's update."""
     note = ResidualHeader(experiment=experiment, layout=layout.digest, round=server_round)
     tensors = {BEFORE: np.asarray(before), AFTER: np.asarray(after)}
     write_checked(folder / FILE, note.model_dump_json(), tensors)

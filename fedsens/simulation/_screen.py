@@ -90,12 +90,7 @@ class SimulationScreen:
         self._progress.stop()
 
     def show(self, run: str, report: PhaseReport) -> None:
-        """Update the progress.
-
-        Args:
-            run: "encrypted" or "baseline".
-            report: what just ended.
-        """
+        """Update the progress of the run "encrypted" or "baseline" by what just ended."""
         task = self._tasks[run]
         self._progress.start_task(task)
         if report.phase in NOTES:
@@ -112,12 +107,7 @@ class SimulationScreen:
                 self._progress.update(self._tasks["baseline"], note="starting Flower")
 
     def conclude(self, summary: SimulationSummary, where: Path) -> None:
-        """Print the tables.
-
-        Args:
-            summary: the simulation.
-            where: its folder, as the user knows it.
-        """
+        """Print the tables, and the folder as the user knows it."""
         self._console.print(*tables(summary, summary.baseline))
         if summary.model_sha256 is not None:
             self._console.print(

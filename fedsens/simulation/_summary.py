@@ -124,15 +124,10 @@ def is_accuracy(metric: str) -> bool:
 
 
 def choose_metric(names: Iterable[str], wanted: str | None = None) -> str | None:
-    """Choose the metric that stands for a model's quality.
+    """The metric that stands for a model's quality, of those that there are, most telling first.
 
-    Args:
-        names: the metrics that there are, the most telling first.
-        wanted: the one that is asked for.
-
-    Returns:
-        The one that is asked for; else ``accuracy``, another accuracy, or the first that is no
-        loss, or the first. None if there is none, or not the one that is asked for.
+    It is the one that is wanted; else ``accuracy``, another accuracy, or the first that is no
+    loss, or the first. None if there is none, or not the one that is wanted.
     """
     known = [name for name in dict.fromkeys(names) if name != "num-examples"]
     if wanted is not None:

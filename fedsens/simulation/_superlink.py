@@ -42,13 +42,7 @@ class SuperLink:
 
 
 def program(name: str) -> str:
-    """Path of a command that was installed beside this Python.
-
-    Args:
-        name: such as ``flwr``.
-
-    Returns:
-        The path.
+    """Path of a command that was installed beside this Python, such as ``flwr``.
 
     Raises:
         SimulationError: it is not installed.
@@ -102,14 +96,7 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """Variables that keep Flower's processes to themselves: nothing installed, nothing sent home.
-
-    Args:
-        home: folder of Flower's configuration and apps.
-
-    Returns:
-        The variables, to be added to a process's environment.
-    """
+    """Variables that keep Flower's processes to themselves: nothing installed, nothing sent."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "FLWR_HOME": str(home),
