@@ -20,7 +20,7 @@ from fedsens.errors import FedSensError, KeyFileError, ProtocolError
 
 Arrays = dict[str, NDArray[Any]]
 
-HEADER, CHECKSUM = "fedsens", "sha256"  # keys of safetensors's metadata
+HEADER_KEY, CHECKSUM_KEY = "fedsens", "sha256"  # keys of safetensors's metadata
 
 # What safetensors, NumPy and JSON raise on bytes that are not what they claim to be.
 UNREADABLE = (
@@ -37,7 +37,7 @@ UNREADABLE = (
 
 def write_checked(path: str | os.PathLike[str], header: str, tensors: Arrays) -> None:
     """Write tensors and a JSON header, in one step, so that every change of either is seen."""
-    write_tensors(path, tensors, {HEADER: header, CHECKSUM: _checksum(header, tensors)})
+    write_tensors(path, tensors, {HEADER_KEY: header, CHECKSUM_KEY: _checksum(header, tensors)})
 
 
 def read_checked(
@@ -53,7 +53,7 @@ def read_checked(
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            header, checksum = metadata[HEADER], metadata[CHECKSUM]
+            header, checksum = metadata[HEADER_KEY], metadata[CHECKSUM_KEY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
         intact = checksum == _checksum(header, tensors)
     except UNREADABLE as problem:
@@ -76,7 +76,7 @@ def read_header(path: str | os.PathLike[str]) -> str | None:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get(HEADER)
+            return (file.metadata() or {}).get(HEADER_KEY)
     except UNREADABLE:
         return None
 

@@ -35,8 +35,8 @@ from fedsens.flower import (
     size_of,
 )
 
-PLAIN = "Flower FedAvg"
-KEYS = "query.fedsens_key_sum"  # the second question of a round
+BASELINE = "Flower FedAvg"
+KEY_SUM = "query.fedsens_key_sum"  # the second question of a round
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
 # name: (classes to model, shape of an image)
 MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
@@ -77,7 +77,7 @@ def bench_round(
         net, shape = _seeded(model)
         state = net.state_dict()
         training = training_seconds(deepcopy(net), torch.randn(images, *shape))
-        rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
+        rows = [measure_round(BASELINE, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
     parameters = sum(value.numel() for value in state.values())
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
@@ -147,8 +147,8 @@ def measure_round(
         BenchmarkError: a client was lost, so that a round is not what it should be.
     """
     # Plaintext and encrypted bytes of each message, by its type.
-    up: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
-    down: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
+    up: dict[str, list[tuple[int, int]]] = {"train": [], KEY_SUM: []}
+    down: dict[str, list[tuple[int, int]]] = {"train": [], KEY_SUM: []}
 
     def tap(message: Message) -> None:
         kind = message.metadata.message_type

@@ -31,7 +31,7 @@ Bytes = bytes | memoryview
 
 UNCOMPRESSED = 0
 # Everything is little-endian. SEAL's header: magic, its size, version, compression, size.
-HEADER = struct.Struct("<HBBBBxxQ")
+SEAL_HEADER = struct.Struct("<HBBBBxxQ")
 # Parameter identifier, transformed, polynomials, N, primes, scale, BGV's correction factor.
 MEMBERS = struct.Struct("<4Q?QQQdQ")
 # Of a secret key: parameter identifier, coefficients, scale.
@@ -63,7 +63,7 @@ class SealFile:
         """Serialise a SEAL object and undo SEAL's compression; SEAL's header is left out."""
         obj.save(self._path)  # which truncates the file first
         dump = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        return self._zstd.decompress(memoryview(dump)[HEADER.size :])
+        return self._zstd.decompress(memoryview(dump)[SEAL_HEADER.size :])
 
     def load(self, kind: Any, *parts: Bytes) -> Any:
         """Read a SEAL object of class ``kind``; it ignores what may follow in the file."""
@@ -115,7 +115,9 @@ def seal_header(size: int) -> bytes:
     """SEAL's header of an uncompressed object; ``size`` bytes follow it."""
     own = sealapi.Serialization.SEALHeader()
     version = (own.version_major, own.version_minor)
-    return HEADER.pack(own.magic, HEADER.size, *version, UNCOMPRESSED, HEADER.size + size)
+    return SEAL_HEADER.pack(
+        own.magic, SEAL_HEADER.size, *version, UNCOMPRESSED, SEAL_HEADER.size + size
+    )
 
 
 class Ring:
@@ -198,7 +200,7 @@ def centre(words: Words) -> NDArray[np.int64]:
 
 def _residues(stream: bytes, transformed: bool) -> Words:
     """Both polynomials of a ciphertext as SEAL wrote it, if it wrote it as we know it."""
-    head = ciphertext_head(transformed)[HEADER.size :]
+    head = ciphertext_head(transformed)[SEAL_HEADER.size :]
     if stream[: len(head)] != head or len(stream) != len(head) + 16 * DEGREE:
         raise CryptoError(
             "expected SEAL to write ciphertexts in the form of version 4, got another; "

@@ -23,7 +23,7 @@ from fedsens.errors import KeyFileError
 from fedsens.files import read_private
 
 LOCKED_TYPE: Final = "fedsens locked key"
-VERSION: Final = 3  # of open and locked key files
+KEY_VERSION: Final = 3  # of open and locked key files
 MOST_MEMORY = 2**28  # bytes that a file may make scrypt use
 NONCE = bytes(12)  # each lock has a salt, and so a key, of its own
 OLDER = (("fedsens secret key", 1), (LOCKED_TYPE, 1))  # types and versions of fedsens 0.1
@@ -75,7 +75,7 @@ class LockedKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["fedsens locked key"] = LOCKED_TYPE
-    version: Literal[3] = VERSION
+    version: Literal[3] = KEY_VERSION
     fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
     scrypt: ScryptCost
     sealed: str
@@ -141,8 +141,8 @@ def locked_key_in(data: bytes) -> LockedKey | None:
         names = {str(item["loc"][0]) for item in details if item["loc"]}
         known = ", ".join(sorted(names & set(LockedKey.model_fields)))
         raise KeyFileError(
-            f"expected a {LOCKED_TYPE} of version {VERSION} in the allowed bounds, got one with "
-            f"wrong {known or 'content'}; restore a copy"
+            f"expected a {LOCKED_TYPE} of version {KEY_VERSION} in the allowed bounds, got one "
+            f"with wrong {known or 'content'}; restore a copy"
         ) from None
 
 
@@ -151,8 +151,8 @@ def check_version(content: dict[object, object]) -> None:
     found = content.get("type"), content.get("version")
     if found in OLDER:
         raise KeyFileError(
-            f"expected a key of version {VERSION}, got one made by an older fedsens; make a new "
-            "key with fedsens keygen"
+            f"expected a key of version {KEY_VERSION}, got one made by an older fedsens; make a "
+            "new key with fedsens keygen"
         )
 
 

@@ -19,18 +19,23 @@ from fedsens.errors import CheckpointError, FedSensError
 from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
 from fedsens.protocol._fields import check_version
-from fedsens.protocol._model import ProtectedModel
-from fedsens.protocol._modelfile import ModelFileHeader, header_of, model_from, tensors_of
+from fedsens.protocol._model import (
+    ModelFileHeader,
+    ProtectedModel,
+    header_of,
+    model_from,
+    tensors_of,
+)
 from fedsens.protocol._report import PhaseReport
 from fedsens.remainder import Experiment
 
 logger = logging.getLogger(__name__)
 
-FILE_TYPE = "fedsens checkpoint"
-VERSION = 3  # 3: one-time keys
+CHECKPOINT_TYPE = "fedsens checkpoint"
+CHECKPOINT_VERSION = 3  # 3: one-time keys
 NEXT_MASK, INNER = "fedsens.next-mask", "inner."
-KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
-NAME = re.compile(r"round-(\d{6,})\.safetensors")
+KEPT_FILES = 2  # the last complete round, and one before it in case the disk damaged the last
+FILE_NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  # round to metrics
 
@@ -80,8 +85,8 @@ class CheckpointHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    type: str = FILE_TYPE
-    version: int = VERSION
+    type: str = CHECKPOINT_TYPE
+    version: int = CHECKPOINT_VERSION
     model: ModelFileHeader
     progress: Progress
 
@@ -140,8 +145,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is not an intact checkpoint.
     """
     try:
-        text, tensors = read_checked(path, FILE_TYPE)
-        check_version(text, FILE_TYPE, VERSION, path)
+        text, tensors = read_checked(path, CHECKPOINT_TYPE)
+        check_version(text, CHECKPOINT_TYPE, CHECKPOINT_VERSION, path)
         header = CheckpointHeader.model_validate_json(text)
         return Checkpoint(
             model=model_from(header.model, tensors),
@@ -153,7 +158,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(str(error)) from None
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
-            f"expected an intact {FILE_TYPE} in {path}, got {type(error).__name__} on reading it"
+            f"expected an intact {CHECKPOINT_TYPE} in {path}, got {type(error).__name__} on "
+            "reading it"
         ) from None
 
 
@@ -166,7 +172,7 @@ class CheckpointFolder:
 
     def files(self) -> list[Path]:
         """The checkpoints by round, oldest first."""
-        found = {path: NAME.fullmatch(path.name) for path in self.path.glob("round-*")}
+        found = {path: FILE_NAME.fullmatch(path.name) for path in self.path.glob("round-*")}
         return sorted((p for p, match in found.items() if match), key=_round_of)
 
     def claim(self) -> None:
@@ -194,7 +200,7 @@ class CheckpointFolder:
         target = self.path / f"round-{checkpoint.progress.round:06d}.safetensors"
         save_checkpoint(checkpoint, target)
         done = [path for path in self.files() if _round_of(path) <= checkpoint.progress.round]
-        for path in done[:-KEPT]:
+        for path in done[:-KEPT_FILES]:
             path.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint:
@@ -217,5 +223,5 @@ class CheckpointFolder:
 
 
 def _round_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
+    match = FILE_NAME.fullmatch(path.name)
     return int(match[1]) if match else 0

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsens.errors import ContributorsError, ProtocolError
 
 LEAST_CONTRIBUTORS = 2  # contributors that a client accepts by default
-MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
+MOST_CONTRIBUTORS = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
 
 # An X25519 public key, hexadecimal: the client's identity, or the one it made for this run.
 PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -82,7 +82,7 @@ class Contributors(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    members: tuple[Contributor, ...] = Field(max_length=MOST)
+    members: tuple[Contributor, ...] = Field(max_length=MOST_CONTRIBUTORS)
 
     @classmethod
     def of(cls, members: Iterable[Contributor]) -> Self:

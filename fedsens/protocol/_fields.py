@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from fedsens.errors import FedSensError, ProtocolError
 
-MANY = 20  # problems beyond which they are not listed
-NAME = re.compile("[A-Za-z0-9_-]{1,40}")
+MOST_PROBLEMS = 20  # problems beyond which they are not listed
+WORD = re.compile("[A-Za-z0-9_-]{1,40}")
 
 
 def wrong_fields(error: ValidationError) -> str:
@@ -20,11 +20,11 @@ def wrong_fields(error: ValidationError) -> str:
     The names can be the sender's: one that is not a plain word could forge lines of a log, and
     many could fill it.
     """
-    if error.error_count() > MANY:
+    if error.error_count() > MOST_PROBLEMS:
         return "content"
     details = error.errors(include_url=False, include_context=False, include_input=False)
     names = {str(item["loc"][0]) for item in details if item["loc"]}
-    plain = {name if NAME.fullmatch(name) else "content" for name in names}
+    plain = {name if WORD.fullmatch(name) else "content" for name in names}
     return ", ".join(sorted(plain)) or "content"
 
 

@@ -29,7 +29,7 @@ from fedsens.files import read_checked, write_checked
 logger = logging.getLogger(__name__)
 
 DELTA: Final = 1e-5
-FILE: Final = "privacy.safetensors"
+ACCOUNT_FILE: Final = "privacy.safetensors"
 
 
 class PrivacyLoss(BaseModel):
@@ -107,7 +107,7 @@ class Account:
 
     def __init__(self, folder: Path) -> None:
         """Find the account of the state folder above a client's folder in a run."""
-        self._path = folder.parent.parent / FILE
+        self._path = folder.parent.parent / ACCOUNT_FILE
 
     def spent(self) -> PrivacyLoss:
         """The cost so far, zero if nothing was spent.
@@ -176,7 +176,7 @@ class Account:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Other processes and threads wait, so that no two answers add to the same sum."""
-        lock = self._path.with_name(f".{FILE}.lock")
+        lock = self._path.with_name(f".{ACCOUNT_FILE}.lock")
         lock.touch(mode=0o600)
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -33,7 +33,7 @@ from fedsens.remainder._terms import (
 
 logger = logging.getLogger(__name__)
 
-LEAST: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
+LEAST_SCALE: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
 Visible = Mapping[str, NDArray[Any]]
 
 
@@ -79,7 +79,7 @@ class Noised(RemainderPolicy):
 
     def cost(self, answers: int = 1) -> PrivacyLoss | None:
         """None without noise to speak of, or if it depends on the data for want of clipping."""
-        if not self.terms.clip or self.terms.scale < LEAST:
+        if not self.terms.clip or self.terms.scale < LEAST_SCALE:
             return None
         return cost_of(self.terms.noise, self.terms.scale, answers)
 

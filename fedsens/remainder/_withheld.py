@@ -25,7 +25,7 @@ from fedsens.remainder._terms import Leaving, RemainderPolicy, register_remainde
 logger = logging.getLogger(__name__)
 
 Flat = NDArray[np.floating]
-KIND, FILE = "fedsens residual", "residual.safetensors"
+RESIDUAL_TYPE, RESIDUAL_FILE = "fedsens residual", "residual.safetensors"
 BEFORE, AFTER = "before", "after"
 
 
@@ -161,24 +161,26 @@ def save_residual(
     """Keep what is withheld; whoever reads the file learns this client's update."""
     note = ResidualHeader(experiment=experiment, layout=layout.digest, round=server_round)
     tensors = {BEFORE: np.asarray(before), AFTER: np.asarray(after)}
-    write_checked(folder / FILE, note.model_dump_json(), tensors)
+    write_checked(folder / RESIDUAL_FILE, note.model_dump_json(), tensors)
 
 
 def _find(folder: Path, experiment: str) -> Path | None:
     """The file of this client, in this run or in the last one that it continues."""
-    own = folder / FILE
+    own = folder / RESIDUAL_FILE
     if own.exists() and _experiment_of(own) in {experiment, None}:
         return own  # a damaged one is for the reader to refuse
     found = [
         path
-        for path in folder.parent.parent.glob(f"run-*/node-*/{FILE}")
+        for path in folder.parent.parent.glob(f"run-*/node-*/{RESIDUAL_FILE}")
         if path.parent.parent != folder.parent and _experiment_of(path) == experiment
     ]
     # Node numbers may have changed since, which is no matter where only one node kept something.
     mine = [path for path in found if path.parent.name == folder.name]
     alone = found if len({path.parent.name for path in found}) == 1 else []
     if found and not (mine or alone):
-        logger.warning("none of %d files %s of the earlier run is known as ours", len(found), FILE)
+        logger.warning(
+            "none of %d files %s of the earlier run is known as ours", len(found), RESIDUAL_FILE
+        )
     return max(mine or alone, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
@@ -190,10 +192,10 @@ def _experiment_of(path: Path) -> str | None:
 
 
 def _read(path: Path) -> tuple[ResidualHeader, Arrays]:
-    text, tensors = read_checked(path, KIND, CheckpointError)
+    text, tensors = read_checked(path, RESIDUAL_TYPE, CheckpointError)
     try:
         return ResidualHeader.model_validate_json(text), tensors
     except ValidationError:
         raise CheckpointError(
-            f"expected a {KIND} file in {path}, got another; delete it to begin anew"
+            f"expected a {RESIDUAL_TYPE} file in {path}, got another; delete it to begin anew"
         ) from None

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedsens.errors import SimulationError
 
-NAME = "fedsens-simulation"
+LINK_NAME = "fedsens-simulation"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
@@ -38,7 +38,7 @@ class SuperLink:
 
     environment: Mapping[str, str]
     folder: Path
-    name: str = NAME
+    name: str = LINK_NAME
 
 
 def program(name: str) -> str:
@@ -72,8 +72,8 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
         each.mkdir(parents=True, exist_ok=True)
     port = free_port()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{NAME}"\n\n'
-        f'[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "{LINK_NAME}"\n\n'
+        f'[superlink.{LINK_NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     merged = os.environ | flower_environment(home) | dict(environment)
     command = [program("flower-superlink"), "--insecure", "--simulation"]

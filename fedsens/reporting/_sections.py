@@ -1,4 +1,4 @@
-"""The parts of a page that are about results in a folder: experiments, and studies of leakage."""
+"""The parts of a page: a run of ``fedsens simulate``, studies of leakage, and experiments."""
 
 from __future__ import annotations
 
@@ -8,19 +8,100 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.table import Table
 
 from fedsens.errors import ConfigurationError
-from fedsens.reporting._page import folded, picture, small_print
+from fedsens.protocol import ProtectedModel, load_protected
+from fedsens.reporting._page import cards, folded, picture, small_print
+from fedsens.simulation import RunSummary, SimulationSummary, tables
 from fedsens.tables import make_table, to_html
 
-FEW = 12  # rows that are shown without being asked for
-STUDY = "audit.json"  # what fedsens audit leaves, beside its tables and pictures
+FEW_ROWS = 12  # that are shown without being asked for
+STUDY_FILE = "audit.json"  # what fedsens audit leaves, beside its tables and pictures
 PICTURES = {
     "leakage.png": "What the strongest attack recovers under each mask",
     "sheet.png": "What attacks recover, image by image",
 }
 TABLES = {"audit.csv": "Attacks", "labels.csv": "Labels", "presence.csv": "Presence of an image"}
+
+
+def run_section(folder: Path) -> tuple[str, str]:
+    """Key figures, curves, rounds, comparison, and which layers are encrypted.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Title and HTML.
+
+    Raises:
+        ConfigurationError: there is no summary of a run.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = SimulationSummary.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigurationError(
+            f"expected the summary of a run in {path}, got {type(error).__name__}; give a folder "
+            "that fedsens simulate has written"
+        ) from None
+    parts = [cards(_figures(summary))]
+    if (folder / "curves.png").exists():
+        parts.append(picture(folder / "curves.png", "Accuracy, traffic and time of the run"))
+    parts += map(to_html, tables(summary, summary.baseline))
+    if (folder / "protected.safetensors").exists():
+        parts.append(to_html(_layers(load_protected(folder / "protected.safetensors"))))
+    return f"Run {folder.resolve().name}", "".join(parts)
+
+
+def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:
+    share = f"{summary.ratio:.3g}"
+    figures = [
+        (summary.status.removeprefix("finished:"), "status"),
+        (share, f"ratio: {summary.encrypted_parameters:,} of {summary.parameters:,} parameters"),
+    ]
+    if summary.scores[-1] is not None:
+        figures.append((f"{summary.scores[-1]:.4f}", f"{summary.metric} after the last round"))
+    base = summary.baseline
+    if base is not None:
+        if base.scores[-1] is not None:
+            figures.append((f"{base.scores[-1]:.4f}", "the same at ratio 0"))
+        own, plain = (_per_round(run) for run in (summary, base))
+        for name, one, other in zip(("up", "down"), own, plain, strict=True):
+            text = f"bytes {name} per round, of those at ratio 0"
+            figures.append((f"{one / other:.2f}x", text))
+    if summary.model_sha256 is not None:
+        clients = str(summary.clients_agreeing)
+        figures.append((clients, "clients evaluated the final model; all have opened the same"))
+    return figures
+
+
+def _per_round(summary: RunSummary) -> tuple[float, float]:
+    rows = summary.per_round
+    up = sum(row.bytes_up.total for row in rows) / len(rows)
+    return up, sum(row.bytes_down.total for row in rows) / len(rows)
+
+
+def _layers(model: ProtectedModel) -> Table:
+    counts = {entry.name: int(model.mask.of(entry).sum()) for entry in model.layout.entries}
+    rows = [
+        (
+            entry.name,
+            f"{entry.size:,}",
+            f"{counts[entry.name]:,}",
+            f"{counts[entry.name] / entry.size:.1%}" if entry.size else "-",
+        )
+        for entry in model.layout.entries
+    ]
+    return make_table(
+        ("tensor", "parameters", "encrypted", "share"),
+        rows,
+        title="What is encrypted",
+        caption=f"Mask {model.mask.digest[:16]}, CKKS {model.parameters.name}, "
+        f"{model.parameters.security_bits}-bit security of what is encrypted; the plaintext "
+        "remainder of a ratio below 1 is not protected.",
+    )
 
 
 def result_sections(folder: Path) -> list[tuple[str, str]]:
@@ -40,7 +121,7 @@ def result_sections(folder: Path) -> list[tuple[str, str]]:
         content = _content(path)
         if content is not None:
             sections.append((_title(path), _rows(path, content)))
-        elif path.name == STUDY:
+        elif path.name == STUDY_FILE:
             sections.append((f"Audit {path.parent.resolve().name}", _study(path.parent)))
     if not sections:
         raise ConfigurationError(
@@ -75,7 +156,9 @@ def _rows(path: Path, content: Mapping[str, Any]) -> str:
     if image.exists():
         parts.append(picture(image, f"{path.stem}, drawn from the rows below"))
     rows = content["rows"]
-    parts.append(folded(f"{len(rows)} rows", to_html(_table(rows)), unfolded=len(rows) <= FEW))
+    parts.append(
+        folded(f"{len(rows)} rows", to_html(_rows_table(rows)), unfolded=len(rows) <= FEW_ROWS)
+    )
     environment = content.get("environment", {})
     note = ", ".join(f"{name} {value}" for name, value in environment.items())
     return "".join(parts) + small_print(note)
@@ -93,7 +176,7 @@ def _study(folder: Path) -> str:
     return "".join(parts) + small_print(note)
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> Table:
+def _rows_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     rows = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row))
     numbers = [all(isinstance(row.get(name, 0), int | float) for row in rows) for name in names]
