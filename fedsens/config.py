@@ -18,7 +18,13 @@ from fedsens.crypto import CkksParameters, Opens, PresetName
 from fedsens.errors import ConfigurationError
 from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
-from fedsens.remainder import Distribution, Remainder, RemainderTerms, policy_named
+from fedsens.remainder import (
+    CentralPrivacy,
+    Distribution,
+    Remainder,
+    RemainderTerms,
+    policy_named,
+)
 
 PREFIX = "fedsens."
 # Environment variables of a process, whose others of this prefix are a client's own settings.
@@ -71,7 +77,10 @@ class FedSensConfig(BaseModel):
         opens: who opens the sums: ``clients``, by a key that the server lacks, or ``server``, which
             then knows the mean and nobody's update, and can run any strategy that is a
             function of the mean. Every client's owner must allow it (``fedsens-opens``).
-        seed: seed of policies that draw at random.
+        groups: into how many groups the clients of a round are divided at random, where the server
+            opens; each is summed by itself, and a robust strategy (FedMedian, Krum, ...) compares
+            the groups' means. 1 for one sum of all.
+        seed: seed of policies that draw at random, and of groups.
         preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
             (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
         value_range: range R of the preset, None for its default.
@@ -90,6 +99,10 @@ class FedSensConfig(BaseModel):
         noise: distribution of the noise, ``gaussian`` or ``laplace``.
         noise_scale: standard deviation of the noise, relative to the root mean square of the
             visible update, or with ``noise_clip`` to that norm.
+        dp_noise: noise multiplier of central differential privacy of the mean: every client clips
+            its whole update and adds a share of the noise before it encrypts, as large as makes
+            this multiplier in a mean of ``train_min_clients``; 0 adds none. It needs ratio 1.
+        dp_clip: L2 norm that whole updates are clipped to for it.
         noise_clip: norm that the visible update is clipped to (l2 for Gaussian noise, l1 for
             Laplace noise), so that a privacy budget can be stated; 0 does not clip.
         key_timeout: seconds that each step of key agreement may take, and clients to give their
@@ -99,7 +112,8 @@ class FedSensConfig(BaseModel):
         map_min_clients: maps needed for a mask.
         examples_cap: how many times the median of the clients' numbers of examples one client may
             announce; more counts as less, because it costs all others precision.
-        train_min_clients: updates that a round needs; with fewer the model stays as it was. Clients
+        train_min_clients: updates that a round needs, or each group; with fewer the model stays as
+            it was, or the group is void. Clients
             refuse an aggregate of fewer than their fedsens-min-contributors.
         max_empty_rounds: rounds in a row in which no client's update counts, after which the run
             ends with the clients' reasons. None ends it after the first round of the run, if all
@@ -124,6 +138,7 @@ class FedSensConfig(BaseModel):
     policy: str = "sensitivity"
     force: tuple[str, ...] = ()
     opens: Opens = "clients"
+    groups: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     preset: PresetName = "precise"
     value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
@@ -138,6 +153,8 @@ class FedSensConfig(BaseModel):
     noise: Distribution = "gaussian"
     noise_scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     noise_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    dp_noise: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
+    dp_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
     key_min_clients: int = Field(default=2, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
@@ -235,10 +252,25 @@ class FedSensConfig(BaseModel):
     def _the_server_has_no_key(self) -> Self:
         if self.opens == "server" and (self.rotate_at or self.fingerprints):
             raise ValueError("opens 'server' uses no key: leave out rotate-at and fingerprints")
+        if self.groups > 1 and not self.server_opens:
+            raise ValueError(
+                "groups are compared by their means, which the server must know: set opens to "
+                "'server' and a ratio, or leave groups out"
+            )
         if self.opens == "server" and not policy_named(self.remainder).sends_plain:
             raise ValueError(
                 f"opens 'server' shows the server the whole mean, but remainder {self.remainder!r} "
                 "keeps a part with the clients: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_of_the_whole(self) -> Self:
+        if (self.dp_noise > 0) != (self.dp_clip > 0):
+            raise ValueError("dp-noise is relative to dp-clip: set both, or none")
+        if self.dp_noise and (self.max_mb is not None or self.effective_ratio < 1):
+            raise ValueError(
+                "dp-noise protects what is opened as a mean only: set ratio to 1, and no max-mb"
             )
         return self
 
@@ -269,6 +301,13 @@ class FedSensConfig(BaseModel):
             clip=self.noise_clip,
             experiment=experiment,
         )
+
+    @property
+    def central_privacy(self) -> CentralPrivacy | None:
+        """What clients do for central differential privacy; None for nothing."""
+        if not self.dp_noise:
+            return None
+        return CentralPrivacy(clip=self.dp_clip, noise=self.dp_noise, shares=self.train_min_clients)
 
     def key_index_at(self, server_round: int) -> int:
         """How often the key has been rotated by a round."""

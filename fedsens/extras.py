@@ -11,6 +11,7 @@ from fedsens.errors import ConfigurationError
 EXTRAS = {
     "backpack": "experiments",
     "datasets": "data",
+    "dp_accounting": "privacy",
     "flwr_datasets": "data",
     "matplotlib": "figures",
     "opacus": "experiments",

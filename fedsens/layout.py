@@ -48,6 +48,11 @@ class Entry:
         return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
 
     @property
+    def array_type(self) -> np.dtype[Any]:
+        """The tensor's type as an array: NumPy has no bfloat16, whose values float32 all holds."""
+        return np.dtype("float32" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
     def slice(self) -> slice:
         """The tensor's place in the flat vector."""
         if self.offset is None:

@@ -18,9 +18,9 @@ from experiments.architectures.zoo import C, make, names
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from fedsens.errors import FedSensError
 from fedsens.sensitivity import sensitivity_map
-from fedsens.sensitivity.batching import part, split_batch
-from fedsens.sensitivity.preserve import preserved
-from fedsens.sensitivity.task import call_model
+from fedsens.sensitivity._batching import part, split_batch
+from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._task import call_model
 
 RESULTS = Path(__file__).parent / "results"
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from fedsens.sensitivity import sensitivity_map
-from fedsens.sensitivity.capture.backward import ReadUse
+from fedsens.sensitivity.capture._backward import ReadUse
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, SAMPLES, BATCH = 4, 256, 64

@@ -97,7 +97,8 @@ class CodecRow:
         values: how many values were measured; every cost is linear in it.
         security_bits: by the Homomorphic Encryption Standard.
         encrypt: millions of values a second of CPU time, from floats to bytes.
-        add: the same for the server, from the bytes of one client to the sum in memory.
+        add: the same for the server, from the bytes of one client to the sum in memory: the mean
+            over seven clients, one after the other.
         decrypt: the same from the bytes of a sum to floats.
         path: the same for all three, where the server adds eight clients.
         bytes_up: bytes a value that a client sends.
@@ -188,15 +189,25 @@ def _figures(codec: Codec, size: int) -> dict[str, float]:
     """Millions of values a second of each step, and bytes a value."""
     encrypt = timed(lambda: codec.encrypt(_weights(size, 0)))
     upload, total = encrypt.result, codec.start()
-    codec.add(total, upload)
-    adding = timed(lambda: codec.add(total, upload))
+    others = [codec.encrypt(_weights(size, client)) for client in range(1, PATH_CLIENTS)]
+    codec.add(total, upload)  # which makes the sum
+    adding = timed(lambda: _add_all(codec, total, others))
     download = codec.finish(total)
     decrypt = timed(lambda: codec.decrypt(download))
-    steps = {"encrypt": encrypt, "add": adding, "decrypt": decrypt}
-    return {name: size / 1e6 / run.seconds for name, run in steps.items()} | {
+    seconds = {
+        "encrypt": encrypt.seconds,
+        "add": adding.seconds / len(others),
+        "decrypt": decrypt.seconds,
+    }
+    return {name: size / 1e6 / each for name, each in seconds.items()} | {
         "bytes_up": codec.size(upload) / size,
         "bytes_down": codec.size(download) / size,
     }
+
+
+def _add_all(codec: Codec, total: Any, uploads: list[Any]) -> None:
+    for upload in uploads:
+        codec.add(total, upload)
 
 
 def _errors(codec: Codec, size: int, clients: int) -> tuple[dict[str, float], dict[str, float]]:

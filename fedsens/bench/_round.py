@@ -26,6 +26,7 @@ from torch import nn
 from fedsens.bench._measure import measuring, silence_logs
 from fedsens.bench._models import lenet, resnet18
 from fedsens.config import FedSensConfig
+from fedsens.crypto import Opens
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import (
     LocalGrid,
@@ -36,6 +37,7 @@ from fedsens.flower import (
 )
 
 BASELINE = "Flower FedAvg"
+OPENED = "ratio 1, server opens"
 KEY_SUM = "query.fedsens_key_sum"  # the second question of a round
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
 # name: (classes to model, shape of an image)
@@ -56,6 +58,8 @@ def bench_round(
     preset: str = "precise",
 ) -> RoundReport:
     """Measure one round at several ratios, in this process, by its CPU time.
+
+    The last row is ratio 1 where the server opens the mean.
 
     A client that is lost ends it with a BenchmarkError: the round would not be what it should be.
 
@@ -79,6 +83,7 @@ def bench_round(
         training = training_seconds(deepcopy(net), torch.randn(images, *shape))
         rows = [measure_round(BASELINE, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
+        rows.append(measure_round(OPENED, 1.0, state, clients, repeats, preset, "server"))
     parameters = sum(value.numel() for value in state.values())
     return RoundReport(model, parameters, clients, images, training, tuple(rows))
 
@@ -129,6 +134,7 @@ def measure_round(
     clients: int,
     repeats: int,
     preset: str,
+    opens: Opens = "clients",
 ) -> RoundRow:
     """Bytes of one client and CPU seconds of server and clients, of one round without training.
 
@@ -139,6 +145,7 @@ def measure_round(
         clients: how many take part.
         repeats: rounds measured; the median counts.
         preset: of the codec.
+        opens: who opens the sums.
 
     Returns:
         The figures.
@@ -159,10 +166,10 @@ def measure_round(
     inner = Stopwatch(clients)
     strategy: Strategy = inner
     if ratio is not None:
-        config = FedSensConfig.create(ratio=ratio, policy="magnitude", preset=preset)
+        config = FedSensConfig.create(ratio=ratio, policy="magnitude", preset=preset, opens=opens)
         strategy = SelectiveEncryption(inner, config)
     with TemporaryDirectory(prefix="fedsens-bench-") as folder:
-        node = {"fedsens-state-dir": folder}
+        node = {"fedsens-state-dir": folder, "fedsens-opens": opens}
         grid: Grid = LocalGrid(moving_app(ratio is not None), clients, node_config=node, tap=tap)
         strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
         inner.begun.append(time.process_time())
@@ -174,7 +181,7 @@ def measure_round(
         )
     rounds = [later - begun for begun, later in zip(inner.begun, inner.begun[1:], strict=False)]
     seconds = median(rounds[WARM_UP:])
-    return RoundRow(name, ratio, *_each(up, clients), *_each(down, clients), seconds)
+    return RoundRow(name, ratio, *_each(up, clients), *_each(down, clients), seconds, opens)
 
 
 def _each(sizes: Mapping[str, Sequence[tuple[int, int]]], clients: int) -> tuple[int, int]:
@@ -232,6 +239,7 @@ class RoundRow:
         bytes_down_plain: plaintext bytes that one client gets.
         bytes_down_encrypted: ciphertext bytes that one client gets.
         seconds: CPU seconds of the server and all clients, training left out.
+        opens: who opens the sums.
     """
 
     name: str
@@ -241,6 +249,7 @@ class RoundRow:
     bytes_down_plain: int
     bytes_down_encrypted: int
     seconds: float
+    opens: Opens = "clients"
 
     @property
     def bytes_up(self) -> int:

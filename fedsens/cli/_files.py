@@ -24,27 +24,36 @@ def open_file(
     model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
     key: Annotated[Path, typer.Option(help="The clients' key file.")],
     out: Annotated[Path, typer.Option(help="The opened state dict, a new .safetensors file.")],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="A PEFT adapter's folder; --out is then one, with what was trained."),
+    ] = None,
     passphrase_file: PassphraseFile = None,
     min_contributors: Annotated[
         int, typer.Option(min=1, help="Fewest clients whose updates must be in the model.")
     ] = 2,
 ) -> None:
-    """Open a protected model into an ordinary safetensors state dict."""
+    """Open a protected model into an ordinary safetensors state dict, or a PEFT adapter."""
+    from fedsens.cli._adapter import read_adapter, write_adapter
     from fedsens.cli._inspect import load_key, load_model
     from fedsens.files import digest_of
     from fedsens.keys import open_model
     from fedsens.protocol import save_model
 
     with named_errors():
-        if out.suffix not in ("", ".safetensors"):
+        if adapter is None and out.suffix not in ("", ".safetensors"):
             raise ConfigurationError(
                 f"expected a name that ends in .safetensors, which is what is written, got {out}"
             )
         must_be_new(out)
+        like = None if adapter is None else read_adapter(adapter)
         protected = load_model(model)
         secret = load_key(key, lambda: passphrase_of(passphrase_file))
         arrays = open_model(protected, secret, min_contributors)
-        save_model(arrays, out)
+        if like is None:
+            save_model(arrays, out)
+        else:
+            write_adapter(arrays, *like, out)
     console.print(
         f"wrote {out}: {protected.layout.size:,} parameters of round {protected.round}, "
         f"{protected.mask.k:,} of them decrypted; sha256 {digest_of(arrays)}",

@@ -31,8 +31,7 @@ from fedsens.protocol import (
     load_protected,
     read_reports,
 )
-from fedsens.sensitivity.mapfile import FILE_TYPE as MAP_TYPE
-from fedsens.sensitivity.mapfile import load_map
+from fedsens.sensitivity import MAP_TYPE, load_map
 
 Facts = dict[str, Any]
 UPLOAD_STATE = re.compile(

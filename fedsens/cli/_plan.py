@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,6 +50,10 @@ def plan(
             "--withheld", help="With fedsens.remainder=withheld; CPU and memory as without."
         ),
     ] = False,
+    opens: Annotated[
+        Literal["clients", "server"],
+        typer.Option(help="As fedsens.opens; memory as for clients, who then decrypt."),
+    ] = "clients",
     json_file: JsonFile = None,
 ) -> None:
     """Bytes, seconds, error and security of a round at several ratios, before anything runs.
@@ -65,9 +69,17 @@ def plan(
         size = _size(model, arguments or [], state_dict, parameters)
         codec = CkksParameters.preset(preset)
         with console.status("calibrating on this machine"):
-            speed = calibrate(preset)
+            speed = calibrate(preset, opens=opens)
         federation = Federation(
-            size.parameters, clients, rounds, codec, speed, link * 1e6, withheld, size.width
+            size.parameters,
+            clients,
+            rounds,
+            codec,
+            speed,
+            link * 1e6,
+            withheld,
+            size.width,
+            opens,
         )
         plans = [make_plan(federation, ratio) for ratio in ratios or RATIOS]
         if max_mb is not None or max_seconds is not None:

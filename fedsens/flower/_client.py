@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from fedsens.config import modules_in
+from fedsens.crypto import Opens
 from fedsens.errors import (
     DowngradeError,
     ModelError,
@@ -125,12 +126,8 @@ class Client:
             )
         model, received = take_model(content)
         header = received.header
-        if header.opens == "server" and self.settings.opens != "server":
-            raise DowngradeError(
-                "expected sums that only clients open, got a server that wants to open them "
-                "itself and would know the mean of all updates; set the server's fedsens.opens to "
-                "clients, or allow it with fedsens-opens=server"
-            )
+        self.check_opens(header.opens)
+        self._check_noise(header)
         last = self.store.record.last_key_index()
         if header.key_index < last:
             raise DowngradeError(
@@ -155,6 +152,30 @@ class Client:
                 "key to take part in an unencrypted run"
             )
         return model, received
+
+    def check_opens(self, opens: Opens) -> None:
+        """Refuse a server that opens sums without this client's leave.
+
+        Args:
+            opens: who opens the sums of this run, as the server says.
+
+        Raises:
+            DowngradeError: the owner has not allowed it.
+        """
+        if opens == "server" and self.settings.opens != "server":
+            raise DowngradeError(
+                "expected sums that only clients open, got a server that wants to open them "
+                "itself and would know the mean of all updates; set the server's fedsens.opens to "
+                "clients, or allow it with fedsens-opens=server"
+            )
+
+    def _check_noise(self, header: ModelHeader) -> None:
+        least, offered = self.settings.min_dp_noise, header.dp.noise if header.dp else 0.0
+        if offered < least:
+            raise DowngradeError(
+                f"expected a mean with a noise multiplier of at least {least:g} "
+                f"(fedsens-min-dp-noise), got {offered:g}; raise the server's fedsens.dp-noise"
+            )
 
     def _open_model(self, model: ProtectedModel, received: Received) -> Arrays:
         started = time.process_time()

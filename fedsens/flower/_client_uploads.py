@@ -13,7 +13,14 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fedsens.crypto import NameOf, check_range
-from fedsens.errors import LayoutError, MaskError, ProtocolError, ValueRangeError
+from fedsens.errors import (
+    ContributorsError,
+    DowngradeError,
+    LayoutError,
+    MaskError,
+    ProtocolError,
+    ValueRangeError,
+)
 from fedsens.files import Arrays
 from fedsens.flower._records import (
     CIPHERTEXT,
@@ -31,6 +38,7 @@ from fedsens.layout import ParameterLayout
 from fedsens.mask import not_finite, tied_but_masked_apart
 from fedsens.protocol import (
     Contributor,
+    Contributors,
     KeySumRequest,
     ModelHeader,
     Party,
@@ -127,6 +135,7 @@ class Uploader:
             cohort=tuple((each.name, each.run_key) for each in header.cohort),
             key_index=header.key_index,
             opens=context.opens,
+            shares=context.dp.shares if context.dp is not None else 0,
         )
         self._client.records.keep(context.kind, context.round, pending)
         told = UploadHeader(
@@ -166,6 +175,9 @@ class Uploader:
                     "were asked, with its own weight and nonce, got another; the server deviates "
                     "from the protocol"
                 )
+            if pending.shares:
+                contributors.check(pending.shares, self._client.store.members)
+                _check_equal_weights(contributors)
             others = [
                 Party(name=name, run_key=parties[name])
                 for name in contributors.names
@@ -199,6 +211,7 @@ class Uploader:
         Raises:
             MaskError: the mask would send a tied parameter in plaintext under its other name.
             ProtocolError: the answer holds a record that would leave unprotected.
+            DowngradeError: noise is to be added to a mean of which a part is not encrypted.
         """
         content, header = reply.content, received.header
         if not content.array_records:
@@ -227,7 +240,15 @@ class Uploader:
                 f"expected tied parameters to be masked alike, got {pairs}; force both names "
                 "(fedsens.force), or send one of them only"
             )
-        weight = examples_of(content, header.weighted_by) / header.reference
+        weight = header.weight_of(examples_of(content, header.weighted_by))
+        if header.dp is not None:
+            if before is None or mask.k < mask.size:
+                raise DowngradeError(
+                    "expected every parameter to be encrypted, because noise is added to the mean "
+                    f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio "
+                    "to 1"
+                )
+            arrays = header.dp.protect(before, arrays)
         policy = header.remainder.policy()
         folder = self._client.store.folder
         leaving = policy.protect(before, arrays, mask, layout, header.round, folder)
@@ -272,6 +293,15 @@ class Uploader:
                 error,
                 ", ".join(small),
             )
+
+
+def _check_equal_weights(contributors: Contributors) -> None:
+    """Refuse a sum in which one client's noise would count for less than another's update."""
+    if len({each.weight for each in contributors.members}) > 1:
+        raise ContributorsError(
+            "expected clients of equal weight, whose noise makes their mean private "
+            "(fedsens.dp-noise), got others; the server deviates from the protocol"
+        )
 
 
 def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:

@@ -21,11 +21,12 @@ from flwr.serverapp.strategy import (
     QFedAvg,
     Strategy,
 )
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords, aggregate_metricrecords
 from numpy.typing import NDArray
 
 from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
+from fedsens.flower._groups import COMPARE, least_groups
 from fedsens.flower._records import to_arrays, to_record
 from fedsens.flower._updates import without_uneven_lists
 from fedsens.layout import ParameterLayout
@@ -63,10 +64,15 @@ class InnerStrategy:
     """
 
     def __init__(
-        self, strategy: Strategy, encrypts: bool, weighted_mean: bool, opens: Opens = "clients"
+        self,
+        strategy: Strategy,
+        encrypts: bool,
+        weighted_mean: bool,
+        opens: Opens = "clients",
+        groups: int = 1,
     ) -> None:
         """Check a strategy; see :func:`check_strategy`."""
-        check_strategy(strategy, encrypts, weighted_mean, opens)
+        check_strategy(strategy, encrypts, weighted_mean, opens, groups)
         self.strategy = strategy
         self.record = str(getattr(strategy, "arrayrecord_key", "arrays"))
         self.weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
@@ -131,6 +137,24 @@ class InnerStrategy:
             # Flower empties the records that it averages.
             reply.content[self.record] = ArrayRecord(dict(shared))
 
+    def joined(self, replies: list[Message]) -> Message:
+        """One reply for a group of clients: the means of their models and metrics by examples.
+
+        Args:
+            replies: whole, at least one; their records may be replaced.
+
+        Returns:
+            The first of them, with the means in it and the sum of their examples.
+        """
+        contents = [reply.content for reply in without_uneven_lists(replies)]
+        (key,) = contents[0].metric_records
+        examples = [content.metric_records[key][self.weighted_by] for content in contents]
+        metrics = aggregate_metricrecords(contents, self.weighted_by)
+        metrics[self.weighted_by] = sum(examples)  # type: ignore[arg-type] # checked as numbers
+        arrays = aggregate_arrayrecords(contents, self.weighted_by)
+        replies[0].content = RecordDict({self.record: arrays, key: metrics})
+        return replies[0]
+
     def average(
         self,
         server_round: int,
@@ -162,7 +186,11 @@ class InnerStrategy:
 
 
 def check_strategy(
-    strategy: Strategy, encrypts: bool, weighted_mean: bool, opens: Opens = "clients"
+    strategy: Strategy,
+    encrypts: bool,
+    weighted_mean: bool,
+    opens: Opens = "clients",
+    groups: int = 1,
 ) -> None:
     """Refuse a strategy whose aggregation is not a mean weighted by examples.
 
@@ -177,6 +205,8 @@ def check_strategy(
             weighted by their examples.
         opens: who opens the sums. Where the server does, every strategy is allowed that is a
             function of the mean weighted by examples.
+        groups: into how many the clients are divided; with more than one a strategy that compares
+            answers is allowed, and no other.
 
     Raises:
         StrategyError: the strategy cannot be used.
@@ -195,7 +225,10 @@ def check_strategy(
         )
     aggregate = type(strategy).aggregate_train
     if encrypts and opens == "server":
-        _check_function_of_the_mean(strategy)
+        if groups > 1:
+            _check_comparing(strategy, groups)
+        else:
+            _check_function_of_the_mean(strategy)
         return
     if not encrypts or weighted_mean or aggregate is FedAvg.aggregate_train:
         return
@@ -207,6 +240,8 @@ def check_strategy(
         else "fedsens cannot know what its aggregate_train does with models of which the server "
         "sees a part"
     )
+    if isinstance(strategy, COMPARE):
+        why += f"; {_on_groups(strategy)}"
     raise StrategyError(
         f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
         f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
@@ -224,9 +259,35 @@ def _check_function_of_the_mean(strategy: Strategy) -> None:
         if isinstance(strategy, QFedAvg)
         else "it looks at single clients' models (medians, trimming, Krum, trees and clipping do)"
     )
+    if isinstance(strategy, COMPARE):
+        why += f" ({_on_groups(strategy)})"
     raise StrategyError(
         f"expected a strategy that is a function of the mean weighted by examples, got {name}: "
         f"{why}, and the server opens nothing but the mean. Use FedAvg, FedProx, FedAvgM, FedAdam, "
         "FedYogi or FedAdagrad, or set fedsens.ratio to 0; for privacy clip and add noise in a mod "
         "of the clients"
+    )
+
+
+def _check_comparing(strategy: Strategy, groups: int) -> None:
+    """Refuse, for groups of clients, what does not compare their means or needs more of them."""
+    name, least = type(strategy).__name__, least_groups(strategy)
+    if not isinstance(strategy, COMPARE):
+        raise StrategyError(
+            "expected a strategy that compares answers for fedsens.groups (FedMedian, "
+            f"FedTrimmedAvg, Krum, MultiKrum, Bulyan), got {name}; leave fedsens.groups out, since "
+            "the server would learn the mean of each group for nothing"
+        )
+    if groups < least:
+        raise StrategyError(
+            f"expected at least {least} groups for {name} as it is set, got {groups}; raise "
+            "fedsens.groups, or have it tolerate fewer"
+        )
+
+
+def _on_groups(strategy: Strategy) -> str:
+    """What makes a strategy that compares answers possible."""
+    return (
+        "it can compare the means of groups of clients: set fedsens.opens to server and "
+        f"fedsens.groups to {least_groups(strategy)} or more"
     )

@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.config import EXAMPLES_CAP
+from fedsens.crypto import Opens
 from fedsens.errors import ProtocolError
 from fedsens.flower._phase import Phase, ask
 from fedsens.flower._records import (
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
+NO_KEY: Final = (
+    "holds no key; left out, until it has the key file of the others or takes part in key agreement"
+)
+KEYLESS: Final = (
+    "has not said hello; left out, until it does and its owner lets the server open the mean"
+)
 CAP_BUDGET: Final = 16  # times the cap, for all clients above it together
 
 
@@ -56,7 +63,7 @@ class KeyAgreement:
         fingerprint: str = "",
         key_index: int = 0,
         cap: int = EXAMPLES_CAP,
-        keyless: bool = False,
+        opens: Opens = "clients",
     ) -> None:
         """Start without knowing anybody.
 
@@ -65,11 +72,11 @@ class KeyAgreement:
             fingerprint: of the key, if it must be a certain one.
             key_index: how often the key has been rotated.
             cap: times the median of the announced numbers of examples, up to which they stand.
-            keyless: whether nobody needs a key, because the server opens; clients are then asked
-                for their identities alone.
+            opens: who opens sums. Where the server does, nobody needs a key: clients are asked for
+                their identities alone, and refuse where their owners have not allowed it.
         """
         self.fingerprint = fingerprint
-        self._cap, self._keyless = cap, keyless
+        self._cap, self._opens = cap, opens
         self.key_index = key_index
         self.examples: dict[int, int] = {}
         self.parties: dict[int, Party] = {}
@@ -96,8 +103,9 @@ class KeyAgreement:
         steps = _Steps(grid, server_round, self._timeout)
         hello = self._request("hello", fingerprint=self.fingerprint)
         replies = steps.ask(dict.fromkeys(unknown, hello))
-        newcomers = {} if self._keyless else self._collect_hello(replies)
-        for node, reply in replies.items() if self._keyless else ():
+        keyless = self._opens == "server"
+        newcomers = {} if keyless else self._collect_hello(replies)
+        for node, reply in replies.items() if keyless else ():
             self.parties[node] = Party(name=reply.name, run_key=reply.run_key)
             self.examples[node] = reply.examples
         if self.fingerprint:
@@ -156,11 +164,7 @@ class KeyAgreement:
         chosen: dict[str, int] = {}
         for node in nodes:
             if node not in self.examples:
-                logger.warning(
-                    "node %s holds no key; left out, until it has the key file of the others "
-                    "or takes part in key agreement",
-                    node,
-                )
+                logger.warning("node %s %s", node, KEYLESS if self._opens == "server" else NO_KEY)
             elif (first := chosen.setdefault(self.parties[node].name, node)) != node:
                 logger.warning(
                     "nodes %s and %s have one identity; the second is left out: give every client "
@@ -175,7 +179,8 @@ class KeyAgreement:
         self.examples.pop(node, None)
 
     def _request(self, step: str, **fields: object) -> KeyRequest:
-        return KeyRequest.model_validate({"step": step, "key_index": self.key_index, **fields})
+        common = {"step": step, "key_index": self.key_index, "opens": self._opens}
+        return KeyRequest.model_validate(common | fields)
 
     def _collect_hello(self, replies: dict[int, KeyReply]) -> dict[int, KeyReply]:
         """Note who holds which key; returns those who hold none."""
@@ -364,6 +369,7 @@ def answer_keys(content: RecordDict, client: Client, examples: int) -> RecordDic
     """
     request = take_header(content, KeyRequest)
     answer = RecordDict()
+    client.check_opens(request.opens)
     if request.step == "hello":
         client.keys.adopt(request)
     elif request.step == "share":

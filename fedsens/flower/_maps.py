@@ -37,7 +37,7 @@ from fedsens.flower._records import (
     record_to_bytes,
     take_header,
 )
-from fedsens.flower._uploads import UploadSum
+from fedsens.flower._uploads import UploadSum, collect_keys
 from fedsens.protocol import (
     Aggregate,
     MapRequest,
@@ -77,7 +77,7 @@ class MapCollection:
         """
         self._config, self._keys, self._size = config, keys, size
         self._plain = np.zeros(size)
-        self._used = 0
+        self._used = self._probed = 0
         self._reasons: dict[int, str] = {}
         self._uploads: UploadSum | None = None
         self.contributors: frozenset[int] = frozenset()
@@ -118,40 +118,50 @@ class MapCollection:
                 "fedsens.map-min-clients"
             )
         if self._uploads is None:
-            return self._plain, phase.report(self._used)
+            return self._plain, phase.report(self._used, probed=self._probed)
         total: Scores | Aggregate
         name: tuple[PhaseName, int] = ("map", number)
+        phase.absorb(collect_keys(grid, name, [self._uploads], config.key_timeout))
         if config.server_opens:
-            total, exchange = self._uploads.open_here(grid, name, config.key_timeout)
+            total = self._uploads.open_here()
             drop_noise(total, MAP_PARAMETERS, self._uploads.weights)
         else:
-            total, exchange = self._uploads.open_for_holders(grid, name, config.key_timeout)
+            total = self._uploads.open_for_holders()
         self.contributors = frozenset(self._uploads.headers)
-        phase.absorb(exchange)
-        return total, phase.report(self._used, seconds={"add_seconds": self._uploads.seconds})
+        return total, phase.report(
+            self._used,
+            seconds={"add_seconds": self._uploads.seconds},
+            encrypted=self._size,
+            probed=self._probed,
+        )
 
     def _take(self, phase: Phase, node: int, content: RecordDict) -> None:
         """Check one answer and add its map; a wrong one is left out by name."""
         try:
             if self._config.maps == "plain":
-                self._add_plain(content)
+                probed = self._add_plain(content)
             else:
-                self._add_encrypted(phase, node, content)
+                probed = self._add_encrypted(phase, node, content)
             self._used += 1
+            self._probed += probed
         except FedSensError as error:
             self._reasons[node] = str(error)
             logger.warning("left out the map of node %s: %s", node, error)
 
-    def _add_encrypted(self, phase: Phase, node: int, content: RecordDict) -> None:
+    def _add_encrypted(self, phase: Phase, node: int, content: RecordDict) -> bool:
+        """Add an encrypted map; whether probes estimate it."""
         if self._uploads is None:
             aggregator = Aggregator(MAP_PARAMETERS, self._size)
             self._uploads = UploadSum(phase.context("map"), aggregator, self._keys.parties)
         header = take_header(content, UploadHeader)
         self._uploads.check(node, header)
         self._uploads.add(node, header, record_to_bytes(content, MAP))
+        return header.probed
 
-    def _add_plain(self, content: RecordDict) -> None:
-        check_weight(take_header(content, PlainMapHeader).weight)
+    def _add_plain(self, content: RecordDict) -> bool:
+        """Add a map that the server may see; whether probes estimate it."""
+        header = take_header(content, PlainMapHeader)
+        check_weight(header.weight)
         data = record_to_bytes(content, PLAIN_MAP)
         if len(data) != self._plain.nbytes:
             raise MaskError(f"expected {self._plain.nbytes} bytes, got {len(data)}")
@@ -163,6 +173,7 @@ class MapCollection:
         if not np.isfinite(total).all():
             raise MaskError("expected scores that can be added up, got larger ones")
         self._plain = total
+        return header.probed
 
 
 def drop_noise(scores: Scores, parameters: CkksParameters, weights: Collection[float]) -> None:
@@ -222,17 +233,21 @@ def answer_map(
     smap = sensitivity(message, context)
     seconds = time.process_time() - started
     flat, weight = smap.flat(received.layout), number / header.reference
+    told = {
+        "samples": smap.count,
+        "probed": smap.meta.get("rows", "exact") != "exact",
+        "work_seconds": seconds,
+    }
     answer = RecordDict()
     if bound is None:
         encoded = np.asarray(flat * weight, "<f8").tobytes()
-        put_header(answer, PlainMapHeader(weight=weight, samples=smap.count, work_seconds=seconds))
+        put_header(answer, PlainMapHeader.model_validate({"weight": weight, **told}))
         answer[PLAIN_MAP] = bytes_to_record(encoded)
     else:
-        told, encoded = client.uploads.encrypt(
+        upload, encoded = client.uploads.encrypt(
             bound, header, np.asarray(flat, np.float64), weight, received.layout.name_of
         )
-        update = {"samples": smap.count, "work_seconds": seconds}
-        put_header(answer, told.model_copy(update=update))
+        put_header(answer, upload.model_copy(update=told))
         answer[MAP] = bytes_to_record(encoded)
     logger.info(
         "round %d map: %d samples, rows %s, %s, %d B up, %.2f s",

@@ -106,7 +106,8 @@ class SelectiveEncryptionMod:
         bound, before = None, None
         if received.mask.k and message.metadata.message_type == "train":
             bound = client.uploads.begin("update", received)
-            before = self._before(message, received.key) if policy.needs_received else None
+            needed = policy.needs_received or received.header.dp is not None
+            before = self._before(message, received.key) if needed else None
         try:
             reply = call_next(message, context)
         except Exception as error:  # an error of fedsens too, since the app may have written it

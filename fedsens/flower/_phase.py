@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -48,6 +48,7 @@ class Phase:
         up: bytes of the answers so far.
         errors: node to error reply.
         accepted: nodes that answered with more than an error.
+        groups: the phases of the groups of clients that are summed apart; empty without groups.
     """
 
     name: PhaseName
@@ -60,6 +61,7 @@ class Phase:
     up: Bytes = (0, 0)
     errors: dict[int, Message] = field(default_factory=dict)
     accepted: int = 0
+    groups: tuple[Phase, ...] = ()
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -103,6 +105,24 @@ class Phase:
             min(bases, default=""),
             total(message.content for message in messages),
         )
+
+    @classmethod
+    def joined(cls, groups: Sequence[Phase]) -> Phase:
+        """The phase of several groups of clients, which are told different cohorts."""
+        return cls(
+            groups[0].name,
+            groups[0].round,
+            groups[0].what,
+            [each for group in groups for each in group.sent],
+            groups[0].header,
+            down=(sum(group.down[0] for group in groups), sum(group.down[1] for group in groups)),
+            groups=tuple(groups),
+        )
+
+    @property
+    def parts(self) -> tuple[Phase, ...]:
+        """The groups, or this phase itself where there are none."""
+        return self.groups or (self,)
 
     def replies(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
         """Match replies with nodes as they arrive, errors included, and count their bytes.
@@ -207,6 +227,8 @@ class Phase:
         seconds: Mapping[str, float] | None = None,
         reasons: Mapping[int, str] | None = None,
         encrypted: int = 0,
+        central: tuple[float | None, float | None] = (None, None),
+        probed: int = 0,
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -219,6 +241,8 @@ class Phase:
             seconds: CPU seconds of encrypting, adding and decrypting.
             reasons: node to why its answer was left out, beside those that answered with an error.
             encrypted: parameters of an answer that are encrypted.
+            central: noise multiplier of the mean, and epsilon of all means so far.
+            probed: maps that random probes estimate.
 
         Returns:
             The report.
@@ -239,6 +263,10 @@ class Phase:
             metrics={k: v for k, v in values if isinstance(v, int | float)},
             epsilon=epsilon,
             encrypted_parameters=encrypted,
+            opens=self.header.opens if self.header is not None and encrypted else None,
+            noise_multiplier=central[0],
+            central_epsilon=central[1],
+            probed_maps=probed,
             **(seconds or {}),
         )
 

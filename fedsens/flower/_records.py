@@ -148,6 +148,11 @@ def to_arrays(record: ArrayRecord) -> Arrays:
     Raises:
         ProtocolError: an array cannot be read.
     """
+    if names := [repr(name) for name, array in record.items() if array.dtype == "bfloat16"]:
+        raise ProtocolError(
+            f"expected arrays of types that NumPy has, got bfloat16 in {', '.join(names)}; send "
+            "tensor.float(), and load_state_dict makes it bfloat16 again"
+        )
     if any(array.stype != NUMPY for array in record.values()):
         raise ProtocolError("expected NumPy arrays in the ArrayRecord, got another form")
     if not all(name.isprintable() for name in record):  # others could forge lines of a log

@@ -21,6 +21,7 @@ from fedsens.errors import (
 from fedsens.files import Arrays
 from fedsens.flower._blame import Blame
 from fedsens.flower._grid import wait_for_nodes
+from fedsens.flower._groups import split
 from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._logs import tell
 from fedsens.flower._masks import MaskMaker, Tied
@@ -259,9 +260,12 @@ class ServerState:
         nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
         self._agree(grid, nodes, server_round)
         if len(self.keys.examples) < config.key_min_clients:
+            wanted = f"with the key {known}".rstrip()
+            if config.server_opens:
+                wanted = "that let the server open the mean"
             raise PhaseError(
-                f"expected at least {config.key_min_clients} clients with the key"
-                f"{' ' + known if known else ''}, got {len(self.keys.examples)}: "
+                f"expected at least {config.key_min_clients} clients {wanted}, got "
+                f"{len(self.keys.examples)}: "
                 f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
             )
         self._gathered = True
@@ -282,7 +286,7 @@ class ServerState:
             )
         config = self.config
         return KeyAgreement(
-            config.key_timeout, fingerprint, key_index, config.examples_cap, config.server_opens
+            config.key_timeout, fingerprint, key_index, config.examples_cap, config.opens
         )
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
@@ -395,16 +399,47 @@ class ServerState:
             messages = [m for m in messages if m.metadata.dst_node_id in able]
             if name == "train" and messages:
                 messages = self._without_left_out(messages)
-            nodes = [message.metadata.dst_node_id for message in messages]
-            self.reference = self.keys.reference(nodes)
-        asked = [m.metadata.dst_node_id for m in messages] if name == "train" else []
-        header = self._header(asked if self.mask.k else [], server_round)
-        for content in {id(m.content): m.content for m in messages}.values():
-            if self.config.effective_ratio > 0:  # the inner strategy may have been shown NaN
+            for content in {id(m.content): m.content for m in messages}.values():
+                # The inner strategy may have been shown NaN.
                 content[model_key(content)] = to_record(self.model.plain)
+        groups = [messages]
+        if name == "train" and self.mask.k and self.config.groups > 1:
+            groups = self._groups(messages, server_round)
+        phases = [self._phase_of(name, group, server_round) for group in groups]
+        phase = phases[0] if len(phases) == 1 else Phase.joined(phases)
+        return [message for group in groups for message in group], phase
+
+    def _groups(self, messages: list[Message], server_round: int) -> list[list[Message]]:
+        """The messages by group, with contents of each group's own that share the model."""
+        config = self.config
+        seed = config.seed, server_round
+        groups = split(messages, config.groups, config.train_min_clients, seed)
+        if not groups:
+            logger.warning(
+                "round %d changes nothing: %d clients are too few for %d groups of at least %d; "
+                "wait for more, or lower fedsens.groups",
+                server_round,
+                len(messages),
+                config.groups,
+                config.train_min_clients,
+            )
+            return [[]]
+        for group in groups:
+            copies = {id(m.content): RecordDict(dict(m.content)) for m in group}
+            for message in group:
+                message.content = copies[id(message.content)]
+        return groups
+
+    def _phase_of(self, name: PhaseName, messages: list[Message], server_round: int) -> Phase:
+        """Put header, model and mask into messages to one cohort, and begin their phase."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        if self.config.effective_ratio > 0:
+            self.reference = self.keys.reference(nodes)
+        asked = name == "train" and self.mask.k
+        header = self._header(nodes if asked else [], server_round)
+        for content in {id(m.content): m.content for m in messages}.values():
             put_model(content, self.model, header, self.mask)
-        what = f"{name} of round {server_round}"
-        return messages, Phase.of(name, server_round, what, messages, header)
+        return Phase.of(name, server_round, f"{name} of round {server_round}", messages, header)
 
     def leave_out(self, nodes: Collection[int]) -> None:
         """Leave nodes that did not give their keys out of the next cohort."""
@@ -453,6 +488,7 @@ class ServerState:
             weighted_by=self._weighted_by,
             remainder=self.terms,
             opens="server" if self.config.server_opens else "clients",
+            dp=self.config.central_privacy,
         )
 
 
@@ -465,6 +501,7 @@ def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensCon
         config.max_mb,
         width=mean_width(layout),
         withheld=not policy_named(config.remainder).sends_plain,
+        opens=config.opens,
     )
     text = "ratio %.4g: the largest within %g MB a client and round"
     tell(logger, text, ratio, config.max_mb)

@@ -24,6 +24,7 @@ from fedsens.flower._checkpoints import (
     resume_rounds,
 )
 from fedsens.flower._grid import StreamingGrid
+from fedsens.flower._groups import RoundUpdates, least_groups
 from fedsens.flower._inner import InnerStrategy
 from fedsens.flower._logs import tell
 from fedsens.flower._phase import Phase
@@ -34,10 +35,12 @@ from fedsens.flower._updates import (
     RecordSchema,
     RoundResult,
     Updates,
+    schema_of,
     usable_metrics,
 )
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
+from fedsens.remainder import DELTA, epsilon_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ class SelectiveEncryption(Strategy):
         """
         self.inner = strategy
         self.config = config or FedSensConfig()
-        options = self.config.encrypts, weighted_mean, self.config.opens
+        options = self.config.encrypts, weighted_mean, self.config.opens, self.config.groups
         self._inner = InnerStrategy(strategy, *options)
         self.reports: list[PhaseReport] = []
         self._on_report = on_report
@@ -162,6 +165,7 @@ class SelectiveEncryption(Strategy):
             PhaseError: no round changed the model, or too many in a row did not.
         """  # noqa: DOC502 - raised by _check_start and _conclude
         self._check_start(evaluate_fn, further)
+        self._central(None)  # whose package may be missing
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
@@ -282,7 +286,8 @@ class SelectiveEncryption(Strategy):
         config, parameters = self.config, self.config.parameters
         tell(
             logger,
-            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps",
+            "SelectiveEncryption: policy %s, %s, CKKS %s (%d-bit security), %s maps, opened by the "
+            "%s",
             config.policy,
             f"ratio {config.effective_ratio:g}"
             if config.max_mb is None
@@ -290,7 +295,19 @@ class SelectiveEncryption(Strategy):
             parameters.name,
             parameters.security_bits,
             config.maps,
+            config.opens,
         )
+        if (terms := config.central_privacy) is not None:
+            tell(
+                logger,
+                "central differential privacy: every update is clipped to %g, noise multiplier %g "
+                "of a mean of %d, epsilon %.3g a round of so many (delta %g)",
+                terms.clip,
+                terms.noise,
+                terms.shares,
+                epsilon_of([terms.noise]),
+                DELTA,
+            )
         if told := config.remainder_terms(NAMELESS).policy().describe():
             tell(logger, "%s", told)
         self.inner.summary()
@@ -338,27 +355,41 @@ class SelectiveEncryption(Strategy):
         record = None if stand_in is None else RecordDict({self._inner.record: to_record(stand_in)})
         updates = self._add_updates(phase, replies, record)
         back = self._judge(phase)
-        result = RoundResult({}) if back else self._round_result(updates, server_round)
-        good = self._inner.even(phase.sort_by_request(result.replies), "train")
+        results = [] if back else self._round_results(updates, server_round)
+        clients = sum(len(each.replies) for each in results)
         if self.config.server_opens:
-            if result.mean is not None:
-                self._inner.fill_in(good, result.mean, run.model.layout, run.mask)
+            good = self._opened(results)
             arrays, metrics = self.inner.aggregate_train(server_round, good)
             if arrays is not None and good:
                 run.replace_opened(arrays, server_round)
         else:
+            (result,) = results or [RoundResult({})]
+            good = self._inner.even(phase.sort_by_request(result.replies), "train")
             arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
-        if arrays is not None and good and result.aggregate is not None:
-            if record is not None:  # the same again, without what a mean of equals may round
-                (arrays,) = record.array_records.values()
-            run.replace(arrays, result.aggregate, server_round, result.replies)
-        self._finish_training(server_round, len(good), metrics, updates)
+            if arrays is not None and good and result.aggregate is not None:
+                if record is not None:  # the same again, without what a mean of equals may round
+                    (arrays,) = record.array_records.values()
+                run.replace(arrays, result.aggregate, server_round, result.replies)
+        self._finish_training(server_round, clients, metrics, updates)
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
         if not back:
-            self._empty_rounds.count(server_round, len(good), reasons, first)
+            self._empty_rounds.count(server_round, clients, reasons, first)
         return arrays, metrics
+
+    def _opened(self, results: list[RoundResult]) -> list[Message]:
+        """The replies with what the server opened in the place of what was encrypted.
+
+        Where there are groups, each is one reply with the means of its clients.
+        """
+        run, replies = self._run, list[Message]()
+        for result in results:
+            members = self._inner.even(self._asked.sort_by_request(result.replies), "train")
+            if result.mean is not None:
+                self._inner.fill_in(members, result.mean, run.model.layout, run.mask)
+            replies += [self._inner.joined(members)] if self.config.groups > 1 else members
+        return self._inner.even(replies, "train")
 
     def _aggregate_plain(
         self, server_round: int, answers: dict[int, Message]
@@ -377,10 +408,10 @@ class SelectiveEncryption(Strategy):
 
     def _add_updates(
         self, phase: Phase, replies: Iterable[Message], stand_in: RecordDict | None
-    ) -> Updates:
+    ) -> RoundUpdates:
         """Add the updates as they arrive; what does not count is left out by name."""
         run = self._run
-        updates: Updates | None = None
+        updates: RoundUpdates | None = None
         for node, reply in phase.replies(replies):
             if updates is None:  # now the messages have been sent, so the run is known
                 updates = self._new_updates(phase, stand_in)
@@ -390,33 +421,60 @@ class SelectiveEncryption(Strategy):
                 run.accept()  # now, as the model before it takes memory beside the sum
         return updates or self._new_updates(phase, stand_in)
 
-    def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> Updates:
+    def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> RoundUpdates:
         run = self._run
-        return Updates(phase, run.model.layout, run.mask, run.keys.parties, stand_in, self._schema)
+        shared = run.model.layout, run.mask, run.keys.parties, stand_in, self._schema
+        return RoundUpdates(phase, lambda part: Updates(part, *shared))
 
-    def _round_result(self, updates: Updates, server_round: int) -> RoundResult:
-        """What the round came to; nothing where it is void, and the model then stays."""
-        least = self.config.train_min_clients
+    def _round_results(self, updates: RoundUpdates, server_round: int) -> list[RoundResult]:
+        """What the round came to, by group; nothing where it is void, and the model then stays."""
+        config, least = self.config, self.config.train_min_clients
         assert self._grid is not None
         try:
-            result = updates.result(self._grid, least, self.config.key_timeout)
+            results = updates.results(self._grid, least, config.key_timeout)
         except PhaseError as error:
             logger.warning("round %d changes nothing: %s", server_round, error)
             self._run.leave_out(error.nodes)
-            return RoundResult({})
+            return []
+        self._run.leave_out(updates.silent)
         self._schema = updates.schema
-        self._learn(server_round, result)
-        if 0 < len(result.replies) < least:
+        for result in results:
+            self._learn(server_round, result)
+        if config.groups > 1:
+            return self._enough_groups(results, server_round)
+        if 0 < len(results[0].replies) < least:
             logger.warning(
                 "round %d changes nothing: %d updates arrived, %d are needed; wait for more "
                 "clients, or lower fedsens.train-min-clients if all accept so few "
                 "(fedsens-min-contributors)",
                 server_round,
-                len(result.replies),
+                len(results[0].replies),
                 least,
             )
-            return RoundResult({})
-        return result
+            return []
+        return results
+
+    def _enough_groups(self, results: list[RoundResult], server_round: int) -> list[RoundResult]:
+        """The groups whose means the strategy can compare; nothing where they are too few."""
+        usable = [
+            result
+            for result in results
+            if result.mean is not None
+            and schema_of(next(iter(result.replies.values())).content) == self._schema
+        ]
+        needed = least_groups(self.inner)
+        if len(usable) < needed:
+            logger.warning(
+                "round %d changes nothing: %d of %d groups came to a mean, and %s needs %d; see "
+                "above why the others did not, or raise fedsens.groups",
+                server_round,
+                len(usable),
+                self.config.groups,
+                type(self.inner).__name__,
+                needed,
+            )
+            return []
+        return usable
 
     def _learn(self, server_round: int, result: RoundResult) -> None:
         for node, reply in result.replies.items():
@@ -438,7 +496,7 @@ class SelectiveEncryption(Strategy):
         server_round: int,
         clients: int,
         metrics: MetricRecord | None,
-        updates: Updates | None = None,
+        updates: RoundUpdates | None = None,
     ) -> None:
         """Report the round, and save it."""
         report = self._asked.report(
@@ -449,12 +507,26 @@ class SelectiveEncryption(Strategy):
             seconds=updates.seconds() if updates else None,
             reasons=updates.reasons if updates else None,
             encrypted=self._run.mask.k,
+            central=self._central(updates),
         )
         self._emit(report)
         if metrics is not None:
             self._metrics.train[server_round] = metrics
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
+
+    def _central(self, updates: RoundUpdates | None) -> tuple[float | None, float | None]:
+        """Noise multiplier of the mean, and epsilon so far; None without central privacy.
+
+        A mean counts from the moment that its keys were asked for, whatever became of it.
+        """
+        terms = self.config.central_privacy
+        if terms is None:
+            return None, None
+        contributors = updates.contributors if updates else 0
+        multiplier = terms.multiplier(contributors) if contributors else None
+        each = [*(report.noise_multiplier for report in self.reports), multiplier]
+        return multiplier, epsilon_of(one for one in each if one is not None)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -11,7 +11,6 @@ from itertools import product
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.crypto import Aggregator
@@ -143,35 +142,41 @@ class Updates:
         aggregator = Aggregator(self._sent.parameters, self._mask.k)
         return Group(UploadSum(self._phase.context("update"), aggregator, self._parties), {})
 
-    def result(self, grid: Grid, least: int, timeout: float) -> RoundResult:
-        """The sum of what was added, once the contributors have given their keys.
+    def settle(self, least: int) -> UploadSum | None:
+        """Fix whose updates count; the others are named in the log.
 
         Args:
-            grid: Flower's grid.
-            least: updates that a round needs; with fewer nobody is asked for a key.
-            timeout: deadline for the keys in seconds.
+            least: updates that a sum needs.
 
         Returns:
-            The result. A key that does not come is a PhaseError, which names the nodes.
+            The sum whose contributors are to be asked for their keys; None if they are too few.
         """
         group = self._majority()
-        if group is None:
-            return RoundResult({})
         for other in self._groups.values():
             for node in other.replies if other is not group else ():
                 _warn_of_schema(node)
                 self.refused += 1
-        weight = math.fsum(each.weight for each in group.uploads.headers.values())
-        if len(group.replies) < least:
-            return RoundResult(group.replies, weight=weight)
-        name = self._phase.name, self._phase.round
+        return None if group is None or len(group.replies) < least else group.uploads
+
+    def result(self, least: int) -> RoundResult:
+        """The sum of what was added, once the keys have been collected.
+
+        Args:
+            least: updates that a sum needs; of fewer nothing is opened.
+
+        Returns:
+            The result. A key that did not come is a PhaseError, which names the nodes.
+        """
+        group = self._majority()
+        if group is None:
+            return RoundResult({})
+        uploads, replies = group.uploads, group.replies
+        weight = math.fsum(uploads.weights)
+        if len(replies) < least:
+            return RoundResult(replies, weight=weight)
         if self._sent.opens == "server":
-            mean, exchange = group.uploads.open_here(grid, name, timeout)
-            self._phase.absorb(exchange)
-            return RoundResult(group.replies, weight=weight, mean=mean)
-        aggregate, exchange = group.uploads.open_for_holders(grid, name, timeout)
-        self._phase.absorb(exchange)
-        return RoundResult(group.replies, aggregate, weight)
+            return RoundResult(replies, weight=weight, mean=uploads.open_here())
+        return RoundResult(replies, uploads.open_for_holders(), weight)
 
     @property
     def schema(self) -> RecordSchema | None:
@@ -201,7 +206,7 @@ class Updates:
         return header, ciphertext
 
     def _check_weight(self, content: RecordDict, header: UploadHeader) -> None:
-        weight = examples_of(content, self._sent.weighted_by) / self._sent.reference
+        weight = self._sent.weight_of(examples_of(content, self._sent.weighted_by))
         if not math.isclose(header.weight, weight, rel_tol=1e-9):
             raise ProtocolError(
                 "expected the weight that the number of examples gives, got another"

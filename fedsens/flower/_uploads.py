@@ -8,9 +8,11 @@ the sum, because a second list for the same uploads would show the difference of
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LARGE = 2**20  # bytes of an upload, the pieces of whose message are worth handing back
 TRIES = 2  # times that the same list is asked for; a repeated answer is the same
 
 
@@ -64,6 +67,7 @@ class UploadSum:
         aggregator: adds the ciphertexts.
         parties: node to the client that was asked there.
         headers: node to header of what was added.
+        answers: node to its padded key, as far as they came (:func:`collect_keys`).
         seconds: CPU seconds of adding.
     """
 
@@ -71,6 +75,7 @@ class UploadSum:
     aggregator: Aggregator
     parties: Mapping[int, Party]
     headers: dict[int, UploadHeader] = field(default_factory=dict)
+    answers: dict[int, bytes] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -107,26 +112,21 @@ class UploadSum:
 
     def add(self, node: int, header: UploadHeader, ciphertext: bytes) -> None:
         """Add a checked upload; a ciphertext that is wrong raises and changes nothing."""
+        if len(ciphertext) >= LARGE:
+            _hand_back_memory()
         started = time.process_time()
         self.aggregator.add(ciphertext, fresh=True)
         self.seconds += time.process_time() - started
         self.headers[node] = header
 
-    def open_for_holders(
-        self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
-    ) -> tuple[Aggregate, Phase]:
-        """Fix the list of contributors and collect their keys.
-
-        Args:
-            grid: Flower's grid.
-            phase: name and server round, for the report.
-            timeout: deadline for the keys in seconds.
+    def open_for_holders(self) -> Aggregate:
+        """What a key holder can open, once the keys have been collected.
 
         Returns:
-            What a key holder can open, and the exchange for the report. A key that does not come is
-            a PhaseError with the nodes (``error.nodes``): these uploads can never be opened.
+            The sum. A key that did not come is a PhaseError with the nodes (``error.nodes``): these
+            uploads can never be opened.
         """
-        contributors, key_sum, exchange = self._collect(grid, phase, timeout)
+        contributors, key_sum = self.contributors, self._key_sum()
         started = time.process_time()
         header = AggregateHeader(
             context=self.context,
@@ -136,20 +136,13 @@ class UploadSum:
         )
         aggregate = Aggregate(header, self.aggregator.result(), key_sum)
         self.seconds += time.process_time() - started
-        return aggregate, exchange
+        return aggregate
 
-    def open_here(
-        self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
-    ) -> tuple[NDArray[np.floating], Phase]:
-        """Fix the list of contributors, collect their keys and open the sum.
-
-        Args:
-            grid: Flower's grid.
-            phase: name and server round, for the report.
-            timeout: deadline for the keys in seconds.
+    def open_here(self) -> NDArray[np.floating]:
+        """Open the sum, once the keys have been collected.
 
         Returns:
-            The weighted mean of the contributors' values, and the exchange for the report.
+            The weighted mean of the contributors' values.
 
         Raises:
             PhaseError: a key did not come, or what came opens nothing that honest clients could
@@ -157,7 +150,7 @@ class UploadSum:
         """
         from fedsens.crypto import Decryptor  # which loads SEAL: in this mode of the server only
 
-        contributors, key_sum, exchange = self._collect(grid, phase, timeout)
+        contributors, key_sum = self.contributors, self._key_sum()
         started, parameters = time.process_time(), self.context.parameters
         summed = np.frombuffer(key_sum, "<i2").astype(np.int64)
         try:
@@ -174,64 +167,78 @@ class UploadSum:
                 "deviates from the protocol, and the sum does not tell which: it is dropped"
             )
         self.seconds += time.process_time() - started
-        return mean, exchange
+        return mean
 
-    def _collect(
-        self, grid: Grid, phase: tuple[PhaseName, int], timeout: float
-    ) -> tuple[Contributors, bytes, Phase]:
-        """The list of contributors, the sum of their keys and the exchange."""
-        contributors = Contributors.of(
+    @property
+    def contributors(self) -> Contributors:
+        """The list of those whose uploads were added."""
+        return Contributors.of(
             Contributor(name=each.name, weight=each.weight, nonce=each.nonce)
             for each in self.headers.values()
         )
-        answers, exchange = self._ask_for_keys(grid, phase, contributors, timeout)
-        if missing := set(self.headers) - set(answers):
+
+    @property
+    def request(self) -> KeySumRequest:
+        """What the contributors are asked for."""
+        return KeySumRequest(
+            kind=self.context.kind,
+            round=self.context.round,
+            context=self.context.digest.hex(),
+            contributors=self.contributors,
+        )
+
+    def _key_sum(self) -> bytes:
+        if missing := set(self.headers) - set(self.answers):
             raise PhaseError(
                 f"expected the keys of all {len(self.headers)} clients whose uploads were added, "
                 f"got none from {', '.join(f'node {node}' for node in sorted(missing))}; the sum "
                 "cannot be opened and is dropped",
                 nodes=missing,
             )
-        return contributors, sum_answers(answers.values()), exchange
-
-    def _ask_for_keys(
-        self,
-        grid: Grid,
-        phase: tuple[PhaseName, int],
-        contributors: Contributors,
-        timeout: float,
-    ) -> tuple[dict[int, bytes], Phase]:
-        request = KeySumRequest(
-            kind=self.context.kind,
-            round=self.context.round,
-            context=self.context.digest.hex(),
-            contributors=contributors,
-        )
-        content = RecordDict()
-        put_header(content, request)
-        answers: dict[int, bytes] = {}
-        exchange = None
-        for _ in range(TRIES):
-            silent = [node for node in self.headers if node not in answers]
-            if not silent:
-                break
-            tried, got = ask(grid, phase, dict.fromkeys(silent, content), KEY_SUM_ACTION, timeout)
-            for node, reply in got.items():
-                answer = _key_answer(node, reply)
-                answers |= {} if answer is None else {node: answer}
-            if exchange is None:
-                exchange = tried
-            else:
-                exchange.absorb(tried)
-            if tried.refused():
-                break  # it would refuse again
-        assert exchange is not None
-        return answers, exchange
+        return sum_answers(self.answers.values())
 
     def _tags(self) -> tuple[int, ...]:
         modulus = self.context.parameters.wire_modulus
         columns = zip(*(each.tags for each in self.headers.values()), strict=True)
         return tuple(sum(column) % modulus for column in columns)
+
+
+def collect_keys(
+    grid: Grid, phase: tuple[PhaseName, int], sums: Sequence[UploadSum], timeout: float
+) -> Phase:
+    """Fix the lists of contributors and ask for their keys, all sums at once.
+
+    Args:
+        grid: Flower's grid.
+        phase: name and server round, for the report.
+        sums: of different clients each; their ``answers`` are filled in.
+        timeout: deadline for the keys in seconds.
+
+    Returns:
+        The exchange, for the report.
+    """
+    questions: dict[int, RecordDict] = {}
+    for each in sums:
+        content = RecordDict()
+        put_header(content, each.request)
+        questions |= dict.fromkeys(each.headers, content)
+    exchange = Phase.of(*phase, KEY_SUM_ACTION, [])
+    refused: set[int] = set()
+    for _ in range(TRIES):
+        # Whoever refuses would do so again, and without one key a sum is void.
+        open_sums = [each for each in sums if not refused & set(each.headers)]
+        silent = [n for each in open_sums for n in each.headers if n not in each.answers]
+        if not silent:
+            break
+        asked = {node: questions[node] for node in silent}
+        tried, got = ask(grid, phase, asked, KEY_SUM_ACTION, timeout)
+        for each in open_sums:
+            for node in each.headers.keys() & got.keys():
+                answer = _key_answer(node, got[node])
+                each.answers |= {} if answer is None else {node: answer}
+        exchange.absorb(tried)
+        refused |= tried.refused()
+    return exchange
 
 
 def _key_answer(node: int, content: RecordDict) -> bytes | None:
@@ -259,3 +266,11 @@ def answer_key_sum(content: RecordDict, client: Client) -> RecordDict:
     request = take_header(content, KeySumRequest)
     answer = client.uploads.answer_key_sum(request)
     return RecordDict({KEY_ANSWER: bytes_to_record(answer)})
+
+
+def _hand_back_memory() -> None:
+    """Give the system the freed pieces of a large message, which glibc keeps: 5 bytes a value."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # which other C libraries lack
+        if trim is not None:
+            trim(0)

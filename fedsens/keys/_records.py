@@ -105,6 +105,7 @@ class PendingUpload:
         cohort: identity P and run identity E of all that were asked, in hexadecimal.
         key_index: which key of the run it is bound to.
         opens: who may open the sum, as D says.
+        shares: the fewest contributors whose noise hides this client's; 0 where there is no noise.
     """
 
     secret: NDArray[np.int64] = field(repr=False)
@@ -114,6 +115,7 @@ class PendingUpload:
     cohort: tuple[tuple[str, str], ...]
     key_index: int = 0
     opens: str = "clients"
+    shares: int = 0
 
     def _to_content(self) -> dict[str, Any]:
         small = self.secret.astype("<i2")
@@ -127,6 +129,7 @@ class PendingUpload:
             "cohort": self.cohort,
             "key_index": self.key_index,
             "opens": self.opens,
+            "shares": self.shares,
         }
 
     @classmethod
@@ -139,6 +142,7 @@ class PendingUpload:
             tuple((str(lasting), str(of_run)) for lasting, of_run in content["cohort"]),
             int(content["key_index"]),
             str(content["opens"]),
+            int(content["shares"]),
         )
 
 

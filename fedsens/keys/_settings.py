@@ -56,6 +56,8 @@ class ClientSettings(BaseModel):
             bound (``fedsens-max-norm``, ``FEDSENS_MAX_NORM``).
         opens: who may open the sum that this client's uploads are in: ``clients``, or ``server``
             too, which then knows the mean (``fedsens-opens``, ``FEDSENS_OPENS``).
+        min_dp_noise: the smallest ``fedsens.dp-noise`` that this client accepts
+            (``fedsens-min-dp-noise``, ``FEDSENS_MIN_DP_NOISE``); 0 demands none.
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -77,6 +79,7 @@ class ClientSettings(BaseModel):
     min_contributors: int = Field(default=2, ge=1)
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     opens: Opens = "clients"
+    min_dp_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
 

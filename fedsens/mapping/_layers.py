@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedsens.sensitivity import SensitivityMap
-from fedsens.sensitivity.agreement import top_coordinates
+from fedsens.sensitivity import SensitivityMap, top_coordinates
 from fedsens.topk import mask_count
 
 RATIOS = (0.01, 0.1, 0.3)

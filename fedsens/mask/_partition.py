@@ -85,7 +85,7 @@ def combine(
     for entry, selected, place in _walk(mask, layout):
         array = plain[entry.name]
         if selected is not None:
-            array = merge(selected, masked[place], array, entry.dtype).reshape(entry.shape)
+            array = merge(selected, masked[place], array, entry.array_type).reshape(entry.shape)
         arrays[entry.name] = array
     return arrays
 
@@ -120,8 +120,8 @@ def check_plain(
         LayoutError: lists every missing, unexpected or differing tensor.
     """
     expected = {
-        entry.name: entry.shape if selected is None else (int(np.count_nonzero(~selected)),)
-        for entry, selected, _ in _walk(mask, layout)
+        entry.name: entry.shape if selected is None else (entry.size - (part.stop - part.start),)
+        for entry, selected, part in _walk(mask, layout)
     }
     problems = [f"{name} is missing" for name in expected if name not in plain]
     problems += [f"{name} is unexpected" for name in plain if name not in expected]
@@ -150,7 +150,7 @@ def as_layout_types(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout)
     Raises:
         LayoutError: a value is no number of the layout's integer type. Lists every such tensor.
     """
-    typed = {t.name: _as_type(arrays[t.name], np.dtype(t.dtype)) for t in layout.tensors}
+    typed = {t.name: _as_type(arrays[t.name], t.array_type) for t in layout.tensors}
     if wrong := [t for t in layout.tensors if typed[t.name] is None]:
         raise LayoutError(
             "expected numbers of the layout's integer types, got NaN, infinity or others out of "

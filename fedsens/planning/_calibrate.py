@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 
 from fedsens.bench import RoundReport, ScaleRow, measure_round, measuring_rounds
-from fedsens.crypto import CkksParameters
+from fedsens.crypto import CkksParameters, Opens
 from fedsens.mask import mask_count
 from fedsens.planning._plan import Federation, Plan, Speed, client_memory, make_plan, server_memory
 
 CLIENTS, SMALL, LARGE = 2, 2**12, 2**19
 
 
-def calibrate(preset: str = "precise", repeats: int = 3) -> Speed:
+def calibrate(preset: str = "precise", repeats: int = 3, opens: Opens = "clients") -> Speed:
     """Measure rounds of a small and a large model at ratio 0, 0.5 and 1, in a few CPU seconds.
 
     Args:
         preset: of the codec.
         repeats: rounds of each; the median counts.
+        opens: who opens the sums.
 
     Returns:
         CPU seconds per client and per parameter.
@@ -25,7 +26,7 @@ def calibrate(preset: str = "precise", repeats: int = 3) -> Speed:
 
     def seconds(size: int, ratio: float) -> float:
         state = {"weight": torch.randn(size, generator=torch.Generator().manual_seed(0)) / 20}
-        row = measure_round(f"ratio {ratio:g}", ratio, state, CLIENTS, repeats, preset)
+        row = measure_round(f"ratio {ratio:g}", ratio, state, CLIENTS, repeats, preset, opens)
         return row.seconds / CLIENTS
 
     with measuring_rounds():
@@ -52,10 +53,21 @@ def predicted_rounds(report: RoundReport, preset: str, repeats: int) -> dict[str
     Returns:
         Name of a row under selective encryption to its plan.
     """
-    codec, speed = CkksParameters.preset(preset), calibrate(preset, repeats)
-    federation = Federation(report.parameters, report.clients, 1, codec, speed, link=1e8)
-    rows = (row for row in report.rows if row.ratio is not None)
-    return {row.name: make_plan(federation, row.ratio or 0.0) for row in rows}
+    rows = [row for row in report.rows if row.ratio is not None]
+    codec = CkksParameters.preset(preset)
+    federations = {
+        opens: Federation(
+            report.parameters,
+            report.clients,
+            1,
+            codec,
+            calibrate(preset, repeats, opens),
+            link=1e8,
+            opens=opens,
+        )
+        for opens in dict.fromkeys(row.opens for row in rows)
+    }
+    return {row.name: make_plan(federations[row.opens], row.ratio or 0.0) for row in rows}
 
 
 def predicted_memory(row: ScaleRow) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from fedsens.crypto import CkksParameters
+from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ConfigurationError
 from fedsens.mask import mask_count
 from fedsens.protocol import largest_count, traffic
@@ -56,6 +56,7 @@ class Federation:
         link: bits per second of a client's link, each way.
         withheld: whether clients keep what is not encrypted.
         width: bytes of a plaintext parameter, on average.
+        opens: who opens the sums.
     """
 
     parameters: int
@@ -66,6 +67,7 @@ class Federation:
     link: float
     withheld: bool = False
     width: float = 4.0
+    opens: Opens = "clients"
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,13 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
     withheld = federation.withheld and count > 0
     up, down = traffic(
-        codec, size, count, width=federation.width, withheld=withheld, clients=clients
+        codec,
+        size,
+        count,
+        width=federation.width,
+        withheld=withheld,
+        clients=clients,
+        opens=federation.opens,
     )
     speed = federation.speed
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
@@ -244,7 +252,8 @@ def plan_table(federation: Federation, plans: Sequence[Plan]) -> Table:
             for plan in plans
         ],
         title=f"{federation.parameters:,} parameters, {federation.clients} clients, "
-        f"{federation.rounds} rounds, preset {federation.codec.name}",
+        f"{federation.rounds} rounds, preset {federation.codec.name}, "
+        f"{'the server opens' if federation.opens == 'server' else 'clients open'}",
         caption="MB, link s: a client and round, both ways. CPU s: all of them, a round. GiB: "
         "server / client, for float32. CPU and GiB without what training needs.",
         left=(),

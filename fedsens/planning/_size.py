@@ -15,7 +15,7 @@ from fedsens.protocol import mean_width
 
 TYPES = {
     "F16": "float16",
-    "BF16": "float32",  # as it must be sent, because NumPy has no bfloat16
+    "BF16": "bfloat16",
     "F32": "float32",
     "F64": "float64",
     "I8": "int8",
@@ -54,7 +54,10 @@ def size_of_state(state: Mapping[str, Any]) -> ModelSize:
     Returns:
         The size.
     """
-    return ModelSize.of(ParameterLayout.from_state_dict(state))
+    layout = ParameterLayout.from_state_dict(state)
+    return ModelSize.of(
+        ParameterLayout.from_shapes((t.name, t.shape, _sent_as(t.dtype)) for t in layout.tensors)
+    )
 
 
 def size_of_file(path: Path) -> ModelSize:
@@ -84,4 +87,10 @@ def size_of_file(path: Path) -> ModelSize:
             f"expected tensors of types among {', '.join(TYPES)} in {path}, got "
             f"{', '.join(unknown)}; convert them"
         )
-    return ModelSize.of(ParameterLayout.from_shapes((n, s, TYPES[t]) for n, s, t in tensors))
+    shapes = ((name, shape, _sent_as(TYPES[dtype])) for name, shape, dtype in tensors)
+    return ModelSize.of(ParameterLayout.from_shapes(shapes))
+
+
+def _sent_as(dtype: str) -> str:
+    """The type that a tensor is sent in, since NumPy has no bfloat16."""
+    return "float32" if dtype == "bfloat16" else dtype

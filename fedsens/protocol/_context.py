@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedsens.crypto import CkksParameters, Opens
-from fedsens.remainder import RemainderTerms
+from fedsens.remainder import CentralPrivacy, RemainderTerms
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -43,6 +43,7 @@ class RoundContext(BaseModel):
         weighted_by: name of the metric that counts examples.
         remainder: what becomes of the plaintext remainder.
         opens: who opens the sum.
+        dp: what clients do for central differential privacy.
         cohort: digest of the clients that were asked.
         version: of the protocol.
     """
@@ -62,6 +63,7 @@ class RoundContext(BaseModel):
     weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
     opens: Opens = "clients"
+    dp: CentralPrivacy | None = None
     cohort: Digest
     version: Literal[3] = 3
 
@@ -69,5 +71,6 @@ class RoundContext(BaseModel):
     def digest(self) -> bytes:
         """D, 32 bytes that are equal exactly for equal contexts."""
         # Python's own JSON: floats are written so that they read back as the same number.
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(mode="json", exclude=None if self.dp else {"dp"})
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(b"fedsens context 3" + text.encode()).digest()

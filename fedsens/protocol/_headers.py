@@ -31,7 +31,7 @@ from fedsens.protocol._contributors import (
     cohort_digest,
 )
 from fedsens.protocol._fields import wrong_fields
-from fedsens.remainder import RemainderTerms
+from fedsens.remainder import CentralPrivacy, RemainderTerms
 
 PROTOCOL_VERSION = 3  # 3: one-time keys, exact tags
 MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
@@ -90,6 +90,7 @@ class ModelHeader(Header):
         weighted_by: name of the metric that counts examples.
         remainder: what becomes of the plaintext remainder of the answer.
         opens: who opens what is encrypted in the answers.
+        dp: what clients do for central differential privacy.
     """
 
     round: int = Field(ge=1)
@@ -106,6 +107,11 @@ class ModelHeader(Header):
     weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()
     opens: Opens = "clients"
+    dp: CentralPrivacy | None = None
+
+    def weight_of(self, examples: float) -> float:
+        """The factor of an update: its examples / N_ref, or the same for all for privacy's sake."""
+        return 1 / len(self.cohort) if self.dp is not None else examples / self.reference
 
     def context(self, kind: Kind, run: str, base: str) -> RoundContext:
         """What uploads that answer a message with this header are bound to.
@@ -133,6 +139,7 @@ class ModelHeader(Header):
             weighted_by=self.weighted_by,
             remainder=self.remainder,
             opens=self.opens,
+            dp=self.dp,
             cohort=cohort_digest(self.cohort),
         )
 
@@ -147,6 +154,7 @@ class UploadHeader(Header):
         nonce: 16 random bytes of this upload.
         tags: of the ciphertext.
         samples: that a map averages over; 0 for an update.
+        probed: whether random probes estimate the map.
         work_seconds: CPU seconds to compute a map; 0 for an update.
         encrypt_seconds: CPU seconds to encrypt.
         decrypt_seconds: CPU seconds to decrypt the model that came with the message.
@@ -158,6 +166,7 @@ class UploadHeader(Header):
     nonce: Nonce
     tags: Tags = Field(max_length=16)
     samples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
+    probed: bool = False
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -169,11 +178,13 @@ class PlainMapHeader(Header):
     Attributes:
         weight: examples / N_ref, the factor of the map.
         samples: that the map averages over.
+        probed: whether random probes estimate the map.
         work_seconds: CPU seconds to compute it.
     """
 
     weight: float = Field(gt=0, allow_inf_nan=False)
     samples: int = Field(ge=1, le=MOST_EXAMPLES)
+    probed: bool = False
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
@@ -205,6 +216,7 @@ class KeyRequest(Header):
         sender: the sealing client's public key in hexadecimal (``accept``).
         fingerprint: of the key that a resumed run needs (``hello``); empty for any.
         key_index: how often the key has been rotated.
+        opens: who opens the sums of the run; where the server does, ``hello`` is the only step.
     """
 
     step: Literal["hello", "share", "accept"]
@@ -213,6 +225,7 @@ class KeyRequest(Header):
     sender: PublicKey | None = None
     fingerprint: MaybeFingerprint = ""
     key_index: KeyIndex = 0
+    opens: Opens = "clients"
 
 
 class KeyReply(Header):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fedsens.crypto import Opens
+
 Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 
@@ -32,7 +34,13 @@ class PhaseReport(BaseModel):
         add_seconds: CPU seconds of the server to add ciphertexts.
         epsilon: differential privacy (delta 1e-5) of the plaintext remainder of a client that has
             answered once in every round so far; None where no budget can be stated.
-        encrypted_parameters: of the answers of a training round.
+        encrypted_parameters: of each answer with an update or a map.
+        opens: who opens the sum of the uploads; None where nothing was encrypted.
+        noise_multiplier: of the mean that could be opened, by the clients that were in it (the
+            smallest of several groups'); None without central differential privacy.
+        central_epsilon: what the means of the run so far cost a client that is in all of them
+            (delta 1e-5).
+        probed_maps: of the answers of a map phase, those that random probes estimated.
         metrics: the inner strategy's aggregated metrics.
     """
 
@@ -54,14 +62,21 @@ class PhaseReport(BaseModel):
     add_seconds: float = 0.0
     epsilon: float | None = None
     encrypted_parameters: int = 0
+    opens: Opens | None = None
+    noise_multiplier: float | None = None
+    central_epsilon: float | None = None
+    probed_maps: int = 0
     metrics: dict[str, float] = {}
 
     def __str__(self) -> str:
         up = f"{self.bytes_up_plain:,} + {self.bytes_up_encrypted:,}"
+        spent = self.central_epsilon
         down = f"{self.bytes_down_plain:,} + {self.bytes_down_encrypted:,}"
         return (
             f"round {self.round} {self.phase}: {self.clients} clients, {self.lost} lost, "
             f"up {up} B, down {down} B (plain + encrypted), {self.seconds:.2f} s"
+            f"{', opened by the server' if self.opens == 'server' else ''}"
+            f"{'' if spent is None else f', epsilon {spent:.3g} of the mean so far'}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsens.crypto import CkksParameters
+from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
 from fedsens.protocol._aggregate import KEY_BYTES
@@ -22,6 +22,7 @@ def traffic(
     width: float = FLOAT_BYTES,
     withheld: bool = False,
     clients: int = 10,
+    opens: Opens = "clients",
 ) -> tuple[float, float]:
     """Bytes that one client sends and gets in a round of training.
 
@@ -32,6 +33,7 @@ def traffic(
         width: bytes of a plaintext parameter, the mean over the layout (:func:`mean_width`).
         withheld: whether clients keep the others.
         clients: how many take part in a round.
+        opens: who opens the sums; where the server does, the model comes back plain.
 
     Returns:
         Bytes up and bytes down, with the padded keys and the mask, which is one bit for each
@@ -43,6 +45,8 @@ def traffic(
     listed = LISTED_BYTES * clients if count else 0
     mask = size / 8 if 0 < count < size else 0
     up = (HEADER_BYTES if withheld else visible) + padded * codec.bytes_per_parameter + keys
+    if opens == "server":
+        return up, width * size + HEADER_BYTES + mask + listed
     return up, visible + mask + padded * codec.bytes_per_parameter_down + keys + listed
 
 
@@ -93,6 +97,7 @@ def ratio_within(
     width: float = FLOAT_BYTES,
     withheld: bool = False,
     clients: int = 10,
+    opens: Opens = "clients",
 ) -> float:
     """The largest ratio whose bytes fit.
 
@@ -103,6 +108,7 @@ def ratio_within(
         width: mean bytes of a plaintext parameter.
         withheld: whether clients keep what is not encrypted.
         clients: how many take part in a round.
+        opens: who opens the sums.
 
     Returns:
         The ratio.
@@ -112,7 +118,11 @@ def ratio_within(
     """
 
     def cost(count: int) -> float:
-        return sum(traffic(codec, size, count, width=width, withheld=withheld, clients=clients))
+        return sum(
+            traffic(
+                codec, size, count, width=width, withheld=withheld, clients=clients, opens=opens
+            )
+        )
 
     # With a wide plaintext type a ciphertext is smaller than what it replaces: the most that fits
     # need not have everything below it fit, so it is looked for from above.

@@ -6,6 +6,7 @@ the server's half; another one is another subclass of :class:`RemainderPolicy`.
 """
 
 from fedsens.remainder._account import DELTA, Account, PrivacyLoss
+from fedsens.remainder._central import CentralPrivacy, epsilon_of
 from fedsens.remainder._noised import Noised, add_noise
 from fedsens.remainder._plain import Plain
 from fedsens.remainder._terms import (
@@ -23,6 +24,7 @@ from fedsens.remainder._withheld import Withheld
 __all__ = [
     "DELTA",
     "Account",
+    "CentralPrivacy",
     "Distribution",
     "Experiment",
     "Leaving",
@@ -34,6 +36,7 @@ __all__ = [
     "RemainderTerms",
     "Withheld",
     "add_noise",
+    "epsilon_of",
     "policy_named",
     "register_remainder",
 ]

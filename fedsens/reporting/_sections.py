@@ -61,6 +61,10 @@ def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:
         (summary.status.removeprefix("finished:"), "status"),
         (share, f"ratio: {summary.encrypted_parameters:,} of {summary.parameters:,} parameters"),
     ]
+    if summary.opens == "server":
+        figures.append(("server", "opens the mean of each round, and nobody's update"))
+    if summary.probed_maps:
+        figures.append((f"{summary.probed_maps}", "maps estimated from random probes, unbiased"))
     if summary.scores[-1] is not None:
         figures.append((f"{summary.scores[-1]:.4f}", f"{summary.metric} after the last round"))
     base = summary.baseline

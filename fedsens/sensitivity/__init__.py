@@ -1,9 +1,8 @@
 """Parameter-label sensitivity maps (FedML-HE, arXiv 2303.10837), exact or by random probes."""
 
-from fedsens.sensitivity.agreement import StoppingRule, map_overlap, staleness
-from fedsens.sensitivity.batching import next_token_batches
-from fedsens.sensitivity.facade import sensitivity_map
-from fedsens.sensitivity.jacobians import (
+from fedsens.sensitivity._batching import next_token_batches
+from fedsens.sensitivity._facade import sensitivity_map
+from fedsens.sensitivity._jacobians import (
     gradient_jacobian,
     gradient_jvp,
     gradient_vjp,
@@ -11,15 +10,17 @@ from fedsens.sensitivity.jacobians import (
     output_jacobian,
     sample_norms,
 )
-from fedsens.sensitivity.layerwise import LayerSensitivity, layer_sensitivity
-from fedsens.sensitivity.losses import LabelLoss, register_loss
-from fedsens.sensitivity.map import SensitivityMap
-from fedsens.sensitivity.mapfile import load_map, save_map
-from fedsens.sensitivity.meter import MapProgress
-from fedsens.sensitivity.reference import reference_map
-from fedsens.sensitivity.standard_losses import smoothed_cross_entropy
+from fedsens.sensitivity._layerwise import LayerSensitivity, layer_sensitivity
+from fedsens.sensitivity._losses import LabelLoss, register_loss
+from fedsens.sensitivity._map import SensitivityMap, map_overlap, staleness, top_coordinates
+from fedsens.sensitivity._mapfile import MAP_TYPE, load_map, save_map
+from fedsens.sensitivity._meter import MapProgress
+from fedsens.sensitivity._reference import reference_map
+from fedsens.sensitivity._standard_losses import smoothed_cross_entropy
+from fedsens.sensitivity._stopping import StoppingRule
 
 __all__ = [
+    "MAP_TYPE",
     "LabelLoss",
     "LayerSensitivity",
     "MapProgress",
@@ -41,4 +42,5 @@ __all__ = [
     "sensitivity_map",
     "smoothed_cross_entropy",
     "staleness",
+    "top_coordinates",
 ]

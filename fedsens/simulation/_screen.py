@@ -179,6 +179,11 @@ def _comparison(summary: RunSummary, baseline: RunSummary | None) -> Table:
     }
     rows = [
         ["parameters encrypted", share, *([] if alone else ["0", ""])],
+        [
+            "sums opened by",
+            f"the {summary.opens}" if summary.opens else "-",
+            *([] if alone else ["-", ""]),
+        ],
         [f"final {summary.metric or 'metric'}", *_finals(runs), *([] if alone else [""])],
         *([name, *map(_megabytes, each), *_quotient(each)] for name, each in figures.items()),
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
+from fedsens.crypto import Opens
 from fedsens.protocol import PhaseReport, ProtectedModel
 from fedsens.simulation._runner import RunOutcome
 
@@ -67,6 +68,8 @@ class RunSummary(BaseModel):
         ratio: encrypted share, as the mask has it.
         parameters: P.
         encrypted_parameters: k.
+        opens: who opened the sums; None where nothing was encrypted.
+        probed_maps: maps of clients that random probes estimated, without bias.
         metric: name of the metric that stands for the model's quality; None if the app reports
             none.
         bytes_up: of all phases of the run.
@@ -82,6 +85,8 @@ class RunSummary(BaseModel):
     ratio: float
     parameters: int
     encrypted_parameters: int
+    opens: Opens | None = None
+    probed_maps: int = 0
     metric: str | None
     bytes_up: Bytes
     bytes_down: Bytes
@@ -167,6 +172,8 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
         ratio=encrypted / model.layout.size if model.layout.size else 0.0,
         parameters=model.layout.size,
         encrypted_parameters=encrypted,
+        opens=next((each.opens for each in outcome.reports if each.opens), None),
+        probed_maps=sum(report.probed_maps for report in outcome.reports),
         metric=shown,
         bytes_up=_up(outcome.reports),
         bytes_down=_down(outcome.reports),

@@ -35,7 +35,7 @@ def report(strategies):
 
 
 def test_a_client_sends_and_gets_the_bytes_of_its_model(report):
-    plain, zero, tenth, whole = report.rows
+    plain, zero, tenth, whole, opened = report.rows
     size = 4 * report.parameters
     for row in report.rows:
         assert row.bytes_up >= size * (1 - (row.ratio or 0))
@@ -47,19 +47,24 @@ def test_a_client_sends_and_gets_the_bytes_of_its_model(report):
         assert 4 * padded + KEY_BYTES <= row.bytes_up_encrypted <= 4 * padded + KEY_BYTES + 500
         assert 4 * padded <= row.bytes_down_encrypted <= 4 * padded + KEY_BYTES + 500
     assert whole.bytes_up_plain < 2500
+    assert opened.bytes_up_encrypted == pytest.approx(whole.bytes_up_encrypted, rel=0.01)
+    assert opened.bytes_down_encrypted == 0
+    assert size <= opened.bytes_down <= size + 10_000
 
 
 def test_the_rounds_are_encrypted_and_none_is_lost(report, strategies):
     for row, strategy in zip(report.rows[1:], strategies, strict=True):
         phases = [each for each in strategy.reports if each.phase == "train"]
         assert [each.clients for each in phases] == [2] * 4
-        assert strategy.model.mask.k == int(row.ratio * report.parameters)
+        encrypted = int(row.ratio * report.parameters)
+        assert phases[-1].encrypted_parameters == encrypted
+        assert strategy.model.mask.k == (encrypted if row.opens == "clients" else 0)
 
 
 def test_time_is_that_of_whole_rounds_without_training(report):
     assert report.training_seconds > 0
     assert all(0 < row.seconds < 30 for row in report.rows)
-    assert report.rows[-1].seconds > report.rows[0].seconds  # 62,000 values encrypted, and none
+    assert report.rows[-2].seconds > report.rows[0].seconds  # 62,000 values encrypted, and none
 
 
 def test_relative_costs_include_training():
@@ -114,5 +119,5 @@ def test_the_command_shows_a_line_for_each_ratio_and_writes_the_figures(tmp_path
     assert "Flower FedAvg" in result.output
     assert "ratio 0.5" in result.output
     content = json.loads(path.read_text())
-    assert [row["ratio"] for row in content["rows"]] == [None, 0.5]
+    assert [row["ratio"] for row in content["rows"]] == [None, 0.5, 1.0]
     assert content["rows"][1]["relative"]["up"] > 1

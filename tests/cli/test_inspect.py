@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -161,6 +163,57 @@ def test_open_overwrites_nothing_and_writes_what_the_name_says(made, tmp_path, n
         assert (tmp_path / name).read_text() == "mine"
     else:
         assert not (tmp_path / name).exists()
+
+
+@pytest.fixture
+def adapter(made, tmp_path):
+    """A folder as PEFT's save_pretrained writes it, one of whose tensors is bfloat16."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    state = {name: torch.from_numpy(array) for name, array in made[1].visible().items()}
+    state["1.weight"] = state["1.weight"].bfloat16()
+    save_torch(state, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_open_writes_the_folder_of_an_adapter_in_its_types(made, adapter, tmp_path):
+    folder, model, key = made
+    arguments = ["open", folder / "m.safetensors", "--key", folder / "federation.key"]
+    run(*arguments, "--adapter", adapter, "--out", tmp_path / "new.adapter")
+    out = tmp_path / "new.adapter"
+    config = "adapter_config.json"
+    assert (out / config).read_bytes() == (adapter / config).read_bytes()
+    assert {path.stat().st_mode & 0o077 for path in (out, *out.iterdir())} == {0}
+    state = load_torch(out / "adapter_model.safetensors")
+    arrays = open_model(model, key)
+    assert state.keys() == arrays.keys()
+    for name, array in arrays.items():
+        dtype = torch.bfloat16 if name == "1.weight" else torch.float32
+        assert torch.equal(state[name], torch.from_numpy(array).to(dtype))
+    assert "expected new files" in run(*arguments, "--adapter", adapter, "--out", out, ok=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda state: state.pop("0.bias"), "0.bias is unexpected"),
+        (lambda state: state.update(x=torch.zeros(1)), "x is missing"),
+        (lambda state: state.update({"0.bias": torch.zeros(9)}), r"0.bias: expected [9], got [4]"),
+        (None, "expected the folder of a PEFT adapter"),
+    ],
+)
+def test_open_refuses_the_folder_of_another_adapter(made, adapter, tmp_path, change, text):
+    weights = adapter / "adapter_model.safetensors"
+    state = load_torch(weights)
+    weights.unlink()
+    if change is not None:
+        change(state)
+        save_torch(state, weights)
+    arguments = ["open", made[0] / "m.safetensors", "--key", made[0] / "federation.key"]
+    said = run(*arguments, "--adapter", adapter, "--out", tmp_path / "out", ok=False)
+    assert text in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

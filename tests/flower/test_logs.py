@@ -16,6 +16,7 @@ from fedsens.flower import LocalGrid, log_through_flower
 from fedsens.flower._logs import REMEDIES, JsonLines, reason_of
 from fedsens.flower._records import MODEL_REFUSED, RAISED, REFUSED
 from fedsens.keys import ClientSettings, UploadRecords, open_model
+from fedsens.sensitivity import SensitivityMap
 from tests.secret_scan import Needles
 
 from .federation import Run, is_reply, is_request, make_app, sensitivity, state_dir, train
@@ -69,6 +70,20 @@ def test_a_client_knows_the_deadline_of_its_map_and_logs_its_rows(caplog):
     ours = [x for x in lines_of(caplog, "fedsens.flower._maps") if " map: " in x]
     assert len(ours) == 3
     assert all("rows exact" in line for line in ours)
+
+
+@pytest.mark.parametrize("maps", ["encrypted", "plain"])
+def test_the_report_tells_how_many_maps_random_probes_estimated(maps):
+    def probing(message, context):
+        smap = sensitivity(message, context)
+        rows = "exact" if context.node_id == 1000 else 16
+        return SensitivityMap(smap.sums, smap.count, {**smap.meta, "rows": rows})
+
+    app, own = make_app(sensitivity=probing), {"fedsens-allow-plain-maps": True}
+    run = Run(grid=LocalGrid(app, 3, node_config=own), rounds=1, ratio=0.5, maps=maps)
+    told = {report.phase: report.probed_maps for report in run.strategy.reports}
+    assert told.pop("map") == 2
+    assert not any(told.values())
 
 
 def test_a_lost_client_is_named_with_a_remedy(caplog):

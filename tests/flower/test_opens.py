@@ -2,10 +2,12 @@
 
 import json
 import random
+from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideFixedClipping,
@@ -21,6 +23,7 @@ from flwr.serverapp.strategy import (
     Krum,
     MultiKrum,
     QFedAvg,
+    Strategy,
 )
 
 from fedsens import FedSensConfig
@@ -29,6 +32,8 @@ from fedsens.errors import ConfigurationError, CryptoError, PhaseError, Strategy
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
 from fedsens.flower._records import HEADER, KEY_ANSWER, MASK
+from fedsens.keys import open_model
+from fedsens.remainder import epsilon_of
 
 from .federation import (
     arrays_of,
@@ -37,6 +42,7 @@ from .federation import (
     make_app,
     run_plain,
     shared_key,
+    train,
 )
 from .federation import largest_difference as difference_of_all
 
@@ -132,9 +138,11 @@ def test_nobody_has_or_needs_a_key():
 
 
 def test_a_client_refuses_unless_its_owner_allows_it():
-    grid = LocalGrid(make_app(), 3)
-    with pytest.raises(Exception, match="fedsens-opens=server"):
+    kinds = []
+    grid = LocalGrid(make_app(), 3, tap=lambda message: kinds.append(message.metadata.message_type))
+    with pytest.raises(PhaseError, match=r"let the server open .*allow it with fedsens-opens=serv"):
         run(grid=grid)
+    assert set(kinds) == {"query.fedsens_keys"}  # at hello, before any model
 
 
 def test_one_client_that_does_not_allow_it_is_left_out_of_the_round():
@@ -219,6 +227,12 @@ def test_masks_below_ratio_one(policy):
 
 def test_the_mask_is_the_one_that_clients_would_make():
     here, _, _ = run(rounds=1, ratio=0.3)
+    assert {each.phase: each.opens for each in here.reports} == {
+        "keys": None,
+        "map": "server",
+        "train": "server",
+        "evaluate": None,
+    }
     there = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=0.3))
     there.start(LocalGrid(make_app(), 3, run_id=2), initial_arrays(), 1)
     assert here._run.mask.overlap(there._run.mask) == 1
@@ -289,4 +303,318 @@ def test_reports_tell_what_was_encrypted_although_the_model_is_whole():
     strategy, _, _ = run(rounds=2, policy="random", ratio=0.5)
     told = [each.encrypted_parameters for each in strategy.reports if each.phase == "train"]
     assert told == [57, 57]
+    for each in strategy.reports:
+        assert each.opens == ("server" if each.phase == "train" else None)
+        assert ("opened by the server" in str(each)) == (each.phase == "train")
     assert strategy.model.mask.k == 0
+
+
+# Groups: clients are summed in groups, whose means a robust strategy compares.
+
+
+def in_groups(inner, groups=3, clients=6, train=train, rounds=2, tap=None, run_id=1, **options):
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    app = make_app(train=train)
+    grid = LocalGrid(app, clients, node_config=node, tap=tap, run_id=run_id)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": groups} | options
+    return run(inner, rounds, grid=grid, **options)
+
+
+def poisoned(message, context):
+    """One client answers with a model that is far off, but within the codec's range."""
+    reply = train(message, context)
+    if context.node_id == 1000:
+        arrays = {n: a.numpy() for n, a in reply.content["arrays"].items()}
+        wrong = {n: np.full_like(a, 3.0) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+        reply.content["arrays"] = ArrayRecord({n: Array(a) for n, a in wrong.items()})
+    return reply
+
+
+def farthest(result):
+    return max(np.abs(each).max() for each in arrays_of(result.arrays).values() if each.ndim == 2)
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups", "clients"),
+    [
+        (FedMedian(), 3, 6),
+        (Krum(num_malicious_nodes=1), 5, 10),
+        (MultiKrum(num_malicious_nodes=1, num_nodes_to_select=3), 5, 10),
+        (FedTrimmedAvg(beta=0.34), 3, 6),
+        (Bulyan(num_malicious_nodes=1), 7, 14),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Strategy) else str(each),
+)
+def test_a_poisoner_spoils_no_robust_strategy_on_group_means(inner, groups, clients):
+    strategy, result, _ = in_groups(inner, groups, clients, poisoned)
+    assert farthest(result) < 0.6
+    assert [r.clients for r in strategy.reports if r.phase == "train"] == [clients, clients]
+
+
+def test_the_same_poisoner_spoils_the_mean():
+    grid = LocalGrid(make_app(train=poisoned), 3, node_config={"fedsens-opens": "server"})
+    assert farthest(run(grid=grid, rounds=1)[1]) > 0.8
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_the_strategy_compares_the_weighted_means_of_disjoint_groups(ratio, recorder):
+    class Noting(FedMedian):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.seen = [
+                (r.content["metrics"]["num-examples"], arrays_of(r.content["arrays"]))
+                for r in replies
+            ]
+            return super().aggregate_train(server_round, replies)
+
+    inner, lists = Noting(), []
+
+    def tap(message):
+        if is_request(message, "query.fedsens_key_sum"):
+            told = json.loads(message.content[HEADER]["json"])
+            lists.append(frozenset(each["name"] for each in told["contributors"]["members"]))
+
+    in_groups(inner, train=recorder, rounds=1, ratio=ratio, policy="random", tap=tap)
+    assert sorted(Counter(lists).values()) == [2, 2, 2]
+    assert len(frozenset().union(*lists)) == 6
+    answers = recorder.trained[1]
+    assert sum(examples for examples, _ in inner.seen) == sum(n for n, _ in answers.values())
+    for _, seen in inner.seen:
+        pairs = [recorder.mean(1, pair) for pair in combinations(answers, 2)]
+        assert min(largest_difference(seen, mean) for mean in pairs) < 1e-5
+
+
+def test_groups_change_from_round_to_round_but_not_between_runs():
+    lists = []
+
+    def tap(message):
+        if is_request(message):
+            told = json.loads(message.content[HEADER]["json"])
+            lists.append((told["round"], message.metadata.dst_node_id, len(told["cohort"])))
+
+    in_groups(FedMedian(), rounds=2, tap=tap)
+    first, lists[:] = list(lists), []
+    in_groups(FedMedian(), rounds=2, tap=tap, run_id=2)
+    assert lists == first
+    assert {size for _, _, size in lists} == {2}
+    orders = [[node for number, node, _ in lists if number == r] for r in (1, 2)]
+    assert orders[0] != orders[1]
+
+
+def silent_keys(nodes):
+    """Drops the key answers of some nodes."""
+
+    class Silent(LocalGrid):
+        def answer(self, message):
+            hidden = message.metadata.dst_node_id in nodes
+            if hidden and message.metadata.message_type == "query.fedsens_key_sum":
+                return Message(Error(2, "no key"), reply_to=message)
+            return super().answer(message)
+
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    return lambda clients: Silent(make_app(), clients, node_config=node)
+
+
+def test_a_void_group_is_named_and_the_round_goes_on_with_the_others(caplog):
+    grid = silent_keys({1000})(8)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": 4}
+    strategy, result, _ = run(FedMedian(), 1, grid=grid, **options)
+    (report,) = [each for each in strategy.reports if each.phase == "train"]
+    assert report.clients == 6
+    assert result.arrays is not None
+    assert "of 4 is void: expected the keys of all 2 clients" in caplog.text
+
+
+def test_with_too_few_groups_the_round_is_void_by_name(caplog):
+    grid = silent_keys({1000})(6)
+    options = {"ratio": 1.0, "train_min_clients": 2, "groups": 3}
+    with pytest.raises(PhaseError, match="changed the model, got none of 1"):
+        run(FedMedian(), 1, grid=grid, **options)
+    assert "2 of 3 groups came to a mean, and FedMedian needs 3" in caplog.text
+
+
+def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
+    kinds = []
+    with pytest.raises(PhaseError):
+        in_groups(FedMedian(), 4, tap=lambda message: kinds.append(message.metadata.message_type))
+    assert "6 clients are too few for 4 groups of at least 2" in caplog.text
+    assert "train" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups", "text"),
+    [
+        (FedAvg(), 3, "compares answers .* got FedAvg; .* for nothing"),
+        (FedAdam(), 3, "got FedAdam"),
+        (QFedAvg(client_learning_rate=0.1), 3, "got QFedAvg"),
+        (Krum(num_malicious_nodes=2), 6, "at least 7 groups for Krum"),
+        (Bulyan(num_malicious_nodes=1), 6, "at least 7 groups for Bulyan"),
+        (FedTrimmedAvg(beta=0.2), 4, "at least 5 groups for FedTrimmedAvg"),
+        (FedMedian(), 2, "at least 3 groups for FedMedian"),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Strategy) else None,
+)
+def test_groups_need_a_strategy_that_can_use_them(inner, groups, text):
+    with pytest.raises(StrategyError, match=text):
+        SelectiveEncryption(inner, FedSensConfig.create(opens="server", groups=groups))
+
+
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_a_refused_robust_strategy_is_shown_the_way_to_groups(opens):
+    inner = Krum(num_malicious_nodes=1)
+    with pytest.raises(StrategyError, match=r"fedsens\.groups to 5 or more"):
+        SelectiveEncryption(inner, FedSensConfig.create(opens=opens))
+
+
+@pytest.mark.parametrize("options", [{"opens": "clients"}, {"opens": "server", "ratio": 0}])
+def test_groups_need_a_server_that_opens(options):
+    with pytest.raises(ConfigurationError, match="leave groups out"):
+        FedSensConfig.create(groups=3, **options)
+
+
+# Central differential privacy: the noise is in the sum, whoever opens it.
+
+
+def private(opens="server", clients=3, train=train, rounds=1, grid=None, **options):
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    grid = grid or LocalGrid(make_app(train=train), clients, node_config=node)
+    options = {"dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 2} | options
+    config = FedSensConfig.create(opens=opens, ratio=1.0, **options)
+    strategy = SelectiveEncryption(FedAvg(), config)
+    strategy.start(grid, initial_arrays(), rounds)
+    key = None if opens == "server" else shared_key(grid)
+    return strategy, open_model(strategy.model, key, 1)
+
+
+def clipped_mean(recorder, clip):
+    """The mean of the clipped updates, all clients alike."""
+    start = arrays_of(initial_arrays())
+    floats = [name for name, each in start.items() if each.dtype.kind == "f"]
+    moves = []
+    for _, arrays in recorder.trained[1].values():
+        move = {name: arrays[name].astype(float) - start[name] for name in floats}
+        length = np.sqrt(sum((each**2).sum() for each in move.values()))
+        moves.append({name: each * min(1, clip / length) for name, each in move.items()})
+    return {name: start[name] + np.mean([m[name] for m in moves], axis=0) for name in floats}
+
+
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_the_mean_is_that_of_clipped_updates_of_equal_weight(opens, recorder):
+    options = {"dp_noise": 1e-6, "dp_clip": 0.1}
+    _, model = private(opens, train=recorder, **options)
+    expected = clipped_mean(recorder, 0.1)
+    assert difference_of_all({name: model[name] for name in expected}, expected) < 1e-5
+    steps = "1.num_batches_tracked"
+    assert model[steps] == arrays_of(initial_arrays())[steps]
+
+
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_the_noise_of_the_mean_is_as_large_as_stated(opens, recorder):
+    _, model = private(opens, train=recorder, dp_noise=2.0, dp_clip=0.3)
+    expected = clipped_mean(recorder, 0.3)
+    noise = np.concatenate([(model[n] - expected[n]).ravel() for n in expected])
+    # s = 2 and n = 3: z C sqrt(n / s) / n; 115 values tell a deviation to some 7 %.
+    assert np.std(noise) == pytest.approx(0.6 * np.sqrt(3 / 2) / 3, rel=0.3)
+
+
+def test_lost_clients_are_accounted_at_the_noise_that_is_left(caplog):
+    grid = LocalGrid(make_app(), 3, node_config={"fedsens-opens": "server"})
+    before = private(grid=grid, dp_clip=0.05)[0].reports
+    lost = LocalGrid(make_app(train=failing), 3, node_config={"fedsens-opens": "server"}, run_id=2)
+    after = private(grid=lost, rounds=2, dp_clip=0.05)[0].reports
+    told = [[r for r in each if r.phase == "train"] for each in (before, after)]
+    assert told[0][0].noise_multiplier == pytest.approx(np.sqrt(3 / 2))
+    assert [each.noise_multiplier for each in told[1]] == [1, 1]
+    assert told[1][0].central_epsilon == pytest.approx(epsilon_of([1]))
+    assert told[1][1].central_epsilon == pytest.approx(epsilon_of([1, 1]))
+    assert told[0][0].central_epsilon < told[1][0].central_epsilon < told[1][1].central_epsilon
+    assert "of the mean so far" in str(told[1][1])
+
+
+def failing(message, context):
+    if context.node_id == 1000:
+        raise RuntimeError("lost")
+    return train(message, context)
+
+
+def test_with_fewer_shares_than_promised_nothing_is_opened_and_nothing_spent():
+    grid = LocalGrid(make_app(train=failing), 3, node_config={"fedsens-opens": "server"})
+    seen = []
+    config = {"dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 3, "ratio": 1.0}
+    strategy = SelectiveEncryption(
+        FedAvg(), FedSensConfig.create(opens="server", **config), on_report=seen.append
+    )
+    with pytest.raises(PhaseError, match="changed the model, got none"):
+        strategy.start(grid, initial_arrays(), 1)
+    (report,) = [each for each in seen if each.phase == "train"]
+    assert report.noise_multiplier is None
+    assert report.central_epsilon == 0
+
+
+class Shortening(LocalGrid):
+    """A server that names fewer contributors than there must be, or of other weights."""
+
+    def __init__(self, change):
+        node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+        super().__init__(make_app(), 3, node_config=node)
+        self._change, self.reasons = change, []
+
+    def answer(self, message):
+        if not is_request(message, "query.fedsens_key_sum"):
+            return super().answer(message)
+        header = json.loads(message.content[HEADER]["json"])
+        self._change(header["contributors"]["members"], message.metadata.dst_node_id)
+        message.content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+        reply = super().answer(message)
+        self.reasons.append(reply.error.reason if reply.has_error() else "")
+        return reply
+
+
+def test_a_client_gives_no_key_to_a_sum_with_less_noise_than_promised():
+    grid = Shortening(lambda members, node: members.pop())
+    with pytest.raises(PhaseError):
+        private(grid=grid, train_min_clients=3)
+    assert sum("expected a sum over at least 3 contributors" in each for each in grid.reasons) >= 2
+    assert all(grid.reasons)
+
+
+def test_a_client_gives_no_key_to_a_sum_in_which_another_weighs_more():
+    def heavier(members, node):
+        members[node % 3]["weight"] = 0.9
+
+    grid = Shortening(heavier)
+    with pytest.raises(PhaseError):
+        private(grid=grid)
+    assert all(grid.reasons)
+    assert any("expected clients of equal weight" in each for each in grid.reasons)
+
+
+@pytest.mark.parametrize(("noise", "allowed"), [(1.0, True), (0.5, False)])
+def test_an_owner_demands_noise(noise, allowed):
+    node = {"fedsens-opens": "server", "fedsens-min-dp-noise": 0.8}
+    grid = LocalGrid(make_app(), 3, node_config=node)
+    if allowed:
+        private(grid=grid, dp_noise=noise)
+        return
+    with pytest.raises(PhaseError, match=r"multiplier of at least 0.8 .*got 0.5"):
+        private(grid=grid, dp_noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dp_noise": 1.0}, "set both"),
+        ({"dp_clip": 1.0}, "set both"),
+        ({"dp_noise": 1.0, "dp_clip": 1.0, "ratio": 0.5}, "set ratio to 1"),
+        ({"dp_noise": 1.0, "dp_clip": 1.0, "max_mb": 3.0}, "no max-mb"),
+    ],
+)
+def test_noise_needs_a_norm_and_everything_encrypted(options, text):
+    with pytest.raises(ConfigurationError, match=text):
+        FedSensConfig.create(**({"ratio": 1.0} | options))
+
+
+def test_a_robust_strategy_gets_private_group_means():
+    strategy, _, _ = in_groups(FedMedian(), rounds=1, dp_noise=1.0, dp_clip=0.1)
+    (report,) = [each for each in strategy.reports if each.phase == "train"]
+    assert report.noise_multiplier == 1

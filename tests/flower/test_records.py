@@ -21,6 +21,7 @@ from fedsens.flower._records import (
     put_model,
     read_npy,
     take_model,
+    to_arrays,
     to_record,
 )
 from fedsens.layout import ParameterLayout
@@ -271,3 +272,11 @@ def test_a_layout_larger_than_its_message_takes_no_memory():
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_bfloat16_is_refused_by_name_with_the_way_out():
+    void = np.zeros(3, "V2")  # what np.save makes of ml_dtypes.bfloat16
+    head = Array("bfloat16", (3,), "numpy.ndarray", saved(void))
+    record = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "head": head})
+    with pytest.raises(ProtocolError, match=r"bfloat16 in 'head'; send tensor.float\(\)"):
+        to_arrays(record)

@@ -62,7 +62,7 @@ from fedsens.protocol import (
     load_checkpoint,
     sum_answers,
 )
-from fedsens.sensitivity.mapfile import load_map
+from fedsens.sensitivity import load_map
 
 from . import fixed
 from .frames import split

@@ -48,8 +48,7 @@ from fedsens.protocol import (
     sum_answers,
     tag_count,
 )
-from fedsens.sensitivity import SensitivityMap
-from fedsens.sensitivity.mapfile import save_map
+from fedsens.sensitivity import SensitivityMap, save_map
 
 from . import fixed
 from .frames import join

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -103,6 +104,18 @@ def test_the_server_sees_nan_at_masked_coordinates_and_the_rest_as_it_is():
     assert visible["steps"] == arrays["steps"]
     assert not_finite(visible) == ["conv.weight", "half", "wide"]
     assert not_finite(arrays) == []
+
+
+@pytest.mark.parametrize("chosen", [(), (0, 2), (0, 1, 2, 3)])
+def test_bfloat16_is_held_by_float32_and_comes_back_bit_for_bit(chosen):
+    state = {"head": torch.randn(2, 2).bfloat16(), "steps": torch.tensor(3)}
+    layout = ParameterLayout.from_state_dict(state)
+    mask = mask_of(layout, *chosen)
+    arrays = {"head": state["head"].float().numpy(), "steps": state["steps"].numpy()}
+    plain, masked = partition(arrays, mask, layout)
+    opened = as_layout_types(combine(plain, masked, layout, mask), layout)
+    assert opened["head"].dtype == np.float32
+    assert torch.equal(torch.from_numpy(opened["head"]).bfloat16(), state["head"])
 
 
 def test_every_problem_of_a_plaintext_part_is_listed():

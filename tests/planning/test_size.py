@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_file
 
 from fedsens.errors import ConfigurationError
 from fedsens.planning._plan import make_plan
@@ -34,3 +36,9 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
     for path in (tmp_path / "other", tmp_path / "missing"):
         with pytest.raises(ConfigurationError, match="expected a safetensors file of weights"):
             size_of_file(path)
+
+
+def test_bfloat16_counts_as_the_float32_that_it_is_sent_as(tmp_path):
+    state = {"a": torch.zeros(30, 4, dtype=torch.bfloat16), "b": torch.zeros(8)}
+    torch_file(state, tmp_path / "w")
+    assert size_of_file(tmp_path / "w") == size_of_state(state) == ModelSize(128, 4.0)

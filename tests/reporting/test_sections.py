@@ -35,6 +35,7 @@ def run(accuracy):
         ratio=0.25,
         parameters=4,
         encrypted_parameters=1,
+        probed_maps=2,
         metric=None if accuracy is None else "accuracy",
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
@@ -79,6 +80,7 @@ def test_a_run_shows_its_figures_and_its_mask(tmp_path):
         "0.7500",
         "1.20x",
         "clients evaluated the final model",
+        "maps estimated from random probes",
         "256-bit",
     ):
         assert shown in text

@@ -69,3 +69,8 @@ def gradient_map(model: nn.Module, x: Tensor, y: Tensor, loss: object = None) ->
             means[name] += p.grad.abs() / len(y)
     model.zero_grad(set_to_none=True)
     return means
+
+
+def map_of(*tensors, count=1, **options):
+    sums = {f"p{index}": torch.tensor(values) for index, values in enumerate(tensors)}
+    return SensitivityMap(sums, count, **options)

@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import reference_map, sensitivity_map
-from fedsens.sensitivity.chunks import capture_chunk, footprint, func_chunk
-from fedsens.sensitivity.plan import make_plan
-from fedsens.sensitivity.preserve import preserved
-from fedsens.sensitivity.task import Task, call_model
+from fedsens.sensitivity._chunks import capture_chunk, footprint, func_chunk
+from fedsens.sensitivity._plan import make_plan
+from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._task import Task, call_model
 from tests.sensitivity.samples import assert_same, difference, engines, images, mini_cnn
 
 
@@ -110,7 +110,7 @@ def test_works_without_gradients_enabled():
 
 
 def task_of(model, x):
-    plan = make_plan("cross_entropy", "vector", "model", "l2", "exact", "haar")
+    plan = make_plan("cross_entropy", "vector", "model", "l2", "exact")
     task = Task(model, dict(model.named_parameters()), call_model, plan)
     with preserved(model):
         return task, footprint(task, x[:1])
@@ -146,7 +146,6 @@ def test_the_metadata_say_how_the_map_was_made(caplog):
         "center": "uniform",
         "norm": "l2",
         "rows": "exact",
-        "probe": None,
         "tokens": "sequence",
         "seed": None,
         "engines": dict.fromkeys(smap.sums, "capture"),

@@ -16,7 +16,7 @@ from fedsens.sensitivity import (
     sample_norms,
     sensitivity_map,
 )
-from fedsens.sensitivity.layerwise import layer_of
+from fedsens.sensitivity._layerwise import layer_of
 from tests.sensitivity.samples import assert_same, soft_labels
 
 K, C = 3, 4

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity.label_jacobian import (
+from fedsens.sensitivity._label_jacobian import (
     LabelRows,
     autograd_rows,
     normalized,
     softmax_rows,
     tangent,
 )
-from fedsens.sensitivity.losses import LOSSES
+from fedsens.sensitivity._losses import LOSSES
 
 shapes = st.tuples(st.integers(0, 3), st.integers(2, 7)).map(lambda t: (t[1],) if t[0] == 0 else t)
 seeds = st.integers(0, 10**6)

@@ -11,7 +11,7 @@ from fedsens.sensitivity import (
     sensitivity_map,
     smoothed_cross_entropy,
 )
-from fedsens.sensitivity.losses import LOSSES
+from fedsens.sensitivity._losses import LOSSES
 from tests.sensitivity.samples import (
     assert_same,
     difference,

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsens.errors import LayoutError, SensitivityError
+from fedsens.errors import ConfigurationError, LayoutError, SensitivityError
 from fedsens.layout import ParameterLayout
-from fedsens.sensitivity import SensitivityMap, sensitivity_map
-from tests.sensitivity.samples import assert_same, difference, images, mini_cnn
+from fedsens.mask import select_mask
+from fedsens.sensitivity import SensitivityMap, map_overlap, sensitivity_map, staleness
+from tests.sensitivity.samples import assert_same, difference, images, map_of, mini_cnn
 
 META = {"rule": "vector", "loss": "cross_entropy", "center": "model", "norm": "l2", "seed": 0}
 
@@ -117,3 +118,53 @@ def test_a_map_needs_parameters_and_does_not_change():
         smap.sums["a"] = torch.ones(2)
     with pytest.raises(AttributeError):
         smap.count = 3
+
+
+def test_overlap_by_hand():
+    a, b = map_of([9.0, 8.0, 1.0], [[0.0, 7.0]]), map_of([1.0, 9.0, 8.0], [[7.0, 0.0]])
+    assert map_overlap(a, b, 0.2) == 0  # {0} and {1}
+    assert map_overlap(a, b, 0.4) == 1 / 3  # {0, 1} and {1, 2}
+    assert map_overlap(a, b, 0.79) == 1 / 5  # k = 3: {0, 1, 4} and {1, 2, 3}
+    assert map_overlap(a, b, 1.0) == 1
+    assert staleness(a, b, 0.4) == 1 - 1 / 3
+
+
+def test_equal_values_are_ranked_by_the_lower_index():
+    flat, high = map_of([1.0, 1.0, 1.0, 1.0]), map_of([0.0, 5.0, 0.0, 0.0])
+    assert map_overlap(flat, high, 0.25) == 0
+    assert map_overlap(flat, high, 0.5) == 1  # both select 0 and 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.integers(1, 7), st.integers(1, 9))
+def test_overlap_is_that_of_the_masks(seed, ratio, count, levels):
+    rng = np.random.default_rng(seed)
+    shapes = {"b": (3, 5), "a": (7,)}
+    layout = ParameterLayout.from_shapes((name, s, "float32") for name, s in shapes.items())
+    maps = [
+        SensitivityMap(
+            {n: torch.from_numpy(rng.integers(0, levels, s).astype(np.float32)) for n, s in order},
+            count,
+        )
+        for order in (list(shapes.items()), list(shapes.items())[::-1])
+    ]
+    one, two = (select_mask(m, layout, ratio=ratio).selected for m in maps)
+    expected = np.count_nonzero(one & two) / np.count_nonzero(one | two)
+    assert map_overlap(*maps, ratio) == pytest.approx(expected)
+    assert map_overlap(maps[0], maps[0], ratio) == 1
+    scaled = SensitivityMap({n: 4 * v for n, v in maps[0].sums.items()}, 3)
+    assert map_overlap(scaled, maps[1], ratio) == pytest.approx(expected)
+
+
+def test_maps_of_different_parameters_have_no_overlap():
+    with pytest.raises(SensitivityError, match="differ in p0"):
+        map_overlap(map_of([1.0, 2.0]), map_of([[1.0, 2.0]]))
+    with pytest.raises(SensitivityError, match="differ in p1"):
+        map_overlap(map_of([1.0, 2.0]), map_of([1.0, 2.0], [1.0]))
+
+
+def test_a_ratio_must_select_something():
+    with pytest.raises(SensitivityError, match=r"at least 1 of 2 parameters, got 0\.1"):
+        map_overlap(map_of([1.0, 2.0]), map_of([1.0, 2.0]), 0.1)
+    with pytest.raises(ConfigurationError, match="ratio in"):
+        map_overlap(map_of([1.0, 2.0]), map_of([1.0, 2.0]), 1.5)

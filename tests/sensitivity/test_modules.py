@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from fedsens.errors import SensitivityError
 from fedsens.layout import ParameterLayout
-from fedsens.sensitivity import reference_map, runner, sensitivity_map
-from fedsens.sensitivity.parameters import select_parameters
+from fedsens.sensitivity import _engines, reference_map, sensitivity_map
+from fedsens.sensitivity._parameters import select_parameters
+from fedsens.sensitivity.capture._engine import Capture
 from tests.sensitivity.samples import assert_same
 
 C = 3
@@ -554,11 +555,9 @@ def test_batch_norm_without_statistics_is_refused():
 
 
 def test_a_wrong_gradient_under_vmap_is_noticed(monkeypatch):
-    from fedsens.sensitivity import others
-
     model, batch, _ = build("shared")
     right = sensitivity_map(model, [batch])
-    spoiled = others.func_engine
+    spoiled = _engines.func_engine
 
     def wrong(task, sums, *rest):
         found = task.zeros()
@@ -566,8 +565,8 @@ def test_a_wrong_gradient_under_vmap_is_noticed(monkeypatch):
         for name, value in found.items():
             sums[name] += 1.05 * value
 
-    monkeypatch.setattr(others, "func_engine", wrong)
-    monkeypatch.setattr(runner.Capture, "add", lambda self, *_: dict.fromkeys(right.sums, ""))
+    monkeypatch.setattr(_engines, "func_engine", wrong)
+    monkeypatch.setattr(Capture, "add", lambda self, *_: dict.fromkeys(right.sums, ""))
     noticed = sensitivity_map(model, [batch])
     assert set(noticed.meta["engines"].values()) == {"loop"}
     assert_same(noticed, right)

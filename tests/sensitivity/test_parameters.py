@@ -7,7 +7,7 @@ from torch import nn
 from fedsens.errors import LayoutError, SensitivityError
 from fedsens.layout import ParameterLayout
 from fedsens.sensitivity import sensitivity_map
-from fedsens.sensitivity.parameters import nearest, select_parameters
+from fedsens.sensitivity._parameters import nearest, select_parameters
 from tests.sensitivity.samples import images, mini_cnn
 
 

@@ -17,6 +17,7 @@ from tests.simulation.helpers import protected_model
 
 def reports(rounds=2):
     yield PhaseReport(phase="keys", round=1, clients=3, bytes_up_plain=5, seconds=1.0)
+    yield PhaseReport(phase="map", round=1, clients=3, probed_maps=2)
     for number in range(1, rounds + 1):
         yield PhaseReport(
             phase="train",
@@ -63,7 +64,8 @@ def test_a_summary_adds_phases_up(simulation, tmp_path):
     assert summary.accuracy == pytest.approx([0.6, 0.7])
     assert summary.bytes_up.model_dump() == {"plain": 205, "encrypted": 80}
     assert summary.bytes_down.model_dump() == {"plain": 440, "encrypted": 160}
-    assert summary.seconds == {"keys": 1.0, "train": 4.0, "evaluate": 1.0, "total": 9.0}
+    assert summary.seconds == {"keys": 1.0, "map": 0.0, "train": 4.0, "evaluate": 1.0, "total": 9.0}
+    assert summary.probed_maps == 2
     first = summary.per_round[0]
     assert (first.clients, first.lost, first.seconds, first.encrypt_seconds) == (2, 1, 2.5, 0.1)
     assert first.bytes_up.model_dump() == {"plain": 100, "encrypted": 40}

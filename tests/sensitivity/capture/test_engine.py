@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import sensitivity_map
-from fedsens.sensitivity.capture import engine
+from fedsens.sensitivity.capture import _engine as engine
 from tests.sensitivity.samples import assert_same
 
 C = 3

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedsens.sensitivity import reference_map, sensitivity_map
-from fedsens.sensitivity.capture import backward
+from fedsens.sensitivity.capture import _backward as backward
 from tests.sensitivity.samples import assert_same, engines
 
 
@@ -23,7 +23,7 @@ def passes(monkeypatch, *arguments, **options):
     """How many backward passes the map takes, the checks of the first samples left out."""
     count, real = [], backward.add_rows
     monkeypatch.setattr(
-        "fedsens.sensitivity.capture.engine.add_rows",
+        "fedsens.sensitivity.capture._engine.add_rows",
         lambda sums, outputs, rows, *rest, **options: real(
             sums, outputs, [count.append(1) or row for row in rows], *rest, **options
         ),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsens.sensitivity.capture.registry import SampleAxis, Unplaced, candidates
+from fedsens.sensitivity.capture._registry import SampleAxis, Uncovered, candidates
 
 
 @given(
@@ -34,7 +34,7 @@ def test_samples_come_to_the_front(before, after, samples, merged, last):
 
 def test_a_tensor_without_room_for_the_samples_is_named():
     for shape in ((7,), ()):
-        with pytest.raises(Unplaced, match="for 3 samples"):
+        with pytest.raises(Uncovered, match="no room for 3 samples"):
             SampleAxis(0).first(torch.zeros(shape), 3)
 
 

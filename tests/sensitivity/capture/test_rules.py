@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from fedsens.sensitivity import reference_map, sensitivity_map
-from fedsens.sensitivity.capture import Cotangent, registry
-from fedsens.sensitivity.capture.registry import register_op
+from fedsens.sensitivity.capture import Cotangent
+from fedsens.sensitivity.capture import _registry as registry
+from fedsens.sensitivity.capture._registry import register_op
 from tests.sensitivity.samples import assert_same
 
 
@@ -59,7 +60,7 @@ def test_a_rule_is_one_function():
     ("returned", "told"),
     [
         (lambda d: {"other": 1.01 * d.sum((1, 2))[:, None]}, None),
-        (lambda d: {"input": d}, "the rule of hypot raised KeyError: 'other'"),
+        (lambda d: {"input": d}, None),
         (lambda d: {"other": d.sum()}, None),
         (lambda d: {"other": d.unknown}, "the rule of hypot raised AttributeError"),
     ],

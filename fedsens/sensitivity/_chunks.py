@@ -1,0 +1,198 @@
+"""What one sample keeps for its backward passes, and how many fit in a memory budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsens.sensitivity._batching import Inputs
+from fedsens.sensitivity._preserve import refuse_reentrant
+from fedsens.sensitivity._task import Task, check_finite, wide
+from fedsens.sensitivity._tolerance import UNSUPPORTED
+from fedsens.sensitivity.capture._head import find_head
+from fedsens.sensitivity.capture._locate import record
+from fedsens.sensitivity.capture._recorder import Use
+from fedsens.sensitivity.capture._registry import Cotangent, Outer, SampleAxis
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a forward pass of one sample shows.
+
+    Attributes:
+        shape: shape of the logits without batch axis.
+        dtype: their type.
+        bytes: memory that the sample keeps for its backward pass.
+        each_row: entries that capturing keeps for each row: output gradients.
+        once: entries that capturing keeps whatever the number of rows: gradients of small
+            parameters, and the largest unfolded input.
+        head: backward passes that what lies below a linear last layer takes, if there is one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    each_row: int = 0
+    once: int = 0
+    head: int | None = None
+
+
+def footprint(task: Task, x: Inputs) -> Footprint:
+    """Run one sample forward and see what it gives and keeps.
+
+    Args:
+        task: the task.
+        x: inputs of one sample, with a batch axis of length 1.
+
+    Returns:
+        The footprint.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in task.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:
+            return tensor.detach()
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.data_ptr()] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
+        return tensor.detach()  # an output that its own node holds would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        uses, z = _recorded(task, x)
+    check_finite(z)
+    if z.requires_grad:
+        refuse_reentrant(z, task.parameters)
+    each_row, once = z.numel(), [0]
+    with torch.no_grad():
+        for use in uses:
+            row, fixed = _entries(use, wide(z.dtype))
+            each_row += row
+            once.append(fixed)
+    small = sum(p.numel() for p in task.parameters.values() if p.ndim < 2)
+    head = find_head(uses, z)
+    return Footprint(
+        tuple(z.shape[1:]),
+        z.dtype,
+        sum(kept.values()),
+        each_row,
+        max(once) + small,
+        None if head is None else head.rows,
+    )
+
+
+def _recorded(task: Task, x: Inputs) -> tuple[list[Use], Tensor]:
+    """One sample's operations and logits; no operations if the model does not bear the mode."""
+    try:
+        recorder, z = record(task, x, 1)
+    except UNSUPPORTED:
+        return [], task.alone(x)
+    return recorder.uses, z
+
+
+def _entries(use: Use, dtype: torch.dtype) -> tuple[int, int]:
+    """Entries that capturing an operation keeps for each row, and once."""
+    device = next(v.device for v in use.arguments.values() if isinstance(v, Tensor))
+    zero = torch.zeros(use.shape, dtype=dtype, device=device)
+    try:
+        found = use.gradients(Cotangent(zero[None], SampleAxis(0)))
+        gradients = [found[argument] for argument in use.targets]
+    except UNSUPPORTED:
+        return 0, 0
+    row = once = 0
+    for gradient in gradients:
+        if isinstance(gradient, Tensor):
+            once += gradient.numel()
+        elif isinstance(gradient, Outer) and gradient.positions > 1:
+            row += gradient.d.numel()
+            once += gradient.a(slice(None)).numel()
+    return row, once
+
+
+CAPTURE_BUDGET = {"cpu": 2**30, "cuda": 2**33}
+# bytes that one row's backward pass moves; more of them make it no faster (measured on a CPU)
+PASS_BUDGET = {"cpu": 3 * 2**27, "cuda": 2**32}
+FUNC_BUDGET = {"cpu": 96 * 2**20, "cuda": 2**30}
+LARGEST_CHUNK = {"cpu": 128, "cuda": 512}
+
+
+def _limit(limits: dict[str, int], task: Task) -> int:
+    """What holds on the task's device; other kinds are taken for a CPU."""
+    return limits.get(task.device.type, limits["cpu"])
+
+
+def map_bytes(task: Task) -> int:
+    """Memory that a map takes whatever the chunk.
+
+    Args:
+        task: the task.
+
+    Returns:
+        Bytes of the sums, and of the two copies made while the first samples are checked.
+    """
+    return 3 * sum(wide(p.dtype).itemsize * p.numel() for p in task.parameters.values())
+
+
+def budget_of(task: Task, memory_budget: int | None) -> int:
+    """Bytes that all rows of one sample may take.
+
+    Args:
+        task: the task.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        The budget.
+    """
+    return _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget
+
+
+def capture_chunk(
+    task: Task, seen: Footprint, rows: int, memory_budget: int | None, label_bytes: int = 0
+) -> int:
+    """Samples that the capture engine can take at a time.
+
+    A sample holds its activations with their cotangents, one output gradient per row and operation,
+    and the gradients of small parameters.
+
+    Args:
+        task: the task.
+        seen: what one sample's forward pass keeps.
+        rows: number of rows.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+        label_bytes: what a sample's probes, or rows without a closed form, take.
+
+    Returns:
+        A number of samples; 0 if not even one fits.
+    """
+    item = wide(seen.dtype).itemsize
+    room = budget_of(task, memory_budget)
+    room -= 0 if memory_budget is None else map_bytes(task)
+    one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
+    many_rows = item * 2 * (rows - 1) * seen.each_row + label_bytes
+    # a default budget is meant for rows: a model that is larger by itself still runs
+    least = 1 if memory_budget is None and many_rows <= room else 0
+    fits = room // max(one_row + many_rows, 1)
+    useful = max(1, _limit(PASS_BUDGET, task) // max(one_row, 1))
+    return max(least, min(fits, useful, _limit(LARGEST_CHUNK, task)))
+
+
+def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
+    """Samples that the ``func`` engine can take at a time.
+
+    A sample holds its gradients of one row, their accumulator and one temporary, and its
+    activations with their cotangents. The sums take their place whatever the chunk.
+
+    Args:
+        task: the task.
+        seen: what one sample's forward pass keeps.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+
+    Returns:
+        A number of samples, at least 1.
+    """
+    item = wide(seen.dtype).itemsize
+    sums = 2 * item * task.size
+    sample = 3 * item * task.size + 3 * seen.bytes
+    room = _limit(FUNC_BUDGET, task) if memory_budget is None else memory_budget - sums
+    return max(1, min(room // max(sample, 1), _limit(LARGEST_CHUNK, task)))

@@ -1,0 +1,221 @@
+"""Run a model in eval mode and leave no trace; refuse graphs that hide gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedsens.errors import SensitivityError
+from fedsens.sensitivity._tolerance import first_line
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Switch a model to eval mode, then restore flags, buffers and the random state.
+
+    In training mode BatchNorm mixes the samples of a batch, so no sample has a gradient of its
+    own, and dropout makes the map random.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SensitivityError: a BatchNorm has no running statistics and so mixes samples in eval mode.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise SensitivityError(
+                f"expected BatchNorm with running statistics, got {name} without: it mixes the "
+                "samples of a batch; use GroupNorm or track_running_stats=True"
+            )
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(_cuda_devices(model)))
+        stack.enter_context(_without_cudnn(model))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(attributes_kept(model))
+        try:
+            _evaluate(model)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            _restore(buffers)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass sets on modules themselves, such as a tensor that it caches.
+
+    The next sample would find a tensor whose graph is gone, or one of ``torch.func``.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    with _kept([vars(module) for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what ``torch.func.functional_call`` leaves where several modules share a submodule.
+
+    It swaps such a submodule's parameters once for each of its names, and swaps one of them back.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    with _kept([module._parameters for module in model.modules()]):
+        yield
+
+
+@contextmanager
+def _kept(tables: list[dict[str, Any]]) -> Iterator[None]:
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for now, then in zip(tables, before, strict=True):
+            if len(now) != len(then) or any(map(is_not, now.values(), then.values())):
+                now.clear()
+                now.update(then)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise SensitivityError(
+            f"expected a model that can be put in eval mode, got {first_line(error)}; pass the "
+            "module that was exported instead of the exported program's"
+        ) from error
+
+
+def _restore(
+    buffers: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]],
+) -> None:
+    with torch.no_grad():
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None and before is not None and _changed(buffer, before):
+                buffer.copy_(before)
+
+
+def _changed(buffer: torch.Tensor, before: torch.Tensor) -> bool:
+    # there is no comparison of sparse tensors
+    return buffer.layout != torch.strided or not torch.equal(buffer, before)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.get_device() for p in model.parameters() if p.is_cuda})
+
+
+@contextmanager
+def _without_cudnn(model: nn.Module) -> Iterator[None]:
+    # cuDNN refuses the backward pass of a recurrent layer that is in eval mode
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    if not (recurrent and _cuda_devices(model)):
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+REENTRANT = "CheckpointFunctionBackward"
+HOOK = "BackwardHookFunctionBackward"  # how torch calls a module's backward hooks
+
+
+def refuse_reentrant(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Check that no part of a forward pass is under reentrant activation checkpointing.
+
+    Such a part is run again inside of ``.backward()``, which accumulates the gradients of its
+    parameters by itself; in the recorded graph they do not exist, so ``torch.autograd.grad``, and
+    every engine of a map with it, would take them for zero.
+
+    Args:
+        z: logits, with their graph.
+        parameters: by name.
+
+    Raises:
+        SensitivityError: a part is, or another function hides gradients in the same way.
+    """
+    if any(node.name() == REENTRANT for node in _nodes(z)):
+        raise SensitivityError(
+            "expected a model without reentrant activation checkpointing, got one with it: its "
+            "parameters have gradients in .backward() only; call torch.utils.checkpoint with "
+            "use_reentrant=False (Hugging Face: gradient_checkpointing_enable("
+            "gradient_checkpointing_kwargs={'use_reentrant': False})), or switch it off"
+        )
+    if hidden := hidden_gradients(z, parameters):
+        raise SensitivityError(
+            "expected gradients that torch.autograd.grad finds, got some that only .backward() "
+            f"does, of {', '.join(hidden)}: a torch.autograd.Function calls .backward() inside; "
+            "return these gradients from its backward method instead"
+        )
+
+
+def hidden_gradients(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Parameters whose gradient ``.backward()`` finds and ``torch.autograd.grad`` does not.
+
+    That is so where a ``torch.autograd.Function`` calls ``.backward()`` itself. Looked for only if
+    the graph has such a function, and no parameter has hooks that ``.backward()`` would run.
+
+    Args:
+        z: logits, with their graph.
+        parameters: by name.
+
+    Returns:
+        Their names.
+    """
+    leaves = list(parameters.values())
+    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in leaves)
+    nodes = (node for node in _nodes(z) if node.name() != HOOK)
+    custom = (isinstance(node, BackwardCFunction) for node in nodes)
+    if hooked or not any(custom):
+        return []
+    plain = torch.autograd.grad(z.sum(), leaves, retain_graph=True, allow_unused=True)
+    before = [p.grad for p in leaves]
+    try:
+        for p in leaves:
+            p.grad = None
+        z.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        found = [p.grad is not None and bool(p.grad.any()) for p in leaves]
+    finally:
+        for p, grad in zip(leaves, before, strict=True):
+            p.grad = grad
+    missing = (g is None or not bool(g.any()) for g in plain)
+    pairs = zip(parameters, found, missing, strict=True)
+    return [name for name, seen, lost in pairs if seen and lost]
+
+
+def _nodes(z: Tensor) -> Iterator[Any]:
+    """The nodes of a graph."""
+    todo, seen = [z.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        todo += [found for found, _ in node.next_functions]

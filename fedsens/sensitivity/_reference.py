@@ -1,0 +1,164 @@
+"""reference_map: the literal, slow definition, against which every fast path is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
+from fedsens.sensitivity._batching import Inputs, checked_batches, map_tensors, part
+from fedsens.sensitivity._label_jacobian import normalized
+from fedsens.sensitivity._losses import LabelLoss, PerSample
+from fedsens.sensitivity._map import SensitivityMap
+from fedsens.sensitivity._parameters import select_parameters
+from fedsens.sensitivity._plan import Plan, make_plan
+from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._task import Forward, Sums, Task, call_model, check_finite
+
+Order = Callable[[Tensor, Tensor, list[Tensor]], list[Tensor]]
+ORDERS: Registry[Order] = Registry("order", error=SensitivityError)
+
+
+@ORDERS.register("label_last")
+def label_last(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """J_m = d/dy (dL/dw_m), one element of the gradient at a time.
+
+    Args:
+        loss: scalar with a graph.
+        y: label vector that requires a gradient.
+        parameters: the parameters.
+
+    Returns:
+        For each parameter, J of shape (*parameter.shape, *y.shape).
+    """
+    grads = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    jacobians = []
+    for grad in grads:
+        rows = [_gradient(element, y) for element in grad.reshape(-1)]
+        jacobians.append(torch.stack(rows).reshape(*grad.shape, *y.shape))
+    return jacobians
+
+
+@ORDERS.register("label_first")
+def label_first(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """J_m = d/dw_m (dL/dy), one entry of the label at a time.
+
+    Args:
+        loss: scalar with a graph.
+        y: label vector that requires a gradient.
+        parameters: the parameters.
+
+    Returns:
+        For each parameter, J of shape (*parameter.shape, *y.shape).
+    """
+    (by_label,) = torch.autograd.grad(loss, y, create_graph=True)
+    entries = by_label.reshape(-1)
+    columns = [[_gradient(entry, p) for p in parameters] for entry in entries]
+    return [
+        torch.stack([column[i] for column in columns], -1).reshape(*p.shape, *y.shape)
+        for i, p in enumerate(parameters)
+    ]
+
+
+def reference_map(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: str | LabelLoss | PerSample = "cross_entropy",
+    rule: str = "vector",
+    *,
+    order: str = "label_last",
+    normalize_labels: bool = False,
+    norm: str = "l2",
+    params: Iterable[str] | None = None,
+    forward: Forward | None = None,
+) -> SensitivityMap:
+    """The map by double automatic differentiation of its definition, in float64.
+
+    J_m(y_k) = d/dy_k (dL(x_k, y_k; W)/dw_m) (FedML-HE, arXiv 2303.10837), element by element, on
+    a float64 copy of the model. Rule ``vector`` takes its norm. Rule ``true_label`` takes
+    |y_kᵀ J_m|, for a one-hot label the true class's entry; for losses that are not linear in the
+    label (``binary_cross_entropy``, ``mse``, callables) it takes |dL/dw_m|.
+
+    With ``normalize_labels`` the loss sees y / sum(y). The rule ``true_label`` is then exactly
+    zero everywhere: scaling a label no longer changes anything.
+
+    Args:
+        model: the model; left as it is.
+        batches: as for :func:`sensitivity_map`.
+        loss: as for :func:`sensitivity_map`.
+        rule: ``"vector"`` or ``"true_label"``.
+        order: ``"label_last"`` (the definition; slow) or ``"label_first"``; they are equal.
+        normalize_labels: divide labels by their sum inside the derivative.
+        norm: ``"l2"``, ``"l1"`` or ``"linf"`` over the label vector.
+        params: names to restrict the map to.
+        forward: (model, inputs) -> logits.
+
+    Returns:
+        The map, float64.
+
+    Raises:
+        SensitivityError: as for :func:`sensitivity_map`.
+    """
+    plan = make_plan(loss, rule, "model", norm, "exact")
+    literal = _Literal(normalize_labels, ORDERS[order])
+    copy = deepcopy(model).double().cpu()
+    selection = select_parameters(copy, params)
+    task = Task(copy, selection.parameters, forward or call_model, plan)
+    sums, count = task.zeros(), 0
+    with preserved(copy):
+        for x, y in checked_batches(batches, torch.device("cpu")):
+            for k in range(len(y)):
+                literal.add_sample(task, sums, part(x, k, k + 1), y[k : k + 1])
+                count += 1
+    if count == 0:
+        raise SensitivityError("expected at least one sample, got empty batches")
+    engines = dict.fromkeys(task.parameters, f"reference:{order}")
+    meta = plan.meta | {"engines": engines, "normalize_labels": normalize_labels}
+    return SensitivityMap(selection.expand(sums), count, meta)
+
+
+@dataclass(frozen=True)
+class _Literal:
+    normalize_labels: bool
+    order: Order
+
+    def add_sample(self, task: Task, sums: Sums, x: Inputs, y: Tensor) -> None:
+        """Add one sample's ||J_m||, one array over all of y per parameter."""
+        z = task.logits(map_tensors(x, _double))[0]
+        check_finite(z)
+        loss = task.plan.loss
+        label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()
+        value = normalized(loss.value) if self.normalize_labels else loss.value
+        parameters: list[Tensor] = list(task.parameters.values())
+        if task.plan.rule == "true_label" and not loss.linear:
+            grads = [_gradient(value(z, label), p) for p in parameters]
+            norms = [grad.abs() for grad in grads]
+        else:
+            jacobians = self.order(value(z, label), label, parameters)
+            norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
+        for name, norm in zip(task.parameters, norms, strict=True):
+            sums[name] += norm.detach()
+
+
+def _reduce(plan: Plan, jacobian: Tensor, label: Tensor) -> Tensor:
+    if plan.rule == "true_label":
+        return (jacobian @ label.reshape(-1)).abs()
+    norms: Tensor = torch.linalg.vector_norm(jacobian, ord=plan.norm.order, dim=-1)
+    return norms
+
+
+def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    (grad,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
+    return grad.to_dense() if grad.is_sparse else grad
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,190 @@
+"""Cut batches into chunks and give every parameter to the fastest engine that is right for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fedsens.errors import SensitivityError
+from fedsens.sensitivity._batching import Inputs, part
+from fedsens.sensitivity._chunks import Footprint, budget_of, capture_chunk, func_chunk
+from fedsens.sensitivity._engines import ENGINES, Others
+from fedsens.sensitivity._meter import Meter
+from fedsens.sensitivity._plan import AUTO_PROBES, training_steps
+from fedsens.sensitivity._task import Sums, Task, wide
+from fedsens.sensitivity.capture import Capture
+
+LOGGER = logging.getLogger(__name__)
+
+CAPTURING = ("auto", "capture")
+
+
+@dataclass
+class Runner:
+    """Runs chunks through the engines.
+
+    Attributes:
+        task: the task.
+        engine: ``"auto"``, or the name of an engine.
+        given_chunk: samples at a time, or None to let the memory budget set it.
+        memory_budget: bytes above the loaded model, or None for a default per device.
+        check: how often what is captured is compared with autograd.
+        seed: of the samples that are compared.
+        meter: what is told of each chunk.
+        chunk: samples at a time in the last batch.
+        rows: ``"exact"`` or the number of probes of each sample; ``"mixed"`` if batches differ.
+        served: parameter's name to the engine that served it; ``"mixed"`` if several did.
+    """
+
+    task: Task
+    engine: str
+    given_chunk: int | None = None
+    memory_budget: int | None = None
+    check: str = "sampled"
+    seed: int = 0
+    meter: Meter = field(default_factory=lambda: Meter(None, None, None))
+    chunk: int = 0
+    rows: str | int | None = None
+    served: dict[str, str] = field(default_factory=dict)
+    _others: dict[frozenset[str], Others] = field(default_factory=dict)
+    _reported: bool = False
+
+    def __post_init__(self) -> None:
+        self._capture = Capture(self.task, self.check, self.seed)
+
+    def add(
+        self, sums: Sums, seen: Footprint, x: Inputs, y: Tensor, generator: torch.Generator
+    ) -> None:
+        """Add a batch's samples to the sums.
+
+        Args:
+            sums: added to in place.
+            seen: what one sample's forward pass keeps.
+            x: inputs, the batch first.
+            y: label vectors, the batch first.
+            generator: of probes, on the CPU.
+        """
+        plan = self.task.plan
+        rows = plan.row_count(seen.shape, y[0])
+        passes, probes = self._passes(seen, rows, y)
+        captures = self.engine in CAPTURING and plan.norm.rotates
+        fits = self.given_chunk or self._fits(seen, rows, passes, probes, y)
+        self.chunk = fits or 1
+        if not captures or (self.engine == "auto" and not fits):
+            captures = False
+            self.chunk = self.given_chunk or func_chunk(self.task, seen, self.memory_budget)
+        every = frozenset(self.task.parameters)
+        for start in range(0, len(y), self.chunk):
+            some_x, some_y = part(x, start, start + self.chunk), y[start : start + self.chunk]
+            weights = None if probes is None else plan.draw(seen.shape, some_y, generator, probes)
+            failed: Mapping[str, str] = dict.fromkeys(every, "")
+            if captures:
+                failed = self._capture.add(sums, some_x, some_y, weights)
+                self._report(failed)
+            self._serve(every - set(failed), "capture")
+            if failed:
+                self._rest(frozenset(failed), sums, seen, some_x, some_y, weights)
+            self.meter.add(len(some_y), passes, probes is None, self.chunk)
+
+    def _passes(self, seen: Footprint, rows: int, y: Tensor) -> tuple[int, int | None]:
+        """Backward passes per sample, and the number of probes if they are random."""
+        plan = self.task.plan
+        exact = rows * plan.group_count(seen.shape)
+        if (
+            seen.head is not None
+            and self.engine in CAPTURING
+            and plan.probes is None
+            and plan.has_closed_form(seen.shape, y[0])
+        ):
+            exact = min(exact, seen.head)
+        probes = plan.probes_for(rows, exact)
+        if probes is not None and plan.auto and self.rows is None:
+            LOGGER.warning(
+                "an exact map takes %d backward passes per sample, about %.0f training steps, "
+                "so it "
+                "is estimated from %d random probes per sample, without bias; rows='exact' forces "
+                "every row, rows=%d is faster",
+                exact,
+                training_steps(exact),
+                probes,
+                AUTO_PROBES // 4,
+            )
+        used = "exact" if probes is None else probes
+        self.rows = used if self.rows in {None, used} else "mixed"
+        passes = exact if probes is None else probes * plan.group_count(seen.shape)
+        LOGGER.debug("%d backward passes per sample", passes)
+        return passes, probes
+
+    def _fits(self, seen: Footprint, rows: int, passes: int, probes: int | None, y: Tensor) -> int:
+        """Samples that the memory budget has room for."""
+        item, plan = wide(seen.dtype).itemsize, self.task.plan
+        labels = 0
+        if probes is not None:
+            labels = 16 * probes * rows * plan.group_count(seen.shape)
+        elif not plan.loss.closed:
+            labels = 2 * item * rows * prod(seen.shape)
+            self._check_labels(labels)
+        each = passes // plan.group_count(seen.shape)  # rows of one group are held at a time
+        return capture_chunk(self.task, seen, each, self.memory_budget, labels)
+
+    def _check_labels(self, label_bytes: int) -> None:
+        """Check that one sample's rows of a loss without closed form fit the budget."""
+        room = budget_of(self.task, self.memory_budget)
+        if label_bytes > room:
+            name = self.task.plan.loss.name
+            raise SensitivityError(
+                f"expected rows of the loss {name} that fit in {room / 1e6:.0f} MB, got "
+                f"{label_bytes / 1e6:.0f} MB per sample: its d2L/dy dz has no closed form; raise "
+                "memory_budget, use rule='true_label', or register the loss with its rows"
+            )
+
+    def _rest(
+        self,
+        names: frozenset[str],
+        sums: Sums,
+        seen: Footprint,
+        x: Inputs,
+        y: Tensor,
+        weights: Tensor | None,
+    ) -> None:
+        if names not in self._others:
+            engine = "auto" if self.engine in CAPTURING else self.engine
+            task = self.task.only(names)
+            self._others[names] = Others(task, engine, self.given_chunk, self.memory_budget)
+        others = self._others[names]
+        others.add(sums, seen, x, y, weights)
+        self._serve(names, others.engine)
+
+    def _serve(self, names: frozenset[str], engine: str) -> None:
+        for name in names:
+            self.served[name] = engine if self.served.get(name, engine) == engine else "mixed"
+
+    def _report(self, failed: Mapping[str, str]) -> None:
+        if failed and not self._reported:
+            reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+            LOGGER.info("not captured: %s", reasons)
+            self._reported = True
+
+
+def check_engine(engine: str) -> str:
+    """Check the name of an engine.
+
+    Args:
+        engine: ``"auto"``, ``"capture"`` or a registered engine.
+
+    Returns:
+        The name.
+
+    Raises:
+        SensitivityError: it is neither.
+    """
+    known = {*CAPTURING, *ENGINES}
+    if engine not in known:
+        allowed = ", ".join(map(repr, sorted(known)))
+        raise SensitivityError(f"expected an engine out of {allowed}, got {engine!r}")
+    return engine
