@@ -42,9 +42,10 @@ def switch_modulus(words: Words, source: int, target: int) -> Words:
     if source == target:
         return words
     guess: NDArray[np.int64] = np.rint(words * (target / source)).astype(np.int64)
+    # Both products wrap around 2^64, and so does their difference, which is small: it is exact.
     rest = words.astype(np.int64) * np.int64(target) - guess * np.int64(source)
-    guess += (2 * rest + source) // (2 * source)
-    guess[guess == target] = 0
+    guess += (2 * rest + source) // (2 * source)  # floor(rest / source + 1/2)
+    guess[guess == target] = 0  # rounded up to the modulus
     return guess.view(np.uint64)
 
 
@@ -77,8 +78,9 @@ def encrypt_blocks(
     with seal_file() as file:
         masks = Masks(Ring(file), secret)
         for low in range(0, len(values), step):
-            message = encode(values[low : low + step], parameters, scale)
+            message = encode(values[low : low + step], parameters, scale)  # m: (blocks, N)
             start = first + low // parameters.degree
+            # Beyond q / 2 the message would come back as another one.
             if int(abs(message).max()) > parameters.modulus // 2:
                 raise ValueRangeError(
                     f"expected flattened coefficients within the modulus, got more in blocks "
@@ -86,6 +88,7 @@ def encrypt_blocks(
                     "range"
                 )
             public = _public(parameters, context, start, len(message))
+            # c = m + (e - a s). NumPy's remainder of a negative number is positive: c in [0, q).
             words = (message + masks.fresh(public).view(np.int64)) % parameters.modulus
             yield to_wire(
                 switch_modulus(words.view(np.uint64), parameters.modulus, parameters.wire_modulus),
@@ -99,6 +102,7 @@ def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Itera
     with seal_file() as file:
         masks = Masks(Ring(file), secret)
         for part, words in batch.chunks():
+            # x q / p is the sum of the c_j but for the rounding; adding a s leaves m and noise.
             words = switch_modulus(words, parameters.wire_modulus, parameters.modulus)
             public = _public(parameters, context, part.start, len(words))
             yield decode(centre(words + masks.exact(public)), parameters)

@@ -39,10 +39,12 @@ def encode(
     blocks = parameters.blocks(len(values))
     padded = np.zeros(blocks * DEGREE)
     np.multiply(values, scale, out=padded[: len(values)], dtype=np.float64)
+    # Two values make a number: real and imaginary parts alternate. (blocks, N) -> (blocks, N/2)
     numbers = padded.view(np.complex128).reshape(blocks, HALF)
     numbers *= _flattening(parameters)
-    folded = np.fft.fft(numbers, axis=-1)
+    folded = np.fft.fft(numbers, axis=-1)  # the inverse of the module's sum over k, but for z^k
     folded *= TWIST.conj() / HALF
+    # m_k + i m_(k + N/2): the halves of the coefficients are real and imaginary parts.
     coefficients = np.empty((blocks, DEGREE), np.int64)
     np.rint(folded.real, out=coefficients[:, :HALF], casting="unsafe")
     np.rint(folded.imag, out=coefficients[:, HALF:], casting="unsafe")

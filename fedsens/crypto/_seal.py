@@ -146,7 +146,7 @@ class Ring:
         words = np.empty((len(plaintexts), DEGREE), np.uint64)
         pair = sealapi.Ciphertext()
         for low in range(0, len(plaintexts), 2):
-            both = plaintexts[low : low + 2]
+            both = plaintexts[low : low + 2]  # of an odd number the last one serves twice
             self.evaluator.multiply_plain(self._one, both[-1], pair)
             self.evaluator.add_plain_inplace(pair, both[0])
             self.evaluator.transform_from_ntt_inplace(pair)

@@ -144,6 +144,7 @@ def checksum(body: bytes | memoryview) -> bytes:
 
 def _sums(residues: bytes | memoryview) -> bytes:
     """The sum of each KiB, modulo 2^64."""
+    # Sums wrap around 2^64, so one changed word always changes the sum of its KiB.
     sums: Words = np.frombuffer(residues, "<u8").reshape(-1, SEGMENT).sum(axis=1)
     return sums.astype("<u8").tobytes()
 
@@ -204,6 +205,7 @@ def _check_counts(
 
 def _check_residues(batch: Batch) -> None:
     """Refuse residues that are not below p: every residue has one form only."""
+    # In pieces that stay in the cache, as everything that touches all residues.
     for low in range(0, batch.blocks, CHUNK):
         if _reach(batch.planes[low : low + CHUNK], batch.parameters):
             raise CiphertextError(

@@ -96,6 +96,7 @@ def error_feedback(
     Returns:
         The k values to send, and the new residual, of length P and 0 where the mask is.
     """
+    # received + u + residual. What is sent leaves nothing behind; the rest waits for a mask.
     whole = trained + residual
     return whole[mask.selected], np.where(mask.selected, whole.dtype.type(0), whole - received)
 
@@ -147,6 +148,7 @@ def load_residual(
             note.round,
         )
         return np.zeros(layout.size, layout.dtype)
+    # The same round again begins with what it found, a later one with what that round left.
     return kept[note.round < server_round]
 
 
