@@ -21,6 +21,7 @@ EXTRAS = {
     "scipy": "audit",
     "skimage": "audit",
     "sklearn": "data",
+    "transformers": "examples",
 }
 
 

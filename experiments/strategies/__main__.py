@@ -81,7 +81,9 @@ def run_strategy(name: str, mode: str, clients: int, rounds: int) -> tuple[Resul
         FederationKey.generate().save(key)
         node = {"fedsens-state-dir": f"{folder}/state"}
         node |= {"fedsens-opens": "server"} if mode == "server" else {}
-        node |= {"fedsens-key-file": str(key)} if mode == "clients" else {}
+        node |= (
+            {"fedsens-key-file": str(key), "fedsens-min-ratio": "0.1"} if mode == "clients" else {}
+        )
         grid = LocalGrid(app, clients, node_config=node, run_config=config)
         strategy = SelectiveEncryption(STRATEGIES[name](), FedSensConfig.from_run_config(config))
         random.seed(0)

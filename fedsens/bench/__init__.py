@@ -12,7 +12,7 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.bench._codec import bench_codec
     from fedsens.bench._map import bench_map, machine
-    from fedsens.bench._models import chosen_cases
+    from fedsens.bench._cases import chosen_cases
     from fedsens.bench._round import (
         RATIOS,
         RoundReport,
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "fedsens.bench._codec": ("bench_codec",),
     "fedsens.bench._map": ("bench_map", "machine"),
-    "fedsens.bench._models": ("chosen_cases",),
+    "fedsens.bench._cases": ("chosen_cases",),
     "fedsens.bench._round": (
         "RATIOS",
         "RoundReport",

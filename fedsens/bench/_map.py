@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedsens.bench._measure import measuring, timed, timed_with_peak
-from fedsens.bench._models import MapCase
+from fedsens.bench._cases import MapCase
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 BATCH = 32  # of a training step

@@ -1,22 +1,17 @@
-"""The models that benchmarks measure, and the cases on random data that maps are timed on."""
+"""The models that maps are measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from fedsens.errors import ConfigurationError
-
-VOCABULARY, LENGTH = 1000, 32  # of the texts
+from fedsens.extras import require
 
 
 def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
-    """LeNet-5 with ReLU and max pooling: 61 706 parameters for 1 channel and 10 classes.
+    """LeNet-5 with ReLU and max pooling.
 
     Args:
         channels: 1 with 28 x 28 images, 3 with 32 x 32 ones.
@@ -24,7 +19,7 @@ def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
         classes: number of outputs.
 
     Returns:
-        The model.
+        The model: 61 706 parameters for 1 channel and 10 classes.
     """
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=padding),
@@ -45,7 +40,11 @@ def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
 def resnet18(classes: int) -> nn.Sequential:
     """ResNet-18 for 32 x 32 images (He et al. 2016, with the 3 x 3 stem used for CIFAR).
 
-    It has 11 173 962 parameters for 10 classes.
+    Args:
+        classes: number of outputs.
+
+    Returns:
+        The model: 11 173 962 parameters for 10 classes.
     """
     layers = [*_convolution(3, 64, 3), nn.ReLU()]
     inputs = 64
@@ -76,6 +75,55 @@ class ResidualBlock(nn.Module):
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]
+
+
+class BertWithMask(nn.Module):
+    """Hugging Face's BERT as a classifier of one tensor: tokens and mask, (n, 2, length)."""
+
+    def __init__(self, vocabulary: int, length: int, classes: int) -> None:
+        """Four blocks of width 128."""
+        super().__init__()
+        bert = require("transformers.models.bert")
+        config = bert.BertConfig(
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=512,
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            num_labels=classes,
+        )
+        self.model = bert.BertForSequenceClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, 2, length) to logits (n, classes)."""
+        tokens, mask = x.unbind(1)
+        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask).logits
+        return logits
+
+
+class VisionTransformer(nn.Module):
+    """Hugging Face's ViT as a classifier of 32 x 32 images in patches of 4."""
+
+    def __init__(self, classes: int) -> None:
+        """Four blocks of width 64."""
+        super().__init__()
+        vit = require("transformers.models.vit")
+        config = vit.ViTConfig(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            image_size=32,
+            patch_size=4,
+            num_labels=classes,
+        )
+        self.model = vit.ViTForImageClassification(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, 3, 32, 32) to logits (n, classes)."""
+        logits: Tensor = self.model(pixel_values=x).logits
+        return logits
 
 
 class TextClassifier(nn.Module):
@@ -136,79 +184,3 @@ class Block(nn.Module):
         weights = torch.softmax(q @ k.transpose(-1, -2) / sqrt(q.shape[-1]), -1)
         together: Tensor = (weights @ v).transpose(1, 2).reshape(n, length, -1)
         return together
-
-
-@dataclass(frozen=True)
-class MapCase:
-    """A model on random data.
-
-    Attributes:
-        name: what users write to choose it.
-        title: what the model is.
-        classes: C.
-        build: classes to model.
-        inputs: number of samples to inputs, the batch first.
-        samples: how many samples a map is made of.
-    """
-
-    name: str
-    title: str
-    classes: int
-    build: Callable[[int], nn.Module]
-    inputs: Callable[[int], Tensor]
-    samples: int
-
-    def make(self, samples: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-        """The model in eval mode, inputs and labels; torch's random state stays."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.build(self.classes).eval()
-            return model, self.inputs(samples), torch.randint(self.classes, (samples,))
-
-
-def images(channels: int, size: int, samples: int) -> Tensor:
-    """White noise of shape (samples, channels, size, size)."""
-    return torch.randn(samples, channels, size, size)
-
-
-def texts(samples: int) -> Tensor:
-    """Random tokens of shape (samples, 32)."""
-    return torch.randint(VOCABULARY, (samples, LENGTH))
-
-
-def transformer(classes: int) -> nn.Module:
-    """A transformer of four blocks of width 256, with 3.4 million parameters."""
-    return TextClassifier(VOCABULARY, LENGTH, 256, 4, 4, classes)
-
-
-_BATCHNORM = "BatchNorm in eval mode"
-_COLOUR, _GRAY = partial(images, 3, 32), partial(images, 1, 28)
-_ALL = (
-    MapCase("lenet28", "LeNet on 28x28x1, 10 classes", 10, partial(lenet, 1, 2), _GRAY, 256),
-    MapCase("lenet-100", "LeNet on 32x32x3, 100 classes", 100, partial(lenet, 3, 0), _COLOUR, 256),
-    MapCase("resnet18-10", f"ResNet-18, 10 classes, {_BATCHNORM}", 10, resnet18, _COLOUR, 48),
-    MapCase("resnet18-100", f"ResNet-18, 100 classes, {_BATCHNORM}", 100, resnet18, _COLOUR, 48),
-    MapCase(
-        "transformer",
-        "text transformer (4 blocks, d=256, T=32, V=1000), 4 classes",
-        4,
-        transformer,
-        texts,
-        128,
-    ),
-)
-CASES = {case.name: case for case in _ALL}
-
-
-def chosen_cases(names: Sequence[str]) -> list[MapCase]:
-    """Cases by name; all if none is named.
-
-    Raises:
-        ConfigurationError: no case has the name.
-    """
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise ConfigurationError(
-            f"expected cases among {', '.join(CASES)}, got {', '.join(unknown)}; choose of these"
-        )
-    return [CASES[name] for name in names or CASES]

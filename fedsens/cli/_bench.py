@@ -39,8 +39,9 @@ def bench_map(
         list[str] | None,
         typer.Option(
             "--case",
-            help="lenet28, lenet-100, resnet18-10, resnet18-100 or transformer; repeat it for "
-            "several. Default: all, some minutes.",
+            help="lenet28, lenet-100, resnet18-10, resnet18-100, transformer, hf-bert or hf-vit; "
+            "repeat it for several. Default: all but the last two, which take transformers; some "
+            "minutes.",
         ),
     ] = None,
     samples: Annotated[

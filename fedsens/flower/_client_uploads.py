@@ -251,7 +251,8 @@ class Uploader:
             arrays = header.dp.protect(before, arrays)
         policy = header.remainder.policy()
         folder = self._client.store.folder
-        leaving = policy.protect(before, arrays, mask, layout, header.round, folder)
+        budget = self._client.settings.max_epsilon
+        leaving = policy.protect(before, arrays, mask, layout, header.round, folder, budget)
         if not header.model_round:
             self._warn_of_small(arrays, received)
         del arrays

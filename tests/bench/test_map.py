@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedsens.bench._map import RULES, STEP, bench_map
-from fedsens.bench._models import CASES
+from fedsens.bench._cases import CASES
 from fedsens.bench._tables import map_table
 from fedsens.cli import app
 from fedsens.sensitivity import sensitivity_map

@@ -5,7 +5,8 @@ from functools import partial
 from torch import nn
 
 from experiments.benchmarks.comparisons import Comparison
-from fedsens.bench._models import MapCase, ResidualBlock, images
+from fedsens.bench._cases import MapCase, images
+from fedsens.bench._models import ResidualBlock
 
 
 def perceptron(classes):
