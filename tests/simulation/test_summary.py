@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fedsens.errors import SimulationError
 from fedsens.protocol import PhaseReport, ReportFile, read_reports
+from fedsens.reporting._run import run_section
 from fedsens.simulation._figure import draw_curves
 from fedsens.simulation._runner import RunOutcome
 from fedsens.simulation._screen import SimulationScreen
@@ -159,3 +160,20 @@ def test_report_files_leave_out_a_line_that_is_being_written(tmp_path):
 def test_a_missing_program_is_named():
     with pytest.raises(SimulationError, match="no-such-program"):
         program("no-such-program")
+
+
+def test_a_run_tells_who_opened_and_what_its_means_cost(model, tmp_path):
+    told = {"opens": "server", "central_epsilon": 3.25}
+    named = [r.model_copy(update=told if r.phase == "train" else {}) for r in reports()]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, named), model)
+    assert (run.opens, run.central_epsilon) == ("server", 3.25)
+    summary = SimulationSummary(
+        **dict(run), baseline=run, model_sha256=None, clients_agreeing=0, folder=tmp_path
+    )
+    (tmp_path / "summary.json").write_text(summary.model_dump_json())
+    _, page = run_section(tmp_path)
+    assert "opens the mean of each round" in page
+    assert "3.25" in page
+    console = Console(record=True, width=80)
+    SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary, tmp_path)
+    assert "the server" in console.export_text()
