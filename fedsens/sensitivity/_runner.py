@@ -79,8 +79,10 @@ class Runner:
             captures = False
             self.chunk = self.given_chunk or func_chunk(self.task, seen, self.memory_budget)
         every = frozenset(self.task.parameters)
-        for start in range(0, len(y), self.chunk):
-            some_x, some_y = part(x, start, start + self.chunk), y[start : start + self.chunk]
+        # chunks of one size, as each new size is compared with autograd
+        size = -(-len(y) // -(-len(y) // self.chunk))
+        for start in range(0, len(y), size):
+            some_x, some_y = part(x, start, start + size), y[start : start + size]
             weights = None if probes is None else plan.draw(seen.shape, some_y, generator, probes)
             failed: Mapping[str, str] = dict.fromkeys(every, "")
             if captures:

@@ -1,7 +1,9 @@
+import sys
+
 import pytest
 import torch
 
-from fedsens.bench.cases import CASES, chosen_cases
+from fedsens.bench._cases import CASES, chosen_cases
 from fedsens.errors import ConfigurationError
 
 PARAMETERS = {
@@ -10,12 +12,17 @@ PARAMETERS = {
     "resnet18-10": 11_173_962,
     "resnet18-100": 11_220_132,
     "transformer": 3_424_772,
+    "hf-bert": 942_724,
+    "hf-vit": 208_074,
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_is_what_its_title_says(name):
+def test_a_case_is_what_its_title_says(name, monkeypatch):
     case = CASES[name]
+    if case.extra:
+        monkeypatch.setitem(sys.modules, "torchvision", None)  # a broken one must not stop it
+        pytest.importorskip("transformers")
     state = torch.get_rng_state()
     model, x, y = case.make(2)
     assert torch.equal(state, torch.get_rng_state())
@@ -37,7 +44,8 @@ def test_samples_of_a_transformer_do_not_interact():
 
 
 def test_cases_are_chosen_by_name():
-    assert chosen_cases([]) == list(CASES.values())
+    assert chosen_cases([]) == list(CASES.values())[:5]
+    assert chosen_cases(["hf-vit"]) == [CASES["hf-vit"]]
     assert chosen_cases(["transformer"]) == [CASES["transformer"]]
     with pytest.raises(ConfigurationError, match="got alexnet; choose"):
         chosen_cases(["lenet28", "alexnet"])

@@ -130,7 +130,7 @@ def add_rows(
         rows: cotangents of the outputs.
         uses: the operations to look at.
         scale: factor on the rows that keeps half precision in range.
-        keep_graph: whether another call will need the graph.
+        keep_graph: whether another call, or the check, will need the graph.
         check: what the first row's cotangents have to stand.
 
     Returns:
@@ -139,7 +139,7 @@ def add_rows(
     folds: dict[Target, Fold] = {}
     failed: dict[str, str] = {}
     for row, last in _marked(rows):
-        keep = keep_graph or not last or check is not None
+        keep = keep_graph or not last
         pulled = pull_back(outputs, [use.use for use in uses], row, scale, keep)
         found = dict.fromkeys(woken(uses, pulled), WOKEN)
         if check is not None:

@@ -180,6 +180,7 @@ class Capture:
             for name, why in reading.failed.items():
                 LOGGER.debug("not capturing %s: %s", name, why)
             self._readings[kind] = reading
+            self._checked = {key for key in self._checked if key[0] != recorder.kind}
         return self._readings[kind]
 
     def _mixes(self, recorder: Recorder, x: Inputs, z: Tensor) -> bool:
@@ -234,7 +235,8 @@ class _Chunk:
                     sums, head.inputs, self.task.ticking(bound.rows()), below, keep_graph=False
                 )
             for group in range(groups):
-                keep = group < groups - 1
+                # a kept graph is memory that this pass could have used again
+                keep = group < groups - 1 or (check is not None and check.every)
                 failed |= pull(sums, z, rows(group), uses, keep_graph=keep, check=check)
                 uses, check = left_of(uses, failed), None
         return failed

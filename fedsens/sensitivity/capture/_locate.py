@@ -34,16 +34,12 @@ class Placing:
 
     Attributes:
         recorder: the operations.
-        row: a random cotangent of the logits.
-        pulled: the cotangents of the operations' outputs, None where there is none.
         axes: sample axis of each operation, or None where it is not known.
         problems: operation to what is wrong with it.
         nowhere: those in which no axis has the samples.
     """
 
     recorder: Recorder
-    row: Tensor
-    pulled: list[Tensor | None] = field(default_factory=list)
     axes: list[SampleAxis | None] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     nowhere: list[int] = field(default_factory=list)
@@ -141,13 +137,13 @@ def _place(
     uses, scale = recorder.uses, task.scale(z)
     if differ(z, alone):
         return None
-    row = _random_row(z)
     if not z.requires_grad:
-        return Placing(recorder, row, [None] * len(uses), [None] * len(uses))
+        return Placing(recorder, [None] * len(uses))
+    row = _random_row(z)
     factors = random_factors(len(alone), row)
     pulled = pull_back(z, uses, row, scale, True)
     scaled = pull_back(z, uses, scaled_by(row, factors), scale, False)
-    placing = Placing(recorder, row, pulled)
+    placing = Placing(recorder)
     for at, (use, d, e) in enumerate(zip(uses, pulled, scaled, strict=True)):
         reached = d is not None and e is not None and bool(d.any())
         axis = _axis(use, d, e, factors) if reached else None
