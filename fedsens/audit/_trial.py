@@ -45,8 +45,9 @@ class Protection(NamedTuple):
         return name if self.remainder == PLAIN else f"{name} {self.remainder}"
 
 
+#: ratio 0
 NOTHING = Protection("none", 0.0)
-#: Ratio 1.
+#: ratio 1
 EVERYTHING = Protection("all", 1.0)
 
 
