@@ -26,15 +26,9 @@ from fedsens.flower import SelectiveEncryption
 
 TENSOR = 2**20  # parameters of a tensor at most
 ROUNDS = 2  # the model of the first is not encrypted yet; the second is measured
-<<<<<<< HEAD
-#: P of the models that :func:`bench_scale` measures
-PARAMETERS = (10_000, 100_000, 1_000_000, 10_000_000)
-#: numbers of clients that :func:`bench_scale` measures
-=======
 #: Sizes of models that are measured.
 PARAMETERS = (10_000, 100_000, 1_000_000, 10_000_000)
 #: Numbers of clients that are measured.
->>>>>>> site
 CLIENTS = (1, 10, 50, 200)
 FEW_CLIENTS, FEW_PARAMETERS = 2, 2**18  # of the federations of the other sweep
 
