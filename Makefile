@@ -46,8 +46,9 @@ check: .venv/installed ## Lint and type-check
 fuzz: .venv/fuzz ## Try RUNS inputs (100,000) on every parser of another party's bytes
 	$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
 
-docs: .venv/installed ## Write the tables of the docs from tests and results
+docs: .venv/installed ## Write the tables of the docs, and the site: build/docs/index.html
 	$(BIN)/python -m tests.doc_tables
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -b html . build/docs
 
 # Wheels for Python 3.11 on Linux, with the hashes of all their builds. Torch's are kept by hand.
 COMPILE := $(BIN)/uv pip compile --quiet --constraint constraints.txt --config-file docker/lock.toml \

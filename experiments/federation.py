@@ -17,6 +17,7 @@ from client.app import app
 from client.models import build_model
 from fedsens import FedSensConfig
 from fedsens.bench.round import measuring_rounds
+from fedsens.config import LEAST_CLIENTS
 from fedsens.data import load_dataset
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.protocol import PhaseReport
@@ -47,13 +48,16 @@ def train_federation(clients: int, rounds: int, options: Mapping[str, Value], se
         options: run config that differs from the defaults; the images' shape is found out.
         seen: called with the strategy and the report of every phase as it ends.
     """
-    config = defaults() | dict(options)
+    few = {"fedsens.train-min-clients": min(clients, LEAST_CLIENTS)}
+    config = defaults() | few | dict(options)
     shape = load_dataset(str(config["data"]), int(config["classes"])).x.shape[1:]
     seed, classes = int(config["seed"]), int(config["classes"])
     model = build_model(str(config["model"]), (shape[0], shape[1], shape[2]), classes, seed)
     random.seed(seed)
     with measuring_rounds(), TemporaryDirectory(prefix="fedsens-") as folder:
-        node = {"fedsens-state-dir": folder}
+        least = min(clients, LEAST_CLIENTS)
+        node = {"fedsens-state-dir": folder, "fedsens-min-contributors": least}
+        node |= {"fedsens-moving-masks": "true"}  # whoever measures owns all of the data
         grid = LocalGrid(app, clients, node_config=node, run_config=config)
         strategy = SelectiveEncryption(
             FedAvg(),

@@ -31,6 +31,7 @@ PREFIX = "fedsens."
 LOG_FORMAT: Final = "FEDSENS_LOG_FORMAT"
 OUTPUT_DIR: Final = "FEDSENS_OUTPUT_DIR"
 EXAMPLES_CAP: Final = 64
+LEAST_CLIENTS: Final = 3  # what clients demand of a sum by default
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 # Options that may differ between a run and its continuation: they say how long to wait for whom,
@@ -88,6 +89,8 @@ class FedSensConfig(BaseModel):
         maps: ``encrypted``, or ``plain`` for research: the server then sees every client's map.
         map_fraction: share of the clients that compute a map.
         refresh_every: rounds between two masks; 0 keeps the first for the whole run.
+        moving_masks: whether a new mask may leave out what an earlier one covered, whose values
+            the server then sees; every client must allow it. By default masks grow.
         rotate_at: rounds from which on a new key is used (comma-separated in a run config).
         fingerprints: of the keys in the order of their use, as ``fedsens keygen`` prints them;
             the server then accepts no other keys (comma-separated in a run config).
@@ -107,9 +110,10 @@ class FedSensConfig(BaseModel):
             Laplace noise), so that a privacy budget can be stated; 0 does not clip.
         key_timeout: seconds that each step of key agreement may take, and clients to give their
             keys to a sum.
-        key_min_clients: clients that must hold the key for the run to start.
+        key_min_clients: clients that must hold the key for the run to start; by default
+            ``train_min_clients``.
         map_timeout: seconds that clients have to answer with a map.
-        map_min_clients: maps needed for a mask.
+        map_min_clients: maps needed for a mask; by default ``train_min_clients``.
         examples_cap: how many times the median of the clients' numbers of examples one client may
             announce; more counts as less, because it costs all others precision.
         train_min_clients: updates that a round needs, or each group; with fewer the model stays as
@@ -146,6 +150,7 @@ class FedSensConfig(BaseModel):
     maps: Literal["encrypted", "plain"] = "encrypted"
     map_fraction: float = Field(default=1.0, gt=0, le=1)
     refresh_every: int = Field(default=0, ge=0)
+    moving_masks: bool = False
     rotate_at: tuple[int, ...] = ()
     fingerprints: tuple[Fingerprint, ...] = ()
     refresh_below: float = Field(default=1.0, gt=0, le=1)
@@ -156,11 +161,11 @@ class FedSensConfig(BaseModel):
     dp_noise: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
     dp_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     key_timeout: float = Field(default=120.0, gt=0)
-    key_min_clients: int = Field(default=2, ge=1)
+    key_min_clients: int = Field(default=LEAST_CLIENTS, ge=1)
     map_timeout: float = Field(default=600.0, gt=0)
-    map_min_clients: int = Field(default=2, ge=1)
+    map_min_clients: int = Field(default=LEAST_CLIENTS, ge=1)
     examples_cap: int = Field(default=EXAMPLES_CAP, ge=1)
-    train_min_clients: int = Field(default=2, ge=1)
+    train_min_clients: int = Field(default=LEAST_CLIENTS, ge=1)
     max_empty_rounds: int | None = Field(default=None, ge=1)
     mask_timeout: float = Field(default=120.0, gt=0)
     checkpoint_dir: Path | None = None
@@ -176,6 +181,21 @@ class FedSensConfig(BaseModel):
         if modules := modules_in(given or ()):
             load_extensions(modules)
         return options
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_as_train(cls, options: Any) -> Any:
+        """Keys and maps are needed from as many clients as updates are, unless said otherwise."""
+        if not isinstance(options, Mapping):
+            return options
+        given = dict(options)
+        for name in ("key", "map"):
+            keys = f"{name}-min-clients", f"{name}_min_clients"
+            if all(given.get(key, 0) == 0 for key in keys):  # a run config has no null
+                _ = [given.pop(key, None) for key in keys]
+                train = given.get("train-min-clients", given.get("train_min_clients"))
+                given |= {} if train is None else {keys[0]: train}
+        return given
 
     @field_validator("policy")
     @classmethod
@@ -235,10 +255,15 @@ class FedSensConfig(BaseModel):
                 f"remainder {self.remainder!r} needs encryption: set ratio, or for noise without "
                 "it use Flower's LocalDpMod"
             )
-        if policy.masks_grow and self.refresh_every and self.max_mb is not None:
+        if policy.masks_grow and self.moving_masks:
             raise ValueError(
-                f"max-mb holds for one mask, but a {self.remainder} remainder lets refreshed masks "
-                "add up: leave out max-mb or refresh-every"
+                f"with a {self.remainder} remainder nobody could tell the server the values that "
+                "leave a mask: leave out moving-masks"
+            )
+        if self.refresh_every and not self.moving_masks and self.max_mb is not None:
+            raise ValueError(
+                "max-mb holds for one mask, but refreshed masks add up: leave out max-mb or "
+                "refresh-every, or set moving-masks"
             )
         return self
 

@@ -23,7 +23,7 @@
     │   ├── ModelError            a model is not one that honest clients could have made
     │   ├── EnvelopeError         a sealed key does not open
     │   └── PhaseError            a phase ended without enough answers
-    │       └── MapError          maps were collected, but key holders refuse their sum
+    │       └── SumError          maps were collected, but key holders refuse their sum
     ├── CheckpointError           a checkpoint is damaged, or belongs to another run
     ├── StrategyError             the inner strategy cannot work on ciphertexts
     ├── SimulationError           a simulation did not run to its end
@@ -145,11 +145,11 @@ class PhaseError(ProtocolError):
         self.nodes = frozenset(nodes)
 
 
-class MapError(PhaseError):
-    """Maps were collected, but key holders refuse their sum.
+class SumError(PhaseError):
+    """Uploads were collected, but nobody can use their sum, which holds nonsense.
 
     Attributes:
-        refused: the nodes whose maps are in it.
+        refused: the nodes whose uploads are in it.
     """
 
     def __init__(self, text: str, refused: Iterable[int] = ()) -> None:

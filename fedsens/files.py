@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -187,6 +188,20 @@ def replace_private(path: Path, data: bytes) -> None:
         raise KeyFileError(
             f"expected to write {path}, got: {error.strerror}; make room or choose another folder"
         ) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let other processes and threads that lock the same file wait.
+
+    Args:
+        path: the file, which need not exist; the lock is a hidden file beside it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.touch(mode=0o600)
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def append_private(path: Path, data: bytes) -> None:
@@ -389,8 +404,13 @@ def sync(path: Path) -> None:
 
 def _checksum(header: str, tensors: Arrays) -> str:
     # safetensors checks sizes only: a flipped bit of a weight would pass.
-    content = digest_of(dict(sorted(tensors.items())))
+    content = sorted_digest(tensors)
     return hashlib.sha256(f"{header}|{content}".encode()).hexdigest()
+
+
+def sorted_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """As :func:`digest_of`, in whatever order the arrays are, as a file may have another."""
+    return digest_of(dict(sorted(arrays.items())))
 
 
 def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:

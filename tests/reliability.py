@@ -1,7 +1,7 @@
 """Writes the sums of docs/reliability.md from tests and results, see ``make docs``.
 
 The cases of a test are its parameters, so what was tried is what the tests try. Inputs fuzzed have
-a table of their own: see tests.fuzz.
+a page of their own: see tests.fuzz.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from experiments.soak.summary import left_out, lines
 
 from .e2e.fault_table import faults
+from .fuzz import table as fuzz
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -83,6 +84,7 @@ def tables() -> dict[str, str]:
     return {
         "tests": _table(("what is tried", "tests", "cases", "where"), map(_sums, AREAS)),
         "faults": f"{len(faults())} faults, each with its outcome, are listed there.\n",
+        "fuzzed": f"{fuzz.total()}\n",
         "soaks": _soaks(json.loads(RESULTS.read_text())["rows"]),
     }
 

@@ -43,8 +43,8 @@ def test_every_wrong_option_is_listed_at_once():
         ("map-fraction", 1.1),
         ("refresh-every", -1),
         ("key-timeout", 0.0),
-        ("key-min-clients", 0),
-        ("map-min-clients", 0),
+        ("key-min-clients", -1),
+        ("map-min-clients", -1),
         ("mask-timeout", -1.0),
         ("force", 7),
         ("rotate-at", "1"),
@@ -125,3 +125,17 @@ def test_a_budget_does_not_hold_for_masks_that_add_up():
     assert FedSensConfig.create(**fine).refresh_every == 0
     with pytest.raises(ConfigurationError, match="leave out max-mb or refresh-every"):
         FedSensConfig.create(**fine, refresh_every=2)
+
+
+def test_keys_and_maps_are_needed_from_as_many_clients_as_updates_are():
+    def least(**options):
+        config = FedSensConfig.create(**options)
+        return config.train_min_clients, config.key_min_clients, config.map_min_clients
+
+    assert least() == (3, 3, 3)
+    assert least(train_min_clients=2) == (2, 2, 2)
+    assert least(**{"train-min-clients": 5, "map-min-clients": 0, "key_min_clients": 4}) == (
+        5,
+        4,
+        5,
+    )

@@ -214,7 +214,7 @@ def test_a_link_is_not_erased_through(tmp_path):
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o777])
-def test_folders_are_their_owners_alone_whatever_the_umask(tmp_path, mask):
+def test_a13_folders_are_their_owners_alone_whatever_the_umask(tmp_path, mask):
     with umask(mask):
         folder = private_folder(tmp_path / "made" / "too" / "top", "run", "node")
     assert folder == tmp_path / "made" / "too" / "top" / "run" / "node"
@@ -236,7 +236,7 @@ LEVELS = [(), ("run",), ("run", "node")]
 @posix
 @pytest.mark.parametrize("level", LEVELS, ids=len)
 @pytest.mark.parametrize("right", [0o002, 0o020, 0o777])
-def test_a_folder_that_others_can_write_to_is_refused_at_every_level(tmp_path, level, right):
+def test_a13_a_folder_that_others_can_write_to_is_refused_at_every_level(tmp_path, level, right):
     private_folder(tmp_path / "top", "run", "node")
     bad = tmp_path.joinpath("top", *level)
     bad.chmod(0o700 | right)
@@ -289,7 +289,7 @@ except FedSensError as error:
 
 @posix
 @pytest.mark.parametrize("write", ["write_private", "replace_private", "write_checked"])
-def test_a_full_disk_is_a_named_error_and_leaves_the_old_file_or_none(tmp_path, write):
+def test_a14_a_full_disk_is_a_named_error_and_leaves_the_old_file_or_none(tmp_path, write):
     old = write != "write_private"
     if old:
         write_private(tmp_path / "f", DATA)
@@ -300,7 +300,7 @@ def test_a_full_disk_is_a_named_error_and_leaves_the_old_file_or_none(tmp_path, 
     assert not old or read_private(tmp_path / "f") == DATA
 
 
-def test_threads_share_no_draft_of_a_file_of_tensors(tmp_path):
+def test_a13_threads_share_no_draft_of_a_file_of_tensors(tmp_path):
     def write(number):
         write_checked(tmp_path / "f", str(number), {"a": np.full(1000, number)})
 

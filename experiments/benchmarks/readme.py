@@ -1,4 +1,4 @@
-"""The README's measured tables, from the figures in docs/benchmarks."""
+"""The measured tables of the README and of docs/benchmarks/summary.md, from docs/benchmarks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fedsens.bench.tables import three_digits
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"
+SUMMARY = BENCHMARKS / "summary.md"
 BEGIN, END = "<!-- written by make bench -->\n", "<!-- end of what make bench writes -->\n"
 CODECS = {"FedML": "FedML's", "Paper": "the paper's", "precise": "precise (default)"}
 STEPS = {
@@ -27,28 +28,32 @@ STEPS = {
 
 
 def update_readme() -> None:
-    """Replace the tables between the two comments of the README."""
-    README.write_text(with_tables(README.read_text(), BENCHMARKS))
+    """Replace the tables between the two comments of the README and of the summary."""
+    for page, names in pages().items():
+        page.write_text(with_tables(page.read_text(), BENCHMARKS, names))
 
 
-def with_tables(readme: str, benchmarks: Path) -> str:
-    """A README with the tables of a folder of figures.
+def pages() -> dict[Path, Sequence[str]]:
+    """Every page with the benchmarks whose tables it shows."""
+    return {README: ("round",), SUMMARY: tuple(MAKERS)}
+
+
+def with_tables(page: str, benchmarks: Path, names: Sequence[str]) -> str:
+    """A page with the tables of a folder of figures.
 
     Args:
-        readme: its text.
+        page: its text.
         benchmarks: the folder that ``python -m experiments.benchmarks`` wrote.
+        names: of the benchmarks to show.
 
     Returns:
         The new text.
     """
-    before, rest = readme.split(BEGIN)
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    parts = {name: json.loads((benchmarks / f"{name}.json").read_text()) for name in MAKERS}
-    body = "\n".join(make(parts[name]) for name, make in MAKERS.items())
-    intro = (
-        "One part alone: `python -m experiments.benchmarks codec`, `map`, `round` or `scale`.\n\n"
-    )
-    return before + BEGIN + "\n" + intro + body + "\n" + END + after
+    figures = (json.loads((benchmarks / f"{name}.json").read_text()) for name in names)
+    body = "\n".join(MAKERS[name](each) for name, each in zip(names, figures, strict=True))
+    return f"{before}{BEGIN}\n{body}\n{END}{after}"
 
 
 def codec(rows: Sequence[dict[str, Any]]) -> str:

@@ -46,7 +46,8 @@ class SoakGrid(LocalGrid):
             parameters: of the ciphertexts.
             state: the clients' state folder.
         """
-        super().__init__(app, 0, node_config={"fedsens-state-dir": str(state)})
+        own = {"fedsens-state-dir": str(state), "fedsens-min-contributors": 2}
+        super().__init__(app, 0, node_config=own)
         self.round, self.asked = 1, set[int]()
         self._schedule, self._parameters, self._total = schedule, parameters, total
         self._last: dict[int, RecordDict] = {}  # a node's last honest answer

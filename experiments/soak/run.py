@@ -92,6 +92,7 @@ class Soak:
             rotate_at=tuple(range(plan.rotate_every + 1, plan.rounds + 1, plan.rotate_every)),
             checkpoint_dir=folder / "checkpoints",
             map_fraction=plan.fraction,
+            train_min_clients=2,
         )
         self._clients = Clients(lambda node: self._grid.fault_of(node))
         self._schedule = Schedule(plan.seed)
@@ -156,7 +157,7 @@ class Soak:
     def _gap(self, honest: list[int]) -> Gap:
         """How far the model is from the mean, or from itself where the round is void."""
         model, bound = self._strategy.model, 0.0
-        opened = open_model(model, self._key())
+        opened = open_model(model, self._key(), 1)
         expected = self._model
         if honest and model.aggregate is not None:
             expected = mean_of([self._clients.trained[node] for node in honest])

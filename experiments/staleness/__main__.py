@@ -65,6 +65,7 @@ def _train(case: Case, data: str) -> Iterable[Row]:
         "fedsens.ratio": case["ratio"],
         "fedsens.rule": str(case["rule"]),
         "fedsens.refresh-every": 1,
+        "fedsens.moving-masks": True,
     }
     train_federation(int(case["clients"]), int(case["rounds"]), options, seen)
     return rows

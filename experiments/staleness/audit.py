@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import typer
 
+from client.partition import partition_indices
 from client.task import test
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, rows_of, show
 from experiments.federation import Clients, DataSource
@@ -24,15 +25,15 @@ from experiments.privacy.leak import (
     scene_of,
 )
 from experiments.staleness.audit_figure import draw
-from experiments.staleness.training import Federation, dealt
 from experiments.staleness.union import NEW, NOTHING, attacks_of, lines_of
-from fedsens.audit import leaking_lenet
+from fedsens.audit import FederatedTraining, leaking_lenet
 from fedsens.mask import EncryptionMask
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = (0, 1, 5, 20)
 POLICIES = ("sensitivity", "gradient", "first_layers")
 ATTACKS = ("dlg-tv", "learned")
+RATE = 0.02  # the app's default
 
 app = typer.Typer(add_completion=False)
 
@@ -96,7 +97,8 @@ class _Setting:
         self._known = self._scene.others.subset(np.arange(known))
         held = self._scene.others.subset(np.arange(known, len(self._scene.others)))
         model = leaking_lenet(channels, max(height, width), classes)
-        self._federation = Federation(model, dealt(held, clients))
+        parts = partition_indices(held.y.numpy(), clients, seed=0)  # labels from Dirichlet 1
+        self._training = FederatedTraining(model, [held.subset(part) for part in parts], RATE)
         self._memos: dict[int, dict[Any, Any]] = {}
         self._accuracy, self._masks = cache(self._tested), cache(self._made)
 
@@ -105,7 +107,7 @@ class _Setting:
         policy, ratio = str(case["policy"]), float(case["ratio"])
         new = self._masks(number)(policy, ratio)
         mask = new if made == NEW else self._masks(0)(policy, ratio)
-        model, memo = self._federation.after(number), self._memos.setdefault(number, {})
+        model, memo = self._training.after(number), self._memos.setdefault(number, {})
         attack, steps = str(case["attack"]), int(case["steps"])
         yield {
             "accuracy": self._accuracy(number),
@@ -114,10 +116,10 @@ class _Setting:
         }
 
     def _made(self, number: int) -> Callable[[str, float], EncryptionMask]:
-        return masks_for(self._federation.after(number), self._scene)
+        return masks_for(self._training.after(number), self._scene)
 
     def _tested(self, number: int) -> float:
-        return test(self._federation.after(number), self._known, torch.device("cpu"))[1]
+        return test(self._training.after(number), self._known, torch.device("cpu"))[1]
 
 
 def _line(line: Row) -> list[str]:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         register_attack,
         view_of_gradient,
     )
-    from fedsens.audit._clients import Case
+    from fedsens.audit._clients import Case, FederatedTraining, Update
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
     from fedsens.audit._imprint import Imprinted
     from fedsens.audit._inputs import leaking_lenet, load_samples
-    from fedsens.audit._membership import label_leaks, membership
+    from fedsens.audit._membership import LabelLeak, Presence, label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
+        Interval,
         class_mean,
         identified,
         interval,
@@ -33,7 +34,14 @@ if TYPE_CHECKING:
         recall_and_precision,
         ssim,
     )
-    from fedsens.audit._recommend import Choice, choices, real_trials, recommendation, walk
+    from fedsens.audit._recommend import (
+        Choice,
+        choices,
+        real_trials,
+        recommendation,
+        recommended,
+        walk,
+    )
     from fedsens.audit._record import Record, read_settings, run_trials
     from fedsens.audit._report import (
         Summary,
@@ -46,9 +54,11 @@ if TYPE_CHECKING:
     from fedsens.audit._study import Study
     from fedsens.audit._target import mode_of
     from fedsens.audit._trial import (
+        EVERYTHING,
         PLAIN,
         WITHHELD,
         WORKS,
+        Outcome,
         Protection,
         Trial,
         protections_of,
@@ -59,6 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIDENCE",
+    "EVERYTHING",
     "PLAIN",
     "WITHHELD",
     "WORKS",
@@ -67,13 +78,19 @@ __all__ = [
     "Case",
     "Choice",
     "Effort",
+    "FederatedTraining",
     "Imprinted",
+    "Interval",
+    "LabelLeak",
     "Line",
+    "Outcome",
+    "Presence",
     "Protection",
     "Record",
     "Study",
     "Summary",
     "Trial",
+    "Update",
     "attack_names",
     "audit_table",
     "case_table",
@@ -97,6 +114,7 @@ __all__ = [
     "real_trials",
     "recall_and_precision",
     "recommendation",
+    "recommended",
     "register_attack",
     "remainder_name",
     "rest_table",
@@ -120,13 +138,19 @@ _HOMES = {
         "register_attack",
         "view_of_gradient",
     ),
-    "fedsens.audit._clients": ("Case",),
+    "fedsens.audit._clients": ("Case", "FederatedTraining", "Update"),
     "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
     "fedsens.audit._imprint": ("Imprinted",),
     "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
-    "fedsens.audit._membership": ("label_leaks", "membership"),
+    "fedsens.audit._membership": (
+        "LabelLeak",
+        "Presence",
+        "label_leaks",
+        "membership",
+    ),
     "fedsens.audit._metrics": (
         "CONFIDENCE",
+        "Interval",
         "class_mean",
         "identified",
         "interval",
@@ -134,7 +158,14 @@ _HOMES = {
         "recall_and_precision",
         "ssim",
     ),
-    "fedsens.audit._recommend": ("Choice", "choices", "real_trials", "recommendation", "walk"),
+    "fedsens.audit._recommend": (
+        "Choice",
+        "choices",
+        "real_trials",
+        "recommendation",
+        "recommended",
+        "walk",
+    ),
     "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
     "fedsens.audit._report": (
         "Summary",
@@ -147,9 +178,11 @@ _HOMES = {
     "fedsens.audit._study": ("Study",),
     "fedsens.audit._target": ("mode_of",),
     "fedsens.audit._trial": (
+        "EVERYTHING",
         "PLAIN",
         "WITHHELD",
         "WORKS",
+        "Outcome",
         "Protection",
         "Trial",
         "protections_of",

@@ -49,7 +49,11 @@ def analytic(view: AttackView, effort: Effort) -> Tensor:
             continue  # such as a layer that sees tokens
         if found.numel() == math.prod(view.shape) and _sees_image(view.model, module, blank):
             return found.nan_to_num(0.5).reshape(1, *view.shape).clamp(0, 1)
-        return _invert(view, module, found, effort)
+        key = ("traced", name, effort.steps, effort.starts, found.numpy().tobytes())
+        if key not in view.memo:  # else another mask that leaves the layer whole was attacked
+            view.memo[key] = _invert(view, module, found, effort)
+        made: Tensor = view.memo[key]
+        return made.clone()
     return blank
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,23 +103,33 @@ def _count(number: int, noun: str) -> str:
     return f"{'one' if number == 1 else number} {noun}{'s' if number > 1 else ''}"
 
 
-class Federation:
-    """A model that 8 clients train, and how it was after each round that was asked for.
+def dealt(samples: Dataset, clients: int = CLIENTS) -> list[Dataset]:
+    """Equal shares of samples in random order, of each client that has at least two."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    parts = [part.numpy() for part in order.tensor_split(clients)]
+    return [samples.subset(part) for part in parts if len(part) > 1]
 
-    Each client has an equal share of the samples, in random order, and trains one epoch a round
-    by SGD with momentum; the mean of their states is the next model.
+
+class FederatedTraining:
+    """A model that clients train, and how it was after each round that was asked for.
+
+    Federated averaging (McMahan et al. 2017, arXiv 1602.05629): each client trains one epoch a
+    round by SGD with momentum of 0.9 in batches of 16; the mean of their states, weighted by their
+    samples, is the next model.
     """
 
-    def __init__(self, model: nn.Module, samples: Dataset, rate: float, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, clients: Sequence[Dataset], rate: float, seed: int = 0
+    ) -> None:
         """Start at round 0.
 
         Args:
             model: before the first round; it is not changed.
-            samples: of all clients.
+            clients: the samples of each.
             rate: learning rate.
             seed: of the order of the samples.
         """
-        self._samples, self._rate, self._seed = samples, rate, seed
+        self._clients, self._rate, self._seed = list(clients), rate, seed
         self._models = [model]
 
     def after(self, rounds: int) -> nn.Module:
@@ -136,34 +147,33 @@ class Federation:
 
     def _next(self, model: nn.Module, number: int) -> nn.Module:
         generator = torch.Generator().manual_seed(1000 * self._seed + number)
-        order = torch.randperm(len(self._samples), generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1000 * self._seed + number)
-            states = [
-                self._local(model, part[torch.randperm(len(part), generator=generator)])
-                for part in order.tensor_split(CLIENTS)
-                if len(part) > 1
-            ]
+            states = [self._local(model, own, generator) for own in self._clients]
         new = copy.deepcopy(model)
-        new.load_state_dict({name: _mean([s[name] for s in states]) for name in states[0]})
+        sizes = [len(own) for own in self._clients]
+        new.load_state_dict({name: _mean([s[name] for s in states], sizes) for name in states[0]})
         return new
 
-    def _local(self, model: nn.Module, part: Tensor) -> dict[str, Tensor]:
+    def _local(
+        self, model: nn.Module, own: Dataset, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         mine = copy.deepcopy(model).train()
         free = [parameter for parameter in mine.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(free, lr=self._rate, momentum=MOMENTUM)
-        for chosen in torch.split(part, BATCH):
+        for chosen in torch.split(torch.randperm(len(own), generator=generator), BATCH):
             if len(chosen) > 1:  # which BatchNorm may refuse
                 optimizer.zero_grad()
-                loss = loss_of(mine(self._samples.x[chosen]), self._samples.y[chosen])
+                loss = loss_of(mine(own.x[chosen]), own.y[chosen])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return mine.state_dict()
 
 
-def _mean(values: list[Tensor]) -> Tensor:
+def _mean(values: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     first = values[0]
     if not first.is_floating_point():
         return first
-    mean: Tensor = torch.stack(values).mean(dim=0)
-    return mean
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    mean: Tensor = torch.tensordot(shares, torch.stack(list(values)).double(), dims=1)
+    return mean.to(first.dtype)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fedsens.audit._metrics import interval
-from fedsens.audit._recommend import Choice
+from fedsens.audit._recommend import Choice, recommended
 from fedsens.audit._record import Known, place_of
 from fedsens.audit._report import MEASURES
 from fedsens.audit._trial import EVERYTHING, NOTHING, PLAIN
@@ -127,18 +127,27 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
     """
     figure = Figure(figsize=(8, 1.4 + 0.36 * len(found)), layout="constrained")
     axes = figure.subplots()
+    best = recommended(found)
+    start = max(-1.0, min([-0.25, *(each.line.excess.low for each in found)]) - 0.1)
     for row, each in enumerate(found):
-        excess = each.line.excess
-        low, high = (max(-1.0, min(1.0, value)) for value in (excess.low, excess.high))
-        color = ANSWERS[each.answer]
+        excess, color = each.line.excess, ANSWERS[each.answer]
+        low, high = (max(start, min(1.0, value)) for value in (excess.low, excess.high))
         axes.plot([low, high], [row, row], color=color, linewidth=5, alpha=0.35)
-        axes.plot([max(-1.0, excess.mean)], [row], "o", color=color)
-        told = f"{each.line.identified:.0%} of {each.line.victims} found: {each.answer}"
-        axes.text(1.04, row, told, va="center", color=color, fontsize=9)
-    axes.axvspan(-1.0, margin, color=GREY, alpha=0.2)
-    axes.text(-0.98, -0.75, "no better than a guess", fontsize=8, va="center")
+        axes.plot([max(start, excess.mean)], [row], "o", color=color)
+        told = round(each.line.identified * each.line.victims, 1)
+        text = f"{told:g} of {each.line.victims} found: {each.answer}"
+        strong = "bold" if each is best else "normal"
+        axes.text(1.04, row, text, va="center", color=color, fontsize=9, fontweight=strong)
+    axes.axvspan(start, margin, color=GREY, alpha=0.2)
+    axes.text(margin, -0.75, "no better than a guess ", fontsize=8, va="center", ha="right")
     axes.set_yticks(range(len(found)), [str(each.protection) for each in found])
-    axes.set(xlim=(-1.0, 1.02), ylim=(len(found) - 0.4, -1.1))
+    for label, each in zip(axes.get_yticklabels(), found, strict=True):
+        label.set_fontweight("bold" if each is best else "normal")
+    axes.set(xlim=(start, 1.02), ylim=(len(found) - 0.4, -1.1))
+    title = (
+        f"Recommended: {best.protection}" if best else "Nothing that was tried can be recommended"
+    )
+    axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -183,22 +183,26 @@ def dlg_naive(view: AttackView, effort: Effort) -> Tensor:
     return match(view, Matching(naive=True, infer=False), effort)
 
 
+@register_attack("dlg-tv", threat="aware")
+def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
+    """IDLG with a total-variation prior: images are smooth. What it settles ``dlg`` has not to."""
+    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
+
+
 @register_attack("dlg", threat="aware")
 def dlg(view: AttackView, effort: Effort) -> Tensor:
     """DLG on the visible coordinates: image and label are guessed together."""
     return match(view, Matching(infer=False), effort)
 
 
-@register_attack("idlg", threat="aware")
+@register_attack("idlg", threat="aware", applies=lambda view: view.batch > 1)
 def idlg(view: AttackView, effort: Effort) -> Tensor:
-    """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer."""
+    """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer.
+
+    Of single images it finds nothing that neither ``dlg`` nor ``dlg-tv`` finds, so that only an
+    update of several is attacked by it unless it is asked for.
+    """
     return match(view, Matching(), effort)
-
-
-@register_attack("dlg-tv", threat="aware")
-def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
-    """IDLG with a total-variation prior: images are smooth."""
-    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
 
 
 @register_attack("inverting-naive", threat="naive")

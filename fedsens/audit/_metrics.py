@@ -18,7 +18,7 @@ from fedsens.audit._trial import Outcome, Trial
 
 WINDOW = 7  # pixels, of SSIM
 RESAMPLES = 2000  # of the bootstrap
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  #: of every interval that an audit reports
 
 
 def ssim(found: Tensor, true: Tensor) -> float:

@@ -192,6 +192,20 @@ def real_trials(
         yield from trials_of(list(smallest.values()), own, count, case)
 
 
+def recommended(found: Sequence[Choice]) -> Choice | None:
+    """The cheapest protection that holds; everything encrypted where no attack works.
+
+    Args:
+        found: the choices, from cheap to dear.
+
+    Returns:
+        The choice; None where nothing that was tried holds.
+    """
+    trusted = any(each.line.works for each in found)
+    fit = (each for each in found if trusted or each.protection == EVERYTHING)
+    return next((each for each in fit if each.answer == "holds"), None)
+
+
 def recommendation(found: Sequence[Choice], confidence: float) -> str:
     """What to choose, in a few sentences: the same whichever command says it.
 
@@ -203,11 +217,11 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
         The text.
     """
     if not any(each.line.works for each in found):
-        leaks = [str(each.protection) for each in found if each.answer == "leaks"]
-        return VOID + (f" They find something nevertheless: {', '.join(leaks)}." if leaks else "")
+        leaks = _named(found, "leaks")
+        return VOID + (f" They find something behind {', '.join(leaks)}." if leaks else "")
     victims = max(each.line.victims for each in found)
-    undecided = [str(each.protection) for each in found if each.answer == "open"]
-    best = next((each for each in found if each.answer == "holds"), None)
+    undecided = _named(found, "open")
+    best = recommended(found)
     more = ""
     if undecided:
         more = (
@@ -217,7 +231,10 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
     if best is None:
         return f"Nothing that was tried can be recommended.{more}"
     if best.protection == EVERYTHING:
-        return f"Only ratio 1: no smaller mask tried holds at a confidence of {confidence:g}.{more}"
+        return (
+            f"Only ratio 1: no smaller mask tried holds at a confidence of {confidence:g}. "
+            f"{_cost(best)} for a client and round.{more}"
+        )
     if best.protection.remainder != PLAIN:
         more = f" A remainder that is not plain costs accuracy: measure it in a run.{more}"
     if best.protection.remainder == WITHHELD:
@@ -233,6 +250,12 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
         f"are tables of their own. Ratio 1{f', {_cost(whole)},' if whole else ''} needs no belief "
         f"in the attacks.{more}"
     )
+
+
+def _named(found: Iterable[Choice], answer: Answer) -> list[str]:
+    """The protections with an answer, but that of none at all."""
+    some = (each.protection for each in found if each.answer == answer)
+    return [str(protection) for protection in some if protection != NOTHING]
 
 
 def _cost(choice: Choice) -> str:

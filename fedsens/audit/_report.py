@@ -100,7 +100,7 @@ def case_table(
                 str(line.victims),
                 f"{mean(prior):.3f}",
                 score if line.works else f"({score})",
-                f"{line.excess.low:+.3f} to {line.excess.high:+.3f}",
+                _span(line.excess, line.victims),
                 f"{line.identified:.0%}",
             )
     return table
@@ -180,12 +180,19 @@ def choice_table(
             str(each.protection),
             f"{(each.bytes_up + each.bytes_down) / 1e6:.3g}",
             *([f"{seconds[each.protection]:.2g}"] if seconds else []),
-            f"{line.excess.low:+.2f} to {line.excess.high:+.2f}",
+            _span(line.excess, line.victims),
             f"{line.identified:.0%} ({line.possible:.0%})",
             each.answer,
             style="bold" if each.answer == "holds" else None,
         )
     return table
+
+
+def _span(interval: Interval, victims: int) -> str:
+    """An interval, or the value itself where one victim makes none."""
+    if victims == 1:
+        return f"{interval.mean:+.2f}"
+    return f"{interval.low:+.2f} to {interval.high:+.2f}"
 
 
 def _table(title: str, caption: str) -> Table:

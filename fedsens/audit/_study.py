@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsens.audit._attack import AttackView, Effort, Kind, get_attack, view_of_update
-from fedsens.audit._clients import Case, Federation, Update, update_of
+from fedsens.audit._clients import Case, FederatedTraining, Update, dealt, update_of
 from fedsens.audit._metrics import guess, guess_tokens, in_order, judge, judge_tokens
 from fedsens.audit._target import Mode, answer_of, attackable
 from fedsens.audit._tokens import vocabulary_of
@@ -88,7 +88,7 @@ class Study:
         self._outputs = int(answer_of(self.model, own[0]).shape[-1])
         self._steps, self._starts = steps, starts
         self._rule, self._force = rule, tuple(force)
-        self._federation = Federation(self.model, self.others, self.case.rate, seed)
+        self._training = FederatedTraining(self.model, dealt(self.others), self.case.rate, seed)
         self._masks: dict[tuple[str, float, bool], EncryptionMask] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._scores = lru_cache(maxsize=2)(self._map)
@@ -111,7 +111,7 @@ class Study:
 
     def after(self, case: str) -> nn.Module:
         """The global model that a case's client starts from, trained as many rounds as it says."""
-        return self._federation.after(self.cases[case].rounds)
+        return self._training.after(self.cases[case].rounds)
 
     def accuracy(self, case: str) -> float:
         """Share of the victims' samples that the model of a case classifies right."""
@@ -212,7 +212,7 @@ class Study:
         Returns:
             The view.
         """
-        mask, model = self.mask(protection), self._federation.after(case.rounds)
+        mask, model = self.mask(protection), self._training.after(case.rounds)
         before, after = (partition(s, mask, self.layout)[0] for s in (update.before, update.after))
         plain = treated(protection.remainder, before, after, rng)
         view = view_of_update(

@@ -14,10 +14,12 @@ from fedsens.errors import ConfigurationError
 from fedsens.files import Arrays
 from fedsens.remainder import add_noise
 
+#: The remainder that is sent as it is.
 PLAIN = "plain"
 WORST = "the gradient of one image"
-WORKS = 0.95  # SSIM, or share told from others, from which on a sample counts as recovered
+WORKS = 0.95  #: SSIM, or share told from others, from which on a sample counts as recovered
 FIRST = 8  # victims on which every attack is tried with nothing encrypted
+#: The remainder that stays with the client.
 WITHHELD = "withheld"
 ALIASES = {"noised": "gaussian"}
 
@@ -36,7 +38,10 @@ class Protection(NamedTuple):
     remainder: str = PLAIN
 
     def __str__(self) -> str:
-        name = f"{self.policy} {self.ratio:g}"
+        if self.ratio in {0, 1}:
+            name = "everything" if self.ratio else "nothing"
+        else:
+            name = f"{self.policy} {self.ratio:g}"
         return name if self.remainder == PLAIN else f"{name} {self.remainder}"
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from fedsens.bench.measure import measuring, silence_logs
 from fedsens.bench.models import lenet, resnet18
-from fedsens.config import FedSensConfig
+from fedsens.config import LEAST_CLIENTS, FedSensConfig
 from fedsens.crypto import Opens
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import (
@@ -172,10 +172,17 @@ def measure_round(
     inner = Stopwatch(clients)
     strategy: Strategy = inner
     if ratio is not None:
-        config = FedSensConfig.create(ratio=ratio, policy="magnitude", preset=preset, opens=opens)
+        least = min(clients, LEAST_CLIENTS)
+        config = FedSensConfig.create(
+            ratio=ratio, policy="magnitude", preset=preset, train_min_clients=least, opens=opens
+        )
         strategy = SelectiveEncryption(inner, config)
     with TemporaryDirectory(prefix="fedsens-bench-") as folder:
-        node = {"fedsens-state-dir": folder, "fedsens-opens": opens}
+        node = {
+            "fedsens-state-dir": folder,
+            "fedsens-min-contributors": min(clients, LEAST_CLIENTS),
+            "fedsens-opens": opens,
+        }
         grid: Grid = LocalGrid(moving_app(ratio is not None), clients, node_config=node, tap=tap)
         strategy.start(grid, ArrayRecord(state), WARM_UP + repeats)
         inner.begun.append(time.process_time())

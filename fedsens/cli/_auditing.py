@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def audit_study(
         try_all(study, record, real, study.count(case) * len(names) * 4, minutes)
     lines = conclude(study, record, out, presence, len(untried))
     if lines:
-        say_verdict(lines, study.layout.size)
+        say_verdict(lines, study.layout.size, out)
     say_untried(untried)
 
 
@@ -264,15 +265,18 @@ def conclude(study: Study, record: Record, out: Path, presence: bool, untried: i
     return first
 
 
-def say_verdict(lines: Sequence[Line], size: int) -> None:
-    """The verdict in words, by the defaults of ``recommend``.
+def say_verdict(lines: Sequence[Line], size: int, out: Path) -> None:
+    """Say and keep the verdict in words, by the defaults of ``recommend``.
 
     Args:
         lines: of the first case.
         size: P, of the model.
+        out: the study's folder.
     """
     found = choices(lines, size, CkksParameters.preset(PRESET))
-    console.print(recommendation(found, CONFIDENCE), soft_wrap=True)
+    text = recommendation(found, CONFIDENCE)
+    console.print(text, soft_wrap=True)
+    (out / "recommend.json").write_text(json.dumps({"verdict": text}) + "\n")
 
 
 def say_untried(untried: Sequence[Trial]) -> None:

@@ -18,6 +18,7 @@ from fedsens.cli._common import (
     write_json,
 )
 from fedsens.errors import ConfigurationError
+from fedsens.protocol import LEAST_CONTRIBUTORS
 
 
 def open_file(
@@ -31,7 +32,7 @@ def open_file(
     passphrase_file: PassphraseFile = None,
     min_contributors: Annotated[
         int, typer.Option(min=1, help="Fewest clients whose updates must be in the model.")
-    ] = 2,
+    ] = LEAST_CONTRIBUTORS,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict, or a PEFT adapter."""
     from fedsens.cli._adapter import read_adapter, write_adapter

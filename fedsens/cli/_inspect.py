@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import FedSensError, KeyFileError, ProtocolError
-from fedsens.files import UNREADABLE, read_header, read_private
+from fedsens.files import UNREADABLE, read_header, read_private, sorted_digest
 from fedsens.keys import (
     KEY_TYPE,
     LOCKED_TYPE,
@@ -140,11 +140,13 @@ def _tensors(path: Path) -> Facts | None:
         return {"kind": kind, "private": "as the data that it was made of", **_of_map(path)}
     try:
         with safe_open(path, framework="numpy") as file:
-            sizes = [file.get_tensor(name).size for name in file.keys()]  # noqa: SIM118 - not iterable
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
     except UNREADABLE:
         return None
-    facts = {"kind": "model (safetensors)", "tensors": len(sizes), "parameters": sum(sizes)}
-    return {**facts, **_of_file(path)}
+    size = sum(tensor.size for tensor in tensors.values())
+    facts = {"kind": "model (safetensors)", "tensors": len(tensors), "parameters": size}
+    # What a client compares with fedsens-initial-sha256, whatever the file's own bytes are.
+    return {**facts, **_of_file(path), "initial_sha256": sorted_digest(tensors)}
 
 
 def _of_map(path: Path) -> Facts:

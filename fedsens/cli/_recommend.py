@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedsens.audit import (
+    EVERYTHING,
     WITHHELD,
     Choice,
     Protection,
@@ -23,6 +24,7 @@ from fedsens.audit import (
     mode_of,
     read_settings,
     recommendation,
+    recommended,
     verdict,
     walk,
 )
@@ -40,7 +42,7 @@ from fedsens.cli._common import console
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from fedsens.planning import Federation, calibrate, make_plan
-from fedsens.reporting import page, picture
+from fedsens.reporting import cards, page, picture
 from fedsens.tables import to_html
 
 
@@ -143,13 +145,45 @@ def _show(study: Study, found: list[Choice], folder: Path, judgement: Judgement)
         )
         console.print(table)
         draw_choices(found, study.kind, margin, folder / "recommend.png")
+        body += cards(_figures(found, seconds, judgement.confidence))
         body += picture(folder / "recommend.png", "What each protection leaks above a guess")
         body += to_html(table)
     console.print(text, soft_wrap=True)
     (folder / "recommend.json").write_text(json.dumps({"verdict": text}) + "\n")
-    note = f"Attacked: {study.case}" + (f", {mode}" if (mode := mode_of(study.model)) else "")
-    (folder / "recommend.html").write_text(page("What to encrypt", note, [("Verdict", body)]))
+    (folder / "recommend.html").write_text(
+        page("What to encrypt", _attacked(study, folder), [("Verdict", body)])
+    )
     console.print(f"recommend.html in {folder}", soft_wrap=True)
+
+
+def _figures(
+    found: list[Choice], seconds: dict[Protection, float], confidence: float
+) -> list[tuple[str, str]]:
+    """The recommended protection in figures."""
+    best = recommended(found)
+    if best is None:
+        return []
+    figures = [
+        (str(best.protection), "recommended"),
+        (f"{(best.bytes_up + best.bytes_down) / 1e6:.3g} MB", "both ways, a client and round"),
+        (f"{seconds[best.protection]:.2g} s", "CPU time of it, without training"),
+    ]
+    if best.protection == EVERYTHING or best.line.remainder == WITHHELD:
+        return [*figures, ("none", "values in plaintext to attack")]
+    return [
+        *figures,
+        (f"{best.line.identified:.0%}", f"found of {best.line.victims} attacked"),
+        (f"{best.line.possible:.0%}", f"what that allows for, at {confidence:.0%}"),
+    ]
+
+
+def _attacked(study: Study, folder: Path) -> str:
+    """What was attacked, in a line."""
+    settings = read_settings(folder) or {}
+    model = settings.get("model") or "the LeNet of DLG"
+    parts = [f"Attacked: {study.case}", f"model {model}", f"data {settings.get('data')}"]
+    mode = mode_of(study.model)
+    return ", ".join([*parts, *([mode] if mode else []), f"seed {study.seed}"])
 
 
 def _seconds(found: list[Choice], size: int, preset: str) -> dict[Protection, float]:

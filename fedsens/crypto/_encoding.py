@@ -26,6 +26,7 @@ from fedsens.errors import ValueRangeError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Complexes = NDArray[np.complex128]
+#: Which parameter a coordinate belongs to, for errors.
 NameOf = Callable[[int], str]
 
 HALF = DEGREE // 2

@@ -34,7 +34,8 @@ LARGEST_ERROR = 21  # of SEAL's centred binomial error (k = 21)
 NOISE = LARGEST_ERROR / 2  # its variance
 ROUNDING = 1 / 12  # variance of rounding a coefficient to an integer
 
-Opens = Literal["clients", "server"]  # who opens a sum
+Opens = Literal["clients", "server"]  #: who opens a sum
+#: Names of the presets, by the bytes of an encrypted value: 2, 3, 4 and 7.
 PresetName = Literal["tiny", "compact", "precise", "exact"]
 
 
@@ -48,6 +49,7 @@ class Preset(NamedTuple):
 
 # Every p is the largest prime below a power of 256, so that a residue always fits its bytes: one
 # just above would cost a rare residue, and so its whole block, a byte more. "exact" does not round.
+#: Every preset by its name.
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(2, 2**16 - 15, 4.0),
     "compact": Preset(3, 2**24 - 3, 4.0),
@@ -213,4 +215,5 @@ class CkksParameters(BaseModel):
 
 
 # Sensitivities span many orders of magnitude and are sent once, so maps are not rounded.
+#: The codec that sensitivity maps are encrypted with.
 MAP_PARAMETERS = CkksParameters.preset("exact", value_range=1024.0)

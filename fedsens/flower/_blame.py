@@ -3,7 +3,9 @@
 A client that holds the key can encrypt nonsense with right tags, and the server opens no upload, so
 that nothing but the refusal of a sum tells. Group testing over fresh training finds who it was:
 a refused sum holds a culprit, an accepted one clears nobody, since a culprit may behave now and
-then. The next cohort leaves out a random half of the clients that could explain all refused sums.
+then. It shows, though, that clients do not refuse for a reason of their own, so nobody is named
+before a sum without it was accepted. The next cohort leaves out a random half of the clients that
+could explain all refused sums.
 No upload is used twice and no sum of a part of a cohort is opened, so nobody learns more than
 ordinary sampling tells.
 """
@@ -19,6 +21,8 @@ from fedsens.errors import PhaseError
 
 logger = logging.getLogger(__name__)
 
+# Refused sums in a row for which a culprit could hardly have been in every cohort by chance.
+PATIENCE, FOR_EACH_HALVING = 8, 4
 AT_ONCE = 2  # clients that may spoil sums in one run and are still told apart
 
 
@@ -39,11 +43,26 @@ class Blame:
         self.refused: list[frozenset[str]] = []
         self._least, self._random = least, random.Random(seed)
         self._explanations: list[frozenset[str]] = []
+        self._accepted: set[frozenset[str]] = set()
+        self._named, self._in_a_row = frozenset[str](), 0
 
     @property
     def excluded(self) -> frozenset[str]:
         """Who is left out for good, unless a later refused sum says that it was not them."""
-        return self._explanations[0] if len(self._explanations) == 1 else frozenset()
+        only = self._explanations[0] if len(self._explanations) == 1 else frozenset()
+        without = any(not only & each for each in self._accepted)
+        return only if without else frozenset()
+
+    def accept(self, contributors: Collection[str]) -> None:
+        """Take note of a sum that clients accept.
+
+        Args:
+            contributors: the names of the clients whose uploads are in it.
+        """
+        self._in_a_row = 0
+        if self.refused and contributors:
+            self._accepted.add(frozenset(contributors))
+            self._tell()
 
     def refuse(self, contributors: Collection[str]) -> None:
         """Take note of a sum that clients refuse.
@@ -55,16 +74,22 @@ class Blame:
             PhaseError: no one or two clients were in all of the refused sums, so that it is not
                 their doing.
         """
-        before = self.excluded
         self.refused.append(frozenset(contributors))
+        self._in_a_row += 1
         self._explanations = explanations(self.refused)
-        if not self._explanations:
+        everybody = len(frozenset().union(*self.refused))
+        patience = PATIENCE + FOR_EACH_HALVING * max(1, everybody).bit_length()
+        if not self._explanations or self._in_a_row > patience:
             raise PhaseError(
                 f"expected one or {AT_ONCE} clients to explain the {len(self.refused)} sums that "
                 "were refused, got none who could: more clients deviate, or the clients refuse for "
                 "a reason of their own (fedsens-max-norm, training that diverges); see their logs"
             )
-        if self.excluded and self.excluded != before:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.excluded and self.excluded != self._named:
+            self._named = self.excluded
             logger.warning(
                 "excluded from this run: client %s, which %s in each of %d refused sums, and no "
                 "other was",
@@ -85,6 +110,10 @@ class Blame:
         """
         if self.excluded:
             return self.excluded & frozenset(names)
+        if len(self._explanations) == 1:  # to be seen whether a sum without it is accepted
+            (only,) = self._explanations
+            spare = max(0, len(names) - self._least)
+            return frozenset(sorted(only & frozenset(names))[:spare])
         suspects = sorted(frozenset(names).intersection(*[frozenset().union(*self._explanations)]))
         half = (len(suspects) + self._random.randint(0, 1)) // 2
         count = max(0, min(half, len(names) - self._least))

@@ -107,6 +107,8 @@ class Checkpoints:
             key_index=state.keys.key_index,
             reference=state.reference,
             experiment=state.experiment,
+            origin=state.origin,
+            refused=state.refused,
             config=self._config,
             app=self._app,
             strategy=type(self._inner).__name__,

@@ -20,7 +20,7 @@ from fedsens.errors import (
     RoundError,
 )
 from fedsens.extensions import load_extensions
-from fedsens.files import Arrays, digest_of
+from fedsens.files import Arrays, digest_of, sorted_digest
 from fedsens.flower._client_keys import KeyHolder
 from fedsens.flower._client_uploads import Uploader
 from fedsens.flower._maps import drop_noise
@@ -35,6 +35,7 @@ from fedsens.keys import (
     FederationKey,
     KeyStore,
     UploadRecords,
+    certify_mask,
     open_aggregate,
     open_model,
     rekey,
@@ -97,6 +98,8 @@ class Client:
         encrypted = model.aggregate is not None
         arrays = self._open_model(model, received)
         del model  # a large one is held as few times as can be
+        if not encrypted and not header.model_round:
+            self._check_initial(arrays, received)
         if encrypted:
             content[received.key] = to_record(arrays)
         if encrypted or shown:
@@ -105,6 +108,29 @@ class Client:
                 header.round, header.model_round, header.key_index, digest_of(arrays)
             )
         return received
+
+    def _check_initial(self, arrays: Arrays, received: Received) -> None:
+        """Refuse any initial model but one: what is computed from a model tells about the data.
+
+        A server that sends models of its own making, one after the other, reads the data from what
+        clients say to them (SECURITY.md), so a run has the one that came first, or the one that
+        the owner pins.
+
+        Raises:
+            DowngradeError: it is another one.
+        """
+        pinned, digest = self.settings.initial_sha256, sorted_digest(arrays)
+        protected = self.store.holds_key or received.header.opens == "server" or received.mask.k
+        first = pinned
+        if protected and not pinned:
+            _ = self.store.folder  # made here, if the key came from elsewhere
+            first = self.store.record.first_initial(digest)
+        if first and digest != first:
+            raise DowngradeError(
+                f"expected the initial model {first} "
+                f"{'of fedsens-initial-sha256' if pinned else 'that this run began with'}, got "
+                f"{digest}; a run has one initial model"
+            )
 
     def receive(self, content: RecordDict) -> tuple[ProtectedModel, Received]:
         """Take the split model out of a message.
@@ -234,10 +260,30 @@ class Client:
                 "expected encryption, because this client holds a key, got an empty mask; "
                 "remove the key to take part in an unencrypted run"
             )
+        if mask.k == 0 and mask.size and self.settings.demands_encryption:
+            raise DowngradeError(
+                "expected encryption, because this client pins a roster (fedsens-roster-file), got "
+                "an empty mask; leave the roster out to take part in an unencrypted run"
+            )
         if mask.k == 0 and mask.size and self.store.record.last_round():
             raise DowngradeError(
                 "expected encryption, because this client's earlier answers in this run were "
                 "encrypted, got an empty mask; the server deviates from the protocol"
+            )
+
+    def check_trained(self, received: Received) -> None:
+        """Refuse to evaluate an initial model, which Flower never asks for.
+
+        Args:
+            received: what came with the model.
+
+        Raises:
+            DowngradeError: it is an initial model of a run that encrypts.
+        """
+        if received.header.model_round == 0 and (received.mask.k or self.store.holds_key):
+            raise DowngradeError(
+                "expected a trained model to evaluate, got an initial one, whose loss would tell "
+                "about this client's data; the server deviates from the protocol"
             )
 
     def open_map(self, aggregate: Aggregate, received: Received) -> NDArray[np.floating]:
@@ -297,6 +343,30 @@ class Client:
             )
         self._open_model(model, received)
         return rekey(aggregate, self.key_for(header), key)
+
+    def certify_again(self, received: Received, key_index: int) -> str:
+        """The certificate of a mask under a later key; empty for a mask that has none.
+
+        Args:
+            received: the mask, and its origin with the certificate under an earlier key.
+            key_index: of the later key.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            DowngradeError: the certificate that the mask has is none of this client's keys.
+        """
+        origin, digest = received.header.origin, received.mask.digest
+        if origin is None or not origin.certificate:
+            return ""
+        old, new = self.store.key_of(origin.key_index), self.store.key_of(key_index)
+        if old is None or new is None or certify_mask(old, origin, digest) != origin.certificate:
+            raise DowngradeError(
+                "expected a mask that a key holder vouches for, got another; the server deviates "
+                "from the protocol"
+            )
+        return certify_mask(new, origin.model_copy(update={"key_index": key_index}), digest)
 
 
 def check_global_model(arrays: Arrays, max_norm: float = 0.0) -> None:

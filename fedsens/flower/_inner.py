@@ -28,7 +28,7 @@ from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
 from fedsens.flower._groups import COMPARE, least_groups
 from fedsens.flower._records import to_arrays, to_record
-from fedsens.flower._updates import without_uneven_lists
+from fedsens.flower._updates import averageable
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, as_layout_types, combine, partition, with_nan
 from fedsens.protocol import ProtectedModel
@@ -110,7 +110,7 @@ class InnerStrategy:
             The replies.
         """
         function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
-        return without_uneven_lists(replies) if function is aggregate_metricrecords else replies
+        return averageable(replies) if function is aggregate_metricrecords else replies
 
     def fill_in(
         self,
@@ -146,7 +146,7 @@ class InnerStrategy:
         Returns:
             The first of them, with the means in it and the sum of their examples.
         """
-        contents = [reply.content for reply in without_uneven_lists(replies)]
+        contents = [reply.content for reply in averageable(replies)]
         (key,) = contents[0].metric_records
         examples = [content.metric_records[key][self.weighted_by] for content in contents]
         metrics = aggregate_metricrecords(contents, self.weighted_by)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import RecordDict
@@ -17,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import FedSensError, MapError, PhaseError, ProtocolError
+from fedsens.errors import FedSensError, PhaseError, ProtocolError, SumError
 from fedsens.flower._keys import ATTEMPTS, KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
 from fedsens.flower._phase import ask, listed
@@ -28,27 +27,30 @@ from fedsens.flower._records import (
     MASK_ACTION,
     MODEL_REFUSED,
     REQUEST,
-    bytes_to_record,
     model_key,
     put_aggregate,
     put_header,
     record_to_bytes,
-    take_aggregate,
     take_header,
     to_arrays,
 )
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, mask_count, select_mask, selectable_count
-from fedsens.protocol import Aggregate, MaskRequest, ModelHeader, PhaseReport
-
-if TYPE_CHECKING:
-    from fedsens.flower._client import Client
+from fedsens.protocol import (
+    Aggregate,
+    MaskOrigin,
+    MaskReply,
+    MaskRequest,
+    ModelHeader,
+    PhaseReport,
+)
 
 logger = logging.getLogger(__name__)
 
 HOLDERS = 2  # key holders that must return the same mask, where there are so many
 
 Weights = NDArray[np.floating]
+MadeMask = tuple[EncryptionMask, MaskOrigin]
 Tied = tuple[tuple[str, str], ...]
 # Makes the content that shows clients the current model, for an upload of some of them or for none.
 ShowModel = Callable[[list[int]], tuple[RecordDict, ModelHeader]]
@@ -83,26 +85,36 @@ class MaskMaker:
         self._left_out = set(left_out)
         self.reports: list[PhaseReport] = []
 
-    def make(self, grid: Grid, show: ShowModel, server_round: int) -> EncryptionMask:
+    def make(self, grid: Grid, show: ShowModel, server_round: int, old: EncryptionMask) -> MadeMask:
         """Ask for maps if the policy needs them, and for the mask.
 
         Args:
             grid: Flower's grid.
             show: makes the content that shows clients the current model.
             server_round: the round that the mask is for.
+            old: the mask in use, which the new one covers unless masks may move.
 
         Returns:
-            A mask of exactly the configured number of coordinates.
+            The mask: exactly the configured number of coordinates, and those of the old one.
 
         Raises:
             PhaseError: too few clients or no key holder answered, or plain maps do not suffice.
         """
         config, needs = self._config, get_policy(self._config.policy).needs
         size = self._layout.size
+        origin = MaskOrigin(
+            round=server_round,
+            key_index=self._keys.key_index,
+            policy=config.policy,
+            ratio=config.ratio,
+            force=config.force,
+            tied=self._tied,
+            seed=config.seed,
+        )
         if mask_count(config.effective_ratio, size) == size:  # no map could change the answer
-            return select_mask(None, self._layout, "all")
+            return select_mask(None, self._layout, "all"), origin
         if not needs:  # nothing secret enters, so the server selects by itself
-            return self._select(None)
+            return self._select(old, origin), origin
         scores: Scores | Aggregate | None = None
         if "scores" in needs:
             nodes = self._sample(grid)
@@ -111,7 +123,7 @@ class MaskMaker:
             self.reports.append(report)
             self._contributors = maps.contributors
         if isinstance(scores, Aggregate) or (scores is None and not config.server_opens):
-            return self._ask_holders(grid, show, scores, server_round)
+            return self._ask_holders(grid, show, scores, origin, old)
         weights = None
         if config.server_opens and "weights" in needs:  # the server knows the whole model
             content, _ = show([])
@@ -121,20 +133,17 @@ class MaskMaker:
                 f"expected encrypted maps for policy {config.policy!r}, which also looks at the "
                 "weights, got plain ones; set fedsens.maps to 'encrypted'"
             )
-        return self._select(scores, weights)
+        return self._select(old, origin, scores, weights), origin
 
-    def _select(self, scores: Scores | None, weights: Weights | None = None) -> EncryptionMask:
-        config = self._config
-        return select_mask(
-            scores,
-            self._layout,
-            config.policy,
-            config.ratio,
-            config.force,
-            seed=config.seed,
-            weights=weights,
-            tied=self._tied,
-        )
+    def _select(
+        self,
+        old: EncryptionMask,
+        origin: MaskOrigin,
+        scores: Scores | None = None,
+        weights: Weights | None = None,
+    ) -> EncryptionMask:
+        new = selected(origin, self._layout, scores, weights)
+        return new if self._config.moving_masks else new.union(old)
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
@@ -148,20 +157,22 @@ class MaskMaker:
         return sorted(set(grid.get_node_ids()) & set(self._keys.examples) - self._left_out)
 
     def _ask_holders(
-        self, grid: Grid, show: ShowModel, scores: Aggregate | None, server_round: int
-    ) -> EncryptionMask:
-        config = self._config
+        self,
+        grid: Grid,
+        show: ShowModel,
+        scores: Aggregate | None,
+        origin: MaskOrigin,
+        old: EncryptionMask,
+    ) -> MadeMask:
+        config, server_round = self._config, origin.round
         request = MaskRequest(
-            policy=config.policy,
-            ratio=config.ratio,
-            force=config.force,
-            tied=self._tied,
-            seed=config.seed,
+            origin=origin,
+            moves=config.moving_masks,
             aggregate=None if scores is None else scores.header,
         )
         holders = self._holders(grid)[:ATTEMPTS]
         reasons: dict[int, str] = {}
-        votes, refusals, cost = Counter[bytes](), 0, None
+        votes, refusals, cost = Counter[tuple[bytes, str]](), 0, None
         for holder in holders:
             content, _ = show([])
             put_header(content, request, REQUEST)
@@ -176,18 +187,19 @@ class MaskMaker:
             else:
                 cost.absorb(phase)
             try:
-                mask = self._read(answers.get(holder, RecordDict()))
+                mask, certificate = self._read(answers.get(holder, RecordDict()), old)
             except FedSensError as error:
                 reasons[holder] = phase.reasons().get(holder, str(error))
                 logger.warning("node %s gave no mask: %s; trying another", holder, error)
                 continue
-            data = mask.to_bytes()
-            votes[data] += 1
-            if votes[data] == min(HOLDERS, len(holders)):  # one alone could choose what is hidden
+            answer = mask.to_bytes(), certificate
+            votes[answer] += 1
+            if votes[answer] == min(HOLDERS, len(holders)):  # one alone could choose what is hidden
                 self.reports.append(cost.report(1, lost=0))
-                return mask
+                told = {"certificate": certificate, "run": cost.run}
+                return mask, origin.model_copy(update=told)
         if refusals and self._contributors:
-            raise MapError(
+            raise SumError(
                 f"{refusals} key holders refuse the sum of the maps, which holds nonsense",
                 refused=self._contributors,
             )
@@ -197,53 +209,66 @@ class MaskMaker:
             "mend these"
         )
 
-    def _read(self, content: RecordDict) -> EncryptionMask:
+    def _read(self, content: RecordDict, old: EncryptionMask) -> tuple[EncryptionMask, str]:
+        certificate = take_header(content, MaskReply).certificate
         mask = EncryptionMask.from_bytes(record_to_bytes(content, MASK))
-        config, layout = self._config, self._layout
-        count = mask_count(config.effective_ratio, layout.size)
-        expected = selectable_count(layout, count, self._tied, config.force)
-        if mask.layout_digest != self._layout.digest or mask.k != expected:
+        least, moves = self.count, self._config.moving_masks
+        most = least if moves else min(least + old.k, self._layout.size)
+        if mask.layout_digest != self._layout.digest or not least <= mask.k <= most:
             raise ProtocolError(
-                f"expected a mask of {expected} coordinates of this model, got {mask.k}"
+                f"expected a mask of {least} coordinates of this model"
+                f"{'' if most == least else f' and up to {old.k} of an earlier one'}, got {mask.k}"
             )
-        return mask
+        if not moves and not mask.covers(old):
+            raise ProtocolError("expected a mask that covers the one in use, got another")
+        return mask, certificate
+
+    @property
+    def count(self) -> int:
+        """How many coordinates the policy chooses."""
+        config, size = self._config, self._layout.size
+        count = mask_count(config.effective_ratio, size)
+        return selectable_count(self._layout, count, self._tied, config.force)
+
+    def overlap(self, old: EncryptionMask, new: EncryptionMask) -> float:
+        """How much of a mask in use the policy would choose again.
+
+        Args:
+            old: the mask in use.
+            new: the mask that was made; where masks grow it is what the policy chose and the old.
+
+        Returns:
+            Intersection over union of the old mask and what the policy chose.
+        """
+        if self._config.moving_masks or not old.k:
+            return old.overlap(new)
+        return (old.k + self.count - new.k) / new.k
 
 
-def answer_mask(content: RecordDict, client: Client) -> RecordDict:
-    """Open the sum of the maps and apply the policy; the client's half.
+def selected(
+    origin: MaskOrigin,
+    layout: ParameterLayout,
+    scores: Scores | None = None,
+    weights: Weights | None = None,
+) -> EncryptionMask:
+    """What a policy chooses.
 
     Args:
-        content: the message's content.
-        client: this client, which must hold the key.
+        origin: policy, ratio, forced layers, ties and seed.
+        layout: the model's.
+        scores: of the aggregated map, where the policy needs them.
+        weights: of the model, where it needs them.
 
     Returns:
-        The answer.
+        The mask.
     """
-    received = client.open(content)
-    request = take_header(content, MaskRequest, REQUEST)
-    layout, scores, weights = received.layout, None, None
-    if request.aggregate is not None:
-        aggregate = take_aggregate(content, request.aggregate, MAP, MAP_KEY_SUM)
-        scores = client.open_map(aggregate, received)
-    if "weights" in get_policy(request.policy).needs:
-        weights = layout.flatten(to_arrays(content.array_records[received.key]))
-    mask = select_mask(
+    return select_mask(
         scores,
         layout,
-        request.policy,
-        request.ratio,
-        request.force,
-        seed=request.seed,
+        origin.policy,
+        origin.ratio,
+        origin.force,
+        seed=origin.seed,
         weights=weights,
-        tied=request.tied,
+        tied=origin.tied,
     )
-    client.check_mask(mask)
-    logger.info(
-        "round %d mask: %d of %d parameters by policy %s, digest %s",
-        received.header.round,
-        mask.k,
-        mask.size,
-        request.policy,
-        mask.digest[:16],
-    )
-    return RecordDict({MASK: bytes_to_record(mask.to_bytes())})

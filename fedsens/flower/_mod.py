@@ -19,9 +19,9 @@ from fedsens.errors import (
 )
 from fedsens.files import Arrays
 from fedsens.flower._client import Client
+from fedsens.flower._client_masks import answer_mask, check_origin
 from fedsens.flower._keys import answer_keys
 from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
-from fedsens.flower._masks import answer_mask
 from fedsens.flower._records import (
     HEADER,
     KEY_SUM_ACTION,
@@ -99,12 +99,16 @@ class SelectiveEncryptionMod:
         client = Client(context, self.min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
+        if message.metadata.message_type == "evaluate":
+            client.check_trained(received)
         if received.mask.k:
             received.layout.check_real()
         settings, policy = client.settings, received.header.remainder.policy()
         policy.check(received.mask, settings.remainder, settings.min_noise)
         bound, before = None, None
         if received.mask.k and message.metadata.message_type == "train":
+            check_origin(received, client)
+            policy.check_budget(received.mask, client.store.folder, settings.max_epsilon)
             bound = client.uploads.begin("update", received)
             needed = policy.needs_received or received.header.dp is not None
             before = self._before(message, received.key) if needed else None

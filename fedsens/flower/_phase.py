@@ -171,7 +171,7 @@ class Phase:
         """Whether clients refuse the model that was sent, or its list of contributors.
 
         It is accepted by ``least`` clients or half of those who say so, whichever is fewer: one
-        client that deviates neither blocks a model nor saves it.
+        client that deviates neither blocks a model nor saves it, not even where it alone answers.
 
         Args:
             least: clients that a round needs.
@@ -180,7 +180,9 @@ class Phase:
             Whether the run must go back to an earlier model.
         """
         refusals = len(self.refused(MODEL_REFUSED, LIST_REFUSED))
-        return refusals > 0 and self.accepted < min(least, (self.accepted + refusals) / 2)
+        return refusals >= min(2, least) and self.accepted < min(
+            least, (self.accepted + refusals) / 2
+        )
 
     def model_is_safe(self, least: int) -> bool:
         """Whether so many accepted the model that :meth:`model_is_refused` will not be true.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Rekeyed = tuple[tuple[int, ...], bytes]  # tags and key sum under the later key
+Rekeyed = tuple[tuple[int, ...], bytes, str]  # tags, key sum and the mask's certificate
 
 
 def rekey_model(
@@ -45,7 +45,7 @@ def rekey_model(
     keys: tuple[KeyAgreement, KeyAgreement],
     phase: int,
     timeout: float,
-) -> tuple[ProtectedModel, Phase]:
+) -> tuple[ProtectedModel, str, Phase]:
     """Let two clients that hold both keys put the model under the later one; the server's half.
 
     Args:
@@ -57,7 +57,8 @@ def rekey_model(
         timeout: deadline for each client that is asked.
 
     Returns:
-        The model under the later key, and the exchange for the report.
+        The model under the later key, the certificate of the mask for the answers, and the
+        exchange for the report.
 
     Raises:
         PhaseError: no client could, or they do not agree.
@@ -81,7 +82,8 @@ def rekey_model(
             continue
         if answer in found.values() or len(both) == 1:
             _warn_of_others(found, answer)
-            return _rekeyed(model, new.fingerprint, *answer), whole
+            tags, key_sum, certificate = answer
+            return _rekeyed(model, new.fingerprint, tags, key_sum), certificate, whole
         found[node] = answer
     raise PhaseError(
         f"expected two of {len(both)} clients with both keys to put the model under the new key "
@@ -91,10 +93,10 @@ def rekey_model(
 
 
 def _read(content: RecordDict) -> Rekeyed:
-    tags, key_sum = take_header(content, RekeyReply).tags, record_to_bytes(content, KEY_SUM)
+    header, key_sum = take_header(content, RekeyReply), record_to_bytes(content, KEY_SUM)
     if len(key_sum) != KEY_BYTES:
         raise ProtocolError(f"expected a key sum of {KEY_BYTES} bytes, got {len(key_sum)}")
-    return tags, key_sum
+    return header.tags, key_sum, header.certificate
 
 
 def _warn_of_others(found: dict[int, Rekeyed], answer: Rekeyed) -> None:
@@ -127,7 +129,9 @@ def answer_rekey(content: RecordDict, client: Client) -> RecordDict:
         The answer.
     """
     model, received = client.receive(content)
-    rekeyed = client.rekey(model, received, take_header(content, RekeyRequest, REQUEST))
+    request = take_header(content, RekeyRequest, REQUEST)
+    rekeyed = client.rekey(model, received, request)
     answer = RecordDict({KEY_SUM: bytes_to_record(rekeyed.key_sum)})
-    put_header(answer, RekeyReply(tags=rekeyed.header.tags))
+    certificate = client.certify_again(received, request.key_index)
+    put_header(answer, RekeyReply(tags=rekeyed.header.tags, certificate=certificate))
     return answer

@@ -15,8 +15,8 @@ from fedsens.errors import (
     CheckpointError,
     ConfigurationError,
     LayoutError,
-    MapError,
     PhaseError,
+    SumError,
 )
 from fedsens.files import Arrays
 from fedsens.flower._blame import Blame
@@ -39,6 +39,7 @@ from fedsens.mask import (
 from fedsens.protocol import (
     Aggregate,
     Checkpoint,
+    MaskOrigin,
     ModelHeader,
     PhaseReport,
     ProtectedModel,
@@ -58,6 +59,7 @@ class ServerState:
         keys: who holds the key.
         model: the global model, split by the mask of the round that made it.
         mask: what the next answers must be split by.
+        origin: what that mask was made of; None while there is none.
         reference: N_ref, the examples of the clients that the current model was sent to.
         experiment: random name of the run and of those that resume it.
         accepted: the last model that clients opened, or the one that the run began with.
@@ -89,6 +91,7 @@ class ServerState:
         self.experiment = secrets.token_hex(16)
         self._weighted_by, self._emit = weighted_by, emit
         self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
+        self.origin: MaskOrigin | None = None
         self._gathered = False
         self._left_out: frozenset[int] = frozenset()
         self._blame = Blame(config.train_min_clients, config.seed)
@@ -144,6 +147,11 @@ class ServerState:
         )
 
     @property
+    def refused(self) -> list[list[str]]:
+        """The contributors of each sum that was refused, for a run that resumes this one."""
+        return [sorted(names) for names in self._blame.refused]
+
+    @property
     def searching(self) -> bool:
         """Whether sums were refused in this run, so that void rounds are part of a search."""
         return bool(self._blame.refused)
@@ -151,6 +159,22 @@ class ServerState:
     def accept(self) -> None:
         """Remember the model as one that clients open."""
         self.accepted = self.model
+        self._blame.accept(self._authors)
+
+    def suspect(self, nodes: Collection[int], connected: int) -> bool:
+        """Suspect whoever made a sum that nobody can use.
+
+        Args:
+            nodes: whose uploads are in it.
+            connected: nodes that are there.
+
+        Returns:
+            Whether anybody can be left out.
+        """
+        if not nodes or connected <= self.config.train_min_clients:
+            return False
+        self._blame.refuse(self._names(nodes))
+        return True
 
     def go_back(self, connected: int) -> bool:
         """Return to the last accepted model, and suspect whoever made the present one.
@@ -176,15 +200,17 @@ class ServerState:
     def _names(self, nodes: Iterable[int]) -> frozenset[str]:
         return frozenset(self.keys.parties[node].name for node in nodes)
 
-    def replace_opened(self, arrays: ArrayRecord, server_round: int) -> None:
+    def replace_opened(self, arrays: ArrayRecord, server_round: int, nodes: Iterable[int]) -> None:
         """Take the result of a round that the server opened; answers stay encrypted.
 
         Args:
             arrays: the whole model.
             server_round: the round.
+            nodes: whose updates are in it.
         """
         layout = self.model.layout
         state = as_layout_types(to_arrays(arrays), layout)
+        self._blame.accept(self._names(nodes))
         self._authors = frozenset()  # it opened here, so a refusal is not a spoilt sum's
         self.model = self._whole(state, layout, server_round)
 
@@ -222,6 +248,9 @@ class ServerState:
         saved = checkpoint.progress
         self.reference = saved.reference
         self.experiment = saved.experiment or self.experiment
+        self.origin = saved.origin
+        for contributors in saved.refused:
+            self._blame.refuse(contributors)
         self.keys = self._new_keys(saved.fingerprint, saved.key_index)
 
     # Keys and masks.
@@ -241,7 +270,10 @@ class ServerState:
             self.gather(server_round, grid)
         if self.config.key_index_at(server_round) > self.keys.key_index:
             self._rotate(server_round, grid)
-        if first or (every > 0 and (server_round - 1) % every == 0):
+        vouched = self.origin is not None and (
+            not self.origin.certificate or self.origin.key_index == self.keys.key_index
+        )
+        if first or not vouched or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, told, must=first)
 
     def gather(self, server_round: int, grid: Grid) -> None:
@@ -302,7 +334,7 @@ class ServerState:
                 f"{new.key_index + 1}, then resume the run"
             )
         if self.model.aggregate is not None:
-            self.model, phase = rekey_model(
+            self.model, certificate, phase = rekey_model(
                 grid,
                 self.model,
                 lambda: self.show([], server_round)[0],
@@ -310,6 +342,9 @@ class ServerState:
                 server_round,
                 config.mask_timeout,
             )
+            if self.origin is not None and certificate:
+                told = {"key_index": new.key_index, "certificate": certificate}
+                self.origin = self.origin.model_copy(update=told)
             self.accepted = self.model  # whoever put it under the new key has opened it
             self._emit(phase.report(1, lost=0))
         self.keys = new
@@ -323,11 +358,12 @@ class ServerState:
         def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
             return self.show(nodes, server_round, told if nodes else None)
 
+        origin = self.origin
         try:
-            new = maker.make(grid, show, server_round)
+            new, origin = maker.make(grid, show, server_round, self.mask)
         except PhaseError as error:
             self.leave_out(error.nodes)  # those that sent a map, but not its key
-            if isinstance(error, MapError):
+            if isinstance(error, SumError):
                 self._blame.refuse(self._names(error.refused))
             elif must and not error.nodes:
                 raise
@@ -338,9 +374,9 @@ class ServerState:
                 return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
-        overlap = self.mask.overlap(new)
-        if must or overlap < self.config.refresh_below:
-            self.mask = new if must else self.terms.policy().next_mask(self.mask, new)
+        overlap = maker.overlap(self.mask, new)
+        if must or new == self.mask or overlap < self.config.refresh_below:
+            self.mask, self.origin = new, origin
         for report in maker.reports:
             self._emit(report)
         tell(
@@ -477,6 +513,7 @@ class ServerState:
             layout=self.model.layout.to_json(),
             model_mask=self.model.mask.digest,
             mask=self.mask.digest,
+            origin=self.origin,
             parameters=self.config.parameters,
             fingerprint=self.keys.fingerprint,
             key_index=self.keys.key_index,

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsens.config import OUTPUT_DIR, FedSensConfig
-from fedsens.errors import PhaseError, ProtocolError, StrategyError
+from fedsens.errors import PhaseError, ProtocolError, StrategyError, SumError
 from fedsens.flower._checkpoints import (
     Checkpoints,
     EvaluateFn,
@@ -356,12 +356,14 @@ class SelectiveEncryption(Strategy):
         updates = self._add_updates(phase, replies, record)
         back = self._judge(phase)
         results = [] if back else self._round_results(updates, server_round)
+        spoilt = any(each.spoilt for each in results)
+        results = [each for each in results if not each.spoilt]
         clients = sum(len(each.replies) for each in results)
         if self.config.server_opens:
             good = self._opened(results)
             arrays, metrics = self.inner.aggregate_train(server_round, good)
             if arrays is not None and good:
-                run.replace_opened(arrays, server_round)
+                run.replace_opened(arrays, server_round, {n for r in results for n in r.replies})
         else:
             (result,) = results or [RoundResult({})]
             good = self._inner.even(phase.sort_by_request(result.replies), "train")
@@ -374,7 +376,7 @@ class SelectiveEncryption(Strategy):
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        if not back:
+        if not (back or spoilt):
             self._empty_rounds.count(server_round, clients, reasons, first)
         return arrays, metrics
 
@@ -435,7 +437,9 @@ class SelectiveEncryption(Strategy):
         except PhaseError as error:
             logger.warning("round %d changes nothing: %s", server_round, error)
             self._run.leave_out(error.nodes)
-            return []
+            nodes = error.refused if isinstance(error, SumError) else ()
+            connected = len(list(self._grid.get_node_ids()))
+            return [RoundResult({}, spoilt=self._run.suspect(nodes, connected))]
         self._run.leave_out(updates.silent)
         self._schema = updates.schema
         for result in results:
@@ -534,6 +538,8 @@ class SelectiveEncryption(Strategy):
         """Let the inner strategy sample clients and give them what they need to open the model."""
         shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_evaluate(server_round, shown, config, grid)
+        if self.config.encrypts and not self.model.round:
+            messages = []  # clients evaluate no initial model
         return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(

@@ -57,12 +57,14 @@ class RoundResult:
         aggregate: the sum of their ciphertexts; None where the round is void.
         weight: the sum of their weights.
         mean: of what they encrypted, where the server opens it.
+        spoilt: whether the server opened nonsense, so that the round is part of a search.
     """
 
     replies: dict[int, Message]
     aggregate: Aggregate | None = None
     weight: float = 0.0
     mean: NDArray[np.floating] | None = None
+    spoilt: bool = False
 
 
 class Updates:
@@ -290,6 +292,7 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
         try:
             _check_metrics(reply.content)
             examples_of(reply.content, weighted_by)
+            _check_finite(reply.content)
         except ProtocolError as error:
             logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
         else:
@@ -318,7 +321,7 @@ def _warn_of_schema(node: int) -> None:
 def schema_of(content: RecordDict) -> RecordSchema:
     """Names of the records and metrics, and which of these are lists: what a mean needs alike.
 
-    How long a list is decides nothing here, see :func:`without_uneven_lists`.
+    How long a list is decides nothing here, see :func:`averageable`.
     """
     metrics = {
         (key, name, isinstance(value, list))
@@ -328,8 +331,23 @@ def schema_of(content: RecordDict) -> RecordSchema:
     return frozenset(metrics | {(key, "", False) for key in content.array_records})
 
 
-def without_uneven_lists(replies: list[Message]) -> list[Message]:
-    """Drop the metrics that are lists of different lengths, which Flower's mean cannot average.
+def _check_finite(content: RecordDict) -> None:
+    if broken := _not_finite(content):
+        raise ProtocolError(f"expected finite metrics, got NaN or infinity in {broken}")
+
+
+def _not_finite(content: RecordDict) -> list[str]:
+    """Names of the metrics that are no numbers, of which one would make a mean none either."""
+    metrics = [item for record in content.metric_records.values() for item in record.items()]
+    return sorted(
+        name
+        for name, value in metrics
+        if not all(map(math.isfinite, value if isinstance(value, list) else [value]))
+    )
+
+
+def averageable(replies: list[Message]) -> list[Message]:
+    """Drop the metrics that have no mean: lists of different lengths, NaN and infinity.
 
     Args:
         replies: replies with one MetricRecord each and the same schema; changed in place.
@@ -349,8 +367,14 @@ def without_uneven_lists(replies: list[Message]) -> list[Message]:
             "an aggregation function of its own for them",
             ", ".join(map(repr, uneven)),
         )
-    for record, name in product(records, uneven):
-        del record[name]
+    broken = {reply.metadata.src_node_id: _not_finite(reply.content) for reply in replies}
+    for node, names in broken.items():
+        if names:
+            text = "left out the metrics %s, which are NaN or infinite at node %s"
+            logger.warning(text, ", ".join(map(repr, names)), node)
+    dropped = {*uneven, *(name for names in broken.values() for name in names)}
+    for record, name in product(records, sorted(dropped)):
+        record.pop(name, None)
     return replies
 
 

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.crypto import Aggregator, OneTimeSecret
-from fedsens.errors import CryptoError, PhaseError, ProtocolError
+from fedsens.errors import CryptoError, PhaseError, ProtocolError, SumError
 from fedsens.flower._phase import Phase, ask
 from fedsens.flower._records import (
     KEY_ANSWER,
@@ -145,8 +145,8 @@ class UploadSum:
             The weighted mean of the contributors' values.
 
         Raises:
-            PhaseError: a key did not come, or what came opens nothing that honest clients could
-                have made.
+            SumError: what came opens nothing that honest clients could have made. A key that
+                does not come is a PhaseError.
         """
         from fedsens.crypto import Decryptor  # which loads SEAL: in this mode of the server only
 
@@ -162,9 +162,10 @@ class UploadSum:
         except CryptoError:
             plausible = False
         if not plausible:
-            raise PhaseError(
+            raise SumError(
                 "expected a sum that honest clients could have made, got another; a client "
-                "deviates from the protocol, and the sum does not tell which: it is dropped"
+                "deviates from the protocol, and the sum does not tell which: it is dropped",
+                refused=self.headers,
             )
         self.seconds += time.process_time() - started
         return mean

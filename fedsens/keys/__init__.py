@@ -8,15 +8,16 @@ from fedsens.keys._file import LOCKED_TYPE, LockedKey, locked_key_in, read_passp
 from fedsens.keys._key import KEY_TYPE, FederationKey
 from fedsens.keys._opening import open_aggregate, open_model, rekey
 from fedsens.keys._pads import key_answer
-from fedsens.keys._records import PendingUpload, RunRecord, UploadRecords
+from fedsens.keys._records import MOVED, PendingUpload, RunRecord, UploadRecords
 from fedsens.keys._roster import load_identity, read_roster, write_roster
 from fedsens.keys._settings import ClientSettings
 from fedsens.keys._store import KeyStore
-from fedsens.keys._tags import make_tags
+from fedsens.keys._tags import certify_mask, make_tags
 
 __all__ = [
     "KEY_TYPE",
     "LOCKED_TYPE",
+    "MOVED",
     "ClientSettings",
     "FederationKey",
     "KeyStore",
@@ -24,6 +25,7 @@ __all__ = [
     "PendingUpload",
     "RunRecord",
     "UploadRecords",
+    "certify_mask",
     "key_answer",
     "load_identity",
     "locked_key_in",

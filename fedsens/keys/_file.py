@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsens.errors import KeyFileError
 from fedsens.files import read_private
 
+#: The type in the first line of a key file that a passphrase locks.
 LOCKED_TYPE: Final = "fedsens locked key"
 VERSION: Final = 3  # of open and locked key files
 MOST_MEMORY = 2**28  # bytes that a file may make scrypt use

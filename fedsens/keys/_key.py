@@ -20,6 +20,7 @@ from fedsens.errors import KeyFileError
 from fedsens.files import read_private, write_private
 from fedsens.keys._file import VERSION, Ask, LockedKey, check_version, locked_key_in
 
+#: The type in the first line of a file with a federation key.
 KEY_TYPE: Final = "fedsens federation key"
 KEY_BYTES = 32
 DOMAIN = b"fedsens 3"

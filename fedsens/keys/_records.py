@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,11 +33,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.errors import KeyFileError, ListError, ProtocolError, RoundError
-from fedsens.files import create_private, erase_private, read_private, replace_private, sync
+from fedsens.errors import (
+    DowngradeError,
+    KeyFileError,
+    ListError,
+    MaskError,
+    ProtocolError,
+    RoundError,
+)
+from fedsens.files import (
+    create_private,
+    erase_private,
+    locked,
+    read_private,
+    replace_private,
+    sync,
+)
+from fedsens.mask import EncryptionMask
+
+logger = logging.getLogger(__name__)
 
 # In the order in which they are removed: while a secret is there, so is the list that it is for.
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
+MOVED = (
+    "expected a mask that covers whatever an earlier one of this model did, got one that would "
+    "show it in plaintext; leave fedsens.moving-masks out, or allow it on this client with "
+    "fedsens-moving-masks=true"
+)
 KIND = re.compile("[a-z]{1,20}")
 # What JSON and its values raise where a record is not what this version writes.
 UNREADABLE = (LookupError, TypeError, ValueError, OverflowError, RecursionError)
@@ -52,7 +75,8 @@ class RunRecord:
         Args:
             folder: of this client in this run; it must exist when something is recorded.
         """
-        self._path = folder / "model.json"
+        self._path, self._mask = folder / "model.json", folder / "mask"
+        self._initial = folder / "initial"
 
     def record_model(
         self, server_round: int, model_round: int, key_index: int, sha256: str
@@ -72,6 +96,54 @@ class RunRecord:
             "sha256": sha256,
         }
         replace_private(self._path, json.dumps(record).encode())
+
+    def first_initial(self, digest: str) -> str:
+        """Note the initial model of the run, if there is none yet.
+
+        Args:
+            digest: of the model that came.
+
+        Returns:
+            The digest of the first one.
+        """
+        if create_private(self._initial, digest.encode()):
+            logger.info("the initial model of this run is %s", digest)
+            return digest
+        return read_private(self._initial).decode("ascii", "replace")
+
+    def record_mask(self, mask: EncryptionMask, moves: bool) -> None:
+        """Note the mask of an answer that is about to be made.
+
+        Args:
+            mask: the mask.
+            moves: whether it may leave out what the mask of an earlier answer covers.
+
+        Raises:
+            DowngradeError: it may not, and does.
+        """
+        with locked(self._mask):
+            last = self._last_mask()
+            if last == mask:
+                return
+            if last is not None and not moves and not mask.covers(last):
+                raise DowngradeError(MOVED)
+            replace_private(self._mask, mask.to_bytes())
+
+    def last_mask(self) -> str:
+        """Digest of the last recorded mask; empty if there is none."""
+        last = self._last_mask()
+        return "" if last is None else last.digest
+
+    def _last_mask(self) -> EncryptionMask | None:
+        if not os.path.lexists(self._mask):
+            return None
+        try:
+            return EncryptionMask.from_bytes(read_private(self._mask))
+        except MaskError:
+            raise KeyFileError(
+                f"expected the record of the last mask in {self._mask}, got other content; restore "
+                "it, or take no further part in this run"
+            ) from None
 
     def last_round(self) -> int:
         """Round of the last recorded model; 0 if there is none."""

@@ -7,6 +7,7 @@ environment (the way to configure a simulation), else from its default.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.crypto import Opens
 from fedsens.errors import ConfigurationError
+from fedsens.protocol import LEAST_CONTRIBUTORS
 from fedsens.remainder import Remainder, policy_named
 
 PREFIX = "fedsens-"
@@ -45,17 +47,26 @@ class ClientSettings(BaseModel):
         state_dir: folder for keys and records (``fedsens-state-dir``, ``FEDSENS_STATE_DIR``),
             by default ``~/.fedsens``.
         min_ratio: the smallest share of encrypted parameters that this client accepts
-            (``fedsens-min-ratio``, ``FEDSENS_MIN_RATIO``).
+            (``fedsens-min-ratio``, ``FEDSENS_MIN_RATIO``); with a key file it has no default.
         remainder: the least that this client accepts for its plaintext remainder: ``plain``,
             ``noised`` or ``withheld`` (``fedsens-remainder``, ``FEDSENS_REMAINDER``).
         min_noise: the smallest ``fedsens.noise-scale`` that it accepts where ``remainder`` is
             ``noised`` (``fedsens-min-noise``, ``FEDSENS_MIN_NOISE``).
         min_contributors: the fewest clients of which this one opens an aggregate, be it a model or
-            a map (``fedsens-min-contributors``, ``FEDSENS_MIN_CONTRIBUTORS``).
+            a map (``fedsens-min-contributors``, ``FEDSENS_MIN_CONTRIBUTORS``). In a sum of two
+            each learns the other's value, so two must be chosen.
         max_norm: the largest L2 norm of an opened model, over all floating-point values; 0 for no
             bound (``fedsens-max-norm``, ``FEDSENS_MAX_NORM``).
         opens: who may open the sum that this client's uploads are in: ``clients``, or ``server``
             too, which then knows the mean (``fedsens-opens``, ``FEDSENS_OPENS``).
+        moving_masks: whether a mask may leave out what an earlier one of the same model covered,
+            so that its values show (``fedsens-moving-masks``, ``FEDSENS_MOVING_MASKS``).
+        max_epsilon: the largest epsilon, at delta 1e-5, that all noised answers of this state
+            folder may cost together; infinite for no bound (``fedsens-max-epsilon``,
+            ``FEDSENS_MAX_EPSILON``).
+        initial_sha256: digest of the only initial model that this client works on, as
+            ``fedsens inspect`` prints it; empty for whatever a run begins with
+            (``fedsens-initial-sha256``, ``FEDSENS_INITIAL_SHA256``).
         min_dp_noise: the smallest ``fedsens.dp-noise`` that this client accepts
             (``fedsens-min-dp-noise``, ``FEDSENS_MIN_DP_NOISE``); 0 demands none.
         allow_plain_maps: whether the server may see this client's sensitivity map
@@ -76,9 +87,12 @@ class ClientSettings(BaseModel):
     min_ratio: float = Field(default=0.0, ge=0, le=1)
     remainder: Remainder = "plain"
     min_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    min_contributors: int = Field(default=2, ge=1)
+    min_contributors: int = Field(default=LEAST_CONTRIBUTORS, ge=1)
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     opens: Opens = "clients"
+    moving_masks: bool = False
+    max_epsilon: float = Field(default=math.inf, gt=0)
+    initial_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     min_dp_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
@@ -88,6 +102,22 @@ class ClientSettings(BaseModel):
         if "min_noise" in self.model_fields_set and not policy_named(self.remainder).has_noise:
             raise ValueError("min-noise has no say unless remainder is 'noised': set it too")
         return self
+
+    @model_validator(mode="after")
+    def _a_key_needs_a_ratio(self) -> Self:
+        if self.key_file is not None and "min_ratio" not in self.model_fields_set:
+            raise ValueError(
+                "key-file needs min-ratio, the smallest share of the model that must be encrypted, "
+                "else the server could ask for one parameter of it: write fedsens-min-ratio=1, or "
+                "the ratio that was agreed on"
+            )
+        return self
+
+    @property
+    def demands_encryption(self) -> bool:
+        """Whether something that the owner has set makes sense with encryption only."""
+        pinned = self.key_file, self.roster_file
+        return self.min_ratio > 0 or any(place is not None for place in pinned)
 
     @classmethod
     def from_node(
@@ -135,7 +165,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _problem(setting: str, kind: str, message: str) -> str:
     if kind != "extra_forbidden":
-        return f"{PREFIX}{setting or 'settings'}: {message}"
+        message = message.removeprefix("Value error, ")
+        return f"{PREFIX}{setting}: {message}" if setting else PREFIX + message
     nearest = _nearest(setting)
     if nearest in map(_setting, OF_THE_PROCESS):
         name = ENVIRONMENT + nearest.upper().replace("-", "_")

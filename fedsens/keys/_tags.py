@@ -24,6 +24,9 @@ T tags with independent u and v bring it to (2/p)^T <= 2^-96.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from functools import partial
 
 import numpy as np
@@ -32,9 +35,26 @@ from numpy.typing import NDArray
 from fedsens.crypto import Batch, CkksParameters, parse_batch
 from fedsens.keys._key import FederationKey
 from fedsens.keys._stream import Words, residues_below, stream
-from fedsens.protocol import Contributor, tag_count
+from fedsens.protocol import Contributor, MaskOrigin, tag_count
 
+CERTIFICATE = b"mask certificate"
 LIMB = 16  # bits of the digits in which residues are multiplied
+
+
+def certify_mask(key: FederationKey, origin: MaskOrigin, mask: str) -> str:
+    """The certificate that a key holder gives a mask, and that clients demand of it.
+
+    Args:
+        key: K.
+        origin: what the mask was made of; a certificate in it is left out of account.
+        mask: the mask's digest.
+
+    Returns:
+        HMAC-SHA256 under a key derived from K, in hexadecimal.
+    """
+    told = {"mask": mask, **origin.model_dump(mode="json", exclude={"certificate"})}
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return hmac.new(key.derive(CERTIFICATE), text.encode(), hashlib.sha256).hexdigest()
 
 
 def make_tags(

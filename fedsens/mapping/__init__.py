@@ -12,11 +12,14 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.mapping._figure import draw_map
     from fedsens.mapping._job import MapJob, bytes_of, make_map, rows_of
+    from fedsens.mapping._layers import Layer, MapReport
     from fedsens.mapping._model import build_model, load_weights
     from fedsens.mapping._screen import conclusion, layer_table
 
 __all__ = [
+    "Layer",
     "MapJob",
+    "MapReport",
     "build_model",
     "bytes_of",
     "conclusion",
@@ -30,6 +33,7 @@ __all__ = [
 _HOMES = {
     "fedsens.mapping._figure": ("draw_map",),
     "fedsens.mapping._job": ("MapJob", "bytes_of", "make_map", "rows_of"),
+    "fedsens.mapping._layers": ("Layer", "MapReport"),
     "fedsens.mapping._model": ("build_model", "load_weights"),
     "fedsens.mapping._screen": ("conclusion", "layer_table"),
 }

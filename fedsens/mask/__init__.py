@@ -17,7 +17,7 @@ from fedsens.mask._partition import (
     with_nan,
 )
 from fedsens.mask._registry import Policy, PolicyInput, get_policy, policy_names, register_policy
-from fedsens.mask._select import select_mask
+from fedsens.mask._select import FlatMap, select_mask
 from fedsens.mask._tied import selectable_count, tied_but_masked_apart, tied_pairs
 from fedsens.topk import mask_count, top_k
 
@@ -25,6 +25,7 @@ del _policies  # imported only to register the policies that fedsens brings
 
 __all__ = [
     "EncryptionMask",
+    "FlatMap",
     "Policy",
     "PolicyInput",
     "as_layout_types",

@@ -65,6 +65,16 @@ class EncryptionMask:
         """SHA-256 (hexadecimal) of the canonical bytes: equal exactly for equal masks."""
         return hashlib.sha256(_wire.pack(self.selected, self.layout_digest)).hexdigest()
 
+    def covers(self, other: EncryptionMask) -> bool:
+        """Whether every coordinate that another mask of this layout encrypts is encrypted here."""
+        return self.layout_digest == other.layout_digest and not bool(
+            np.any(other.selected & ~self.selected)
+        )
+
+    def union(self, other: EncryptionMask) -> EncryptionMask:
+        """What this mask or another one of the same layout encrypts."""
+        return EncryptionMask(self.selected | other.selected, self.layout_digest)
+
     def overlap(self, other: EncryptionMask) -> float:
         """Intersection over union of the encrypted coordinates: 1 - staleness.
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedsens.planning._plan import (
         Budget,
         Federation,
+        Plan,
         Speed,
         largest_plan,
         make_plan,
@@ -25,6 +26,7 @@ __all__ = [
     "Budget",
     "Federation",
     "ModelSize",
+    "Plan",
     "Speed",
     "calibrate",
     "largest_plan",
@@ -41,6 +43,7 @@ _HOMES = {
     "fedsens.planning._plan": (
         "Budget",
         "Federation",
+        "Plan",
         "Speed",
         "largest_plan",
         "make_plan",

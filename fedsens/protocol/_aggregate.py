@@ -20,7 +20,7 @@ from fedsens.errors import ProtocolError
 from fedsens.protocol._context import Fingerprint, RoundContext
 from fedsens.protocol._contributors import Contributors
 
-KEY_BYTES = 2 * 4096  # a padded secret: N numbers modulo 2^16
+KEY_BYTES = 2 * 4096  #: a padded secret: N numbers modulo 2^16
 TAG_BITS = 96  # a sum is forged with probability at most 2^-TAG_BITS
 Tags = tuple[int, ...]
 

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedsens.errors import CheckpointError, FedSensError
 from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
+from fedsens.protocol._contributors import PublicKey
 from fedsens.protocol._fields import check_version
+from fedsens.protocol._headers import MaskOrigin
 from fedsens.protocol._model import ProtectedModel
 from fedsens.protocol._modelfile import ModelFileHeader, header_of, model_from, tensors_of
 from fedsens.protocol._report import PhaseReport
@@ -32,7 +34,7 @@ NEXT_MASK, INNER = "fedsens.next-mask", "inner."
 KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
 NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
-Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  # round to metrics
+Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  #: round to metrics
 
 
 class Progress(BaseModel):
@@ -44,6 +46,8 @@ class Progress(BaseModel):
         key_index: how often the key has been rotated.
         reference: N_ref of the round.
         experiment: random name of the run and of those that resume it.
+        origin: what the mask of the next answers was made of.
+        refused: names of the contributors of every sum that clients refused.
         config: the fedsens options that the result depends on.
         app: likewise of the app.
         strategy: name of the inner strategy's class.
@@ -63,6 +67,8 @@ class Progress(BaseModel):
     key_index: int = Field(default=0, ge=0)
     reference: float = Field(default=1.0, gt=0)
     experiment: Experiment = ""
+    origin: MaskOrigin | None = None
+    refused: list[list[PublicKey]] = []
     config: dict[str, Any] = {}
     app: dict[str, Any] = {}
     strategy: str = ""

@@ -23,6 +23,7 @@ MaybeFingerprint = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 Run = Annotated[str, Field(pattern="^[0-9]{1,20}$")]
 # Other characters than these could forge lines of a log, or hide there.
 Printable = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", max_length=256)]
+#: What an upload is.
 Kind = Literal["update", "map"]
 
 

@@ -19,8 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedsens.errors import ContributorsError, ProtocolError
 
-LEAST_CONTRIBUTORS = 2  # contributors that a client accepts by default
+#: contributors that a client accepts by default: in a sum of two each learns the other
+LEAST_CONTRIBUTORS = 3
 MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
+
+# Shares of what all clients of the round announced; with less the codec's error is what one reads.
+LEAST_WEIGHT = 2.0**-10
 
 # An X25519 public key, hexadecimal: the client's identity, or the one it made for this run.
 PublicKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -112,7 +116,7 @@ class Contributors(BaseModel):
         return hashlib.sha256(b"fedsens list 3" + context + body).digest()
 
     def check(self, least: int = LEAST_CONTRIBUTORS, roster: frozenset[str] | None = None) -> None:
-        """Refuse a list that cannot be right, or with too few contributors.
+        """Refuse a list that cannot be right, with too few contributors, or of too unlike weights.
 
         Args:
             least: the fewest contributors that count.
@@ -137,6 +141,21 @@ class Contributors(BaseModel):
                 f"{' of the pinned roster' if roster is not None else ''}, got {counted} (of "
                 f"{len(self.names)} named); wait for more clients, or lower "
                 "fedsens-min-contributors on this client"
+            )
+        squares = math.fsum(each.weight**2 for each in self.members)
+        effective = self.weight**2 / squares if squares else 0.0
+        if effective < least / 2:
+            raise ContributorsError(
+                f"expected contributors of which none outweighs the others, an effective number "
+                f"(sum of weights)^2 / (sum of squares) of at least {least / 2:g}, got "
+                f"{effective:.3g}: the sum is nearly one client's value; have the clients count "
+                "fewer examples of the large one, or lower fedsens-min-contributors on this client"
+            )
+        if self.members and self.weight < LEAST_WEIGHT:
+            raise ContributorsError(
+                f"expected contributors with at least {LEAST_WEIGHT:.1g} of the examples that the "
+                f"round was planned for, got {self.weight:.1g}: their sum would drown in the "
+                "codec's error; sample fewer clients, or mend those that do not answer"
             )
 
 

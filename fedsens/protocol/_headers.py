@@ -71,6 +71,35 @@ class Header(BaseModel):
             ) from None
 
 
+class MaskOrigin(BaseModel):
+    """What a mask was made of, so that a client can make it again or knows who vouches for it.
+
+    Attributes:
+        run: in which a key holder made it, and with which a resumed run goes on.
+        round: for which it was made.
+        key_index: of the key that the certificate was made with.
+        policy: registered mask policy.
+        ratio: share to encrypt.
+        force: forced layers.
+        tied: pairs of tensors that are one parameter under two names.
+        seed: seed of random policies.
+        certificate: HMAC of a key holder over the mask and all of the above; empty where the
+            server may choose the mask itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[str, Field(pattern="^[0-9]{0,20}$")] = ""
+    round: int = Field(ge=1)
+    key_index: KeyIndex = 0
+    policy: Printable
+    ratio: float = Field(ge=0, le=1)
+    force: tuple[Printable, ...] = ()
+    tied: tuple[tuple[Printable, Printable], ...] = ()
+    seed: int = Field(default=0, ge=0)
+    certificate: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
 class ModelHeader(Header):
     """Travels with every model that the server sends.
 
@@ -80,6 +109,7 @@ class ModelHeader(Header):
         layout: the model's layout as JSON.
         model_mask: digest of the mask that the model in this message is split by.
         mask: digest of the mask that the answer must be split by.
+        origin: what that mask was made of; None while there is none.
         parameters: CKKS parameters of the masked part.
         fingerprint: of the agreed key; empty if nothing is encrypted.
         key_index: how often the key has been rotated.
@@ -97,6 +127,7 @@ class ModelHeader(Header):
     layout: str
     model_mask: Digest
     mask: Digest
+    origin: MaskOrigin | None = None
     parameters: CkksParameters
     fingerprint: MaybeFingerprint = ""
     key_index: KeyIndex = 0
@@ -261,20 +292,24 @@ class MaskRequest(Header):
     """Asks a key holder to open the aggregated map and apply the policy.
 
     Attributes:
-        policy: registered mask policy.
-        ratio: share to encrypt.
-        force: forced layers.
-        tied: pairs of tensors that are one parameter under two names.
-        seed: seed of random policies.
+        origin: what the mask shall be made of, without a certificate.
+        moves: whether the new mask may leave out what the present one covers.
         aggregate: what the aggregated map, which travels beside it, was made of.
     """
 
-    policy: Printable
-    ratio: float = Field(ge=0, le=1)
-    force: tuple[Printable, ...] = ()
-    tied: tuple[tuple[Printable, Printable], ...] = ()
-    seed: int = Field(default=0, ge=0)
+    origin: MaskOrigin
+    moves: bool = False
     aggregate: AggregateHeader | None = None
+
+
+class MaskReply(Header):
+    """The answer to a :class:`MaskRequest`; the mask travels beside it.
+
+    Attributes:
+        certificate: of the mask, see :class:`MaskOrigin`.
+    """
+
+    certificate: Digest
 
 
 class RekeyRequest(Header):
@@ -294,6 +329,8 @@ class RekeyReply(Header):
 
     Attributes:
         tags: of the same ciphertext under the later key.
+        certificate: of the mask for the answers under the later key; empty if it had none.
     """
 
     tags: Tags = Field(max_length=16)
+    certificate: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""

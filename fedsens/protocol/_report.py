@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fedsens.crypto import Opens
 
+#: What the server asks clients for.
 Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
 
 

@@ -13,21 +13,19 @@ a simulation do, share the account; then it is an upper bound for each.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.errors import CheckpointError, DowngradeError
-from fedsens.files import read_checked, write_checked
+from fedsens.files import locked, read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
+#: The delta of every (epsilon, delta) statement about Gaussian noise.
 DELTA: Final = 1e-5
 FILE: Final = "privacy.safetensors"
 
@@ -177,17 +175,8 @@ class Account:
         Returns:
             The cost so far, this answer included, which is on the disk.
         """
-        with self._locked():
+        with locked(self._path):
             total = self.check(cost, max_epsilon)
             header = AccountHeader(spent=total).model_dump_json()
             write_checked(self._path, header, {})
         return total
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Other processes and threads wait, so that no two answers add to the same sum."""
-        lock = self._path.with_name(f".{FILE}.lock")
-        lock.touch(mode=0o600)
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -35,8 +35,10 @@ def _by_protection() -> list[str]:
     return sorted(_policies, key=lambda name: _policies[name].protection)
 
 
+#: Distributions of the noise.
 Distribution = Literal["gaussian", "laplace"]
-Remainder = Annotated[str, AfterValidator(_known)]  # a registered name
+Remainder = Annotated[str, AfterValidator(_known)]  #: a registered name
+#: 16 bytes in hexadecimal that name an experiment, or nothing.
 Experiment = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 
@@ -263,18 +265,6 @@ class RemainderPolicy(ABC):
             None if the remainders that came do.
         """
         return None
-
-    def next_mask(self, old: EncryptionMask, new: EncryptionMask) -> EncryptionMask:
-        """The mask that may follow another.
-
-        Args:
-            old: the mask in use.
-            new: the mask that the policy of masks chose.
-
-        Returns:
-            The mask to use.
-        """
-        return new
 
     def cost(self, answers: int = 1) -> PrivacyLoss | None:
         """The privacy that answers under these terms cost.

@@ -74,10 +74,6 @@ class Withheld(RemainderPolicy):
         """
         return partition(visible, mask, layout)[0] if mask.k else None
 
-    def next_mask(self, old: EncryptionMask, new: EncryptionMask) -> EncryptionMask:
-        """Both together: nobody tells the server the value of a coordinate that leaves a mask."""
-        return EncryptionMask(old.selected | new.selected, new.layout_digest)
-
     def describe(self) -> str:
         """That nothing is sent, and what follows."""
         return "plaintext remainder: withheld, so that masks can only grow"

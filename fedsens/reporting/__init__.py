@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from fedsens._lazy import attach
 
 if TYPE_CHECKING:
-    from fedsens.reporting._page import page, picture
+    from fedsens.reporting._page import cards, page, picture
     from fedsens.reporting._results import result_sections
     from fedsens.reporting._run import run_section
 
 __all__ = [
+    "cards",
     "page",
     "picture",
     "result_sections",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "fedsens.reporting._page": ("page", "picture"),
+    "fedsens.reporting._page": ("cards", "page", "picture"),
     "fedsens.reporting._results": ("result_sections",),
     "fedsens.reporting._run": ("run_section",),
 }

@@ -25,7 +25,9 @@ figure { margin: 1rem 0; } .wide { overflow-x: auto; } img { background: #fff; m
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem .25rem 0; text-align: left; }
 th.right, td.right { text-align: right; white-space: nowrap; }
-table.many { font-size: .75rem; } table.many th, table.many td { padding-right: .4rem; }
+table.many { font-size: .75rem; } table.many th.right { white-space: normal; }
+table.many th, table.many td { padding-right: .4rem; }
+p.end { border-left: 4px solid var(--accent); font-weight: 600; padding-left: .75rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; }
 """
 
@@ -81,6 +83,11 @@ def folded(title: str, content: str, unfolded: bool = False) -> str:
 def small_print(text: str) -> str:
     """A line in small print; nothing for no text."""
     return f'<p class="note">{escape(text)}</p>\n' if text else ""
+
+
+def conclusion(text: str) -> str:
+    """What a section says in the end, set apart; nothing for no text."""
+    return f'<p class="end">{escape(text)}</p>\n' if text else ""
 
 
 def page(title: str, note: str, sections: Sequence[tuple[str, str]]) -> str:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fedsens.errors import ConfigurationError
-from fedsens.reporting._page import folded, picture, small_print
+from fedsens.reporting._page import conclusion, folded, picture, small_print
 from fedsens.tables import make_table, to_html
 
 FEW = 12  # rows that are shown without being asked for
 STUDY = "audit.json"  # what fedsens audit leaves, beside its tables and pictures
+VERDICT = "recommend.json"
+CONCLUSION = re.compile(r"^\*\*In short:\*\* (.+?)(?:\n\n|\Z)", re.M | re.S)
+MARKS = str.maketrans("", "", "*`")
 PICTURES = {
     "leakage.png": "What the strongest attack recovers under each mask",
+    "recommend.png": "What each protection leaks above a guess",
     "sheet.png": "What attacks recover, image by image",
 }
 TABLES = {"audit.csv": "Attacks", "labels.csv": "Labels", "presence.csv": "Presence of an image"}
 
 
 def result_sections(folder: Path) -> list[tuple[str, str]]:
-    """A section for each study and each file of rows under a folder, such as ``experiments``.
+    """A section for each study and each experiment under a folder, such as ``experiments``.
 
     Args:
         folder: searched with all of its subfolders.
@@ -35,19 +41,35 @@ def result_sections(folder: Path) -> list[tuple[str, str]]:
     Raises:
         ConfigurationError: there are no results.
     """
-    sections = []
+    sections: dict[str, list[Path]] = {}
+    studies = []
     for path in sorted(folder.rglob("*.json")):
-        content = _content(path)
-        if content is not None:
-            sections.append((_title(path), _rows(path, content)))
+        if _content(path) is not None:
+            sections.setdefault(_title(path), []).append(path)
         elif path.name == STUDY:
-            sections.append((f"Audit {path.parent.resolve().name}", _study(path.parent)))
-    if not sections:
+            studies.append((f"Audit {path.parent.resolve().name}", _study(path.parent)))
+    if not sections and not studies:
         raise ConfigurationError(
             f"expected results under {folder}, got none; give the folder of a run (fedsens "
             "simulate), of a study (fedsens audit), or of experiments' results"
         )
-    return sections
+    return [*((title, _experiment(files)) for title, files in sections.items()), *studies]
+
+
+def _experiment(files: list[Path]) -> str:
+    """Figure and rows of each file, and what the experiment's page concludes."""
+    parts = []
+    for path in files:
+        heading = f"<h3>{escape(path.stem)}</h3>\n" if len(files) > 1 else ""
+        parts.append(heading + _rows(path, _content(path) or {}))
+    told = CONCLUSION.search(_readme(files[0]))
+    text = _text_of(told[1]) if told else ""
+    return "".join(parts) + conclusion(text[:1].upper() + text[1:])
+
+
+def _text_of(markdown: str) -> str:
+    """A paragraph without links, emphasis and line breaks."""
+    return " ".join(re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", markdown).split()).translate(MARKS)
 
 
 def _content(path: Path) -> dict[str, Any] | None:
@@ -60,13 +82,14 @@ def _content(path: Path) -> dict[str, Any] | None:
     return content if usable else None
 
 
+def _readme(path: Path) -> str:
+    page = path.parent.parent / "README.md"
+    return page.read_text() if page.exists() else ""
+
+
 def _title(path: Path) -> str:
-    """The first line of the experiment's page, and the file's name if it has several files."""
-    readme = path.parent.parent / "README.md"
-    first = readme.read_text().split("\n", 1)[0] if readme.exists() else ""
-    name = first.lstrip("# ").strip()
-    siblings = [each for each in path.parent.glob("*.json") if _content(each) is not None]
-    return f"{name}: {path.stem}" if name and len(siblings) > 1 else name or path.stem
+    """The first line of the experiment's page, or else the file's name."""
+    return _readme(path).split("\n", 1)[0].lstrip("# ").strip() or path.stem
 
 
 def _rows(path: Path, content: Mapping[str, Any]) -> str:
@@ -89,8 +112,15 @@ def _study(folder: Path) -> str:
                 header, *rows = list(csv.reader(file)) or [[]]
             if rows:
                 parts.append(folded(title, to_html(make_table(header, rows))))
-    note = "What to choose: fedsens audit recommend. The strongest attack counts, not the mean."
-    return "".join(parts) + small_print(note)
+    return "".join(parts) + conclusion(_verdict(folder))
+
+
+def _verdict(folder: Path) -> str:
+    """What the audit said in the end."""
+    try:
+        return str(json.loads((folder / VERDICT).read_text())["verdict"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "The strongest attack counts, not the mean. What to choose: fedsens audit recommend."
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> Table:

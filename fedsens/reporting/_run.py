@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fedsens.errors import ConfigurationError
 from fedsens.protocol import ProtectedModel, load_protected
-from fedsens.reporting._page import cards, picture
+from fedsens.reporting._page import cards, conclusion, picture
 from fedsens.simulation import RunSummary, SimulationSummary, tables
 from fedsens.tables import make_table, to_html
 
@@ -40,7 +40,25 @@ def run_section(folder: Path) -> tuple[str, str]:
     parts += map(to_html, tables(summary, summary.baseline))
     if (folder / "protected.safetensors").exists():
         parts.append(to_html(_layers(load_protected(folder / "protected.safetensors"))))
+    parts.append(conclusion(_in_words(summary)))
     return f"Run {folder.resolve().name}", "".join(parts)
+
+
+def _in_words(summary: SimulationSummary) -> str:
+    """What encryption changed, and what it leaves open."""
+    base, own = summary.baseline, summary.scores[-1]
+    told = f"{summary.ratio:.1%} of the parameters were encrypted."
+    if base is not None and own is not None and base.scores[-1] is not None:
+        up, down = (
+            one / two for one, two in zip(_per_round(summary), _per_round(base), strict=True)
+        )
+        told += (
+            f" Beside ratio 0 the {summary.metric} differs by {abs(own - base.scores[-1]):.4f}, "
+            f"with {up:.2f} times the bytes up and {down:.2f} times the bytes down."
+        )
+    if summary.encrypted_parameters < summary.parameters:
+        told += " What the rest tells about the data: fedsens audit. In doubt choose ratio 1."
+    return told
 
 
 def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from fedsens.sensitivity._jacobians import (
     output_jacobian,
     sample_norms,
 )
-from fedsens.sensitivity._layerwise import LayerSensitivity, layer_sensitivity
+from fedsens.sensitivity._label_jacobian import LabelRows
+from fedsens.sensitivity._layerwise import LayerRow, LayerSensitivity, layer_sensitivity
 from fedsens.sensitivity._losses import LabelLoss, register_loss
 from fedsens.sensitivity._map import SensitivityMap, map_overlap, staleness, top_coordinates
 from fedsens.sensitivity._mapfile import MAP_TYPE, load_map, save_map
@@ -22,6 +23,8 @@ from fedsens.sensitivity._stopping import StoppingRule
 __all__ = [
     "MAP_TYPE",
     "LabelLoss",
+    "LabelRows",
+    "LayerRow",
     "LayerSensitivity",
     "MapProgress",
     "SensitivityMap",

@@ -12,6 +12,7 @@ from fedsens.errors import SensitivityError
 from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.sensitivity._map import SensitivityMap
 
+#: The type in the header of a map's file.
 MAP_TYPE = "fedsens sensitivity map"
 PARTS = ("sum.", "half.0.", "half.1.")  # prefixes of the whole map and of its halves
 TYPES = {torch.float32, torch.float64}

@@ -12,7 +12,7 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.simulation._app import FlowerApp
     from fedsens.simulation._figure import draw_curves
-    from fedsens.simulation._runner import RunOptions
+    from fedsens.simulation._runner import RunOptions, RunOutcome
     from fedsens.simulation._screen import SimulationScreen, tables
     from fedsens.simulation._simulate import check_options, simulate, with_baseline
     from fedsens.simulation._submit import follow, submit
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FlowerApp",
     "RunOptions",
+    "RunOutcome",
     "RunSummary",
     "SimulationScreen",
     "SimulationSummary",
@@ -37,7 +38,10 @@ __all__ = [
 _HOMES = {
     "fedsens.simulation._app": ("FlowerApp",),
     "fedsens.simulation._figure": ("draw_curves",),
-    "fedsens.simulation._runner": ("RunOptions",),
+    "fedsens.simulation._runner": (
+        "RunOptions",
+        "RunOutcome",
+    ),
     "fedsens.simulation._screen": ("SimulationScreen", "tables"),
     "fedsens.simulation._simulate": ("check_options", "simulate", "with_baseline"),
     "fedsens.simulation._submit": ("follow", "submit"),

@@ -45,18 +45,27 @@ def check_options(options: RunOptions, baseline: bool) -> None:
     app.check(keys | ({RATIO: None} if baseline else {}))
     if app.value(RATIO, options.config) == 0:
         return
-    least = {"FEDSENS_MIN_CONTRIBUTORS": ClientSettings.from_node({}).min_contributors}
-    for name, field in FedSensConfig.model_fields.items():
-        key = f"fedsens.{name.replace('_', '-')}"
-        if name.endswith("_min_clients"):
-            asked = app.value(key, options.config)
-            least[key] = field.default if asked is None else int(asked)
+    known = sorted(FedSensConfig.model_fields, reverse=True)  # train first, which others follow
+    names = [name for name in known if name.endswith("_min_clients")]
+    keys_of = {name: f"fedsens.{name.replace('_', '-')}" for name in names}
+    asked = {name: app.value(key, options.config) for name, key in keys_of.items()}
+    config = FedSensConfig.create(**{n: int(value) for n, value in asked.items() if value})
+    least = {"FEDSENS_MIN_CONTRIBUTORS": _least(options.clients)}
+    least |= {key: getattr(config, name) for name, key in keys_of.items()}
     most = max(least, key=lambda name: least[name])
     if options.clients < least[most]:
         raise ConfigurationError(
             f"expected at least {least[most]} clients, because {most} asks for as many, got "
             f"{options.clients}; raise --clients, or lower what asks for them"
         )
+
+
+def _least(clients: int) -> int:
+    """Whoever starts a simulation owns all of its data, so that it may have few clients."""
+    settings = ClientSettings.from_node({})
+    if "min_contributors" in settings.model_fields_set:
+        return settings.min_contributors
+    return min(settings.min_contributors, clients)
 
 
 def simulate(
@@ -88,7 +97,7 @@ def simulate(
     folder = _new_folder(options.app.outside_of_bundles(runs))
     outcome = _run(options, folder, folder / "state", key_file, progress)
     model = _model(folder)
-    sha256, agreeing = _open(model, outcome, folder, key_file)
+    sha256, agreeing = _open(model, outcome, folder, key_file, _least(options.clients))
     summary = SimulationSummary(
         **dict(summarize(outcome, model, metric)),
         baseline=None,
@@ -140,11 +149,14 @@ def _run(
         # Who starts a simulation owns all of its data.
         "FEDSENS_ALLOW_PLAIN_MAPS": "true",
         "FEDSENS_OPENS": "server",
+        "FEDSENS_MOVING_MASKS": "true",
     }
     if "output-dir" not in options.app.config:
         environment[OUTPUT_DIR] = str(folder.resolve())
+    environment["FEDSENS_MIN_CONTRIBUTORS"] = str(_least(options.clients))
     if key_file is not None:
         environment["FEDSENS_KEY_FILE"] = str(key_file.resolve())
+        environment["FEDSENS_MIN_RATIO"] = os.environ.get("FEDSENS_MIN_RATIO", "0")
     with superlink(folder / "flower", environment) as link:
         return run_app(link, options, folder, progress)
 
@@ -165,7 +177,7 @@ def _write(summary: SimulationSummary) -> None:
 
 
 def _open(
-    model: ProtectedModel, outcome: RunOutcome, folder: Path, key_file: Path | None
+    model: ProtectedModel, outcome: RunOutcome, folder: Path, key_file: Path | None, least: int
 ) -> tuple[str | None, int]:
     nodes = folder / "state" / f"run-{outcome.run_id}"
     key = None
@@ -176,7 +188,6 @@ def _open(
         place = os.environ.get("FEDSENS_PASSPHRASE_FILE")  # the clients read it there, too
         ask = partial(read_passphrase, Path(place)) if place else None
         key = FederationKey.load(path, ask)
-    least = ClientSettings.from_node({}).min_contributors
     arrays = open_model(model, key, least)  # as clients do
     save_model(arrays, folder / "model.safetensors")
     if key is None:

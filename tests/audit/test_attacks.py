@@ -96,6 +96,20 @@ def test_features_before_a_masked_head_are_traced_back_to_the_image():
         assert outcome(made, "analytic", policy, ratio).score >= 0.9
 
 
+def test_masks_that_leave_the_layer_whole_are_attacked_once():
+    made = study("convolutional", steps=60)
+    trials = [Trial("none", 0.0, "analytic", 0), Trial("first_layers", 0.01, "analytic", 0)]
+    first, second = (made.view(*trial.protection[:2], 0) for trial in trials)
+    assert first.memo is second.memo
+    run = get_attack("analytic").run
+    again = [run(replace(v, memo={}), Effort(60, 1, torch.Generator())) for v in (first, second)]
+    effort = Effort(60, 1, torch.Generator())
+    assert torch.equal(run(first, effort), again[0])
+    kept = len(first.memo)
+    assert torch.equal(run(second, effort), again[1])
+    assert len(first.memo) == kept
+
+
 def test_a_matrix_of_rank_one_is_completed_from_few_entries():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(20, generator=generator)

@@ -40,14 +40,14 @@ def test_the_first_that_holds_is_recommended():
         outcomes(HALF, dlg=[0.2] * 8),
     )
     assert answers(found) == {
-        "none 0": "leaks",
+        "nothing": "leaks",
         "first_layers 0.1": "leaks",
         "first_layers 0.1 gaussian:3": "holds",
         "random 0.5": "holds",
-        "all 1": "holds",
+        "everything": "holds",
     }
     assert [str(each.protection) for each in found] == [
-        "none 0", "first_layers 0.1", "random 0.5", "first_layers 0.1 gaussian:3", "all 1"
+        "nothing", "first_layers 0.1", "random 0.5", "first_layers 0.1 gaussian:3", "everything"
     ]  # fmt: skip
     text = recommendation(found, 0.95)
     assert text.startswith("random 0.5: no attack tried is above a guess")
@@ -89,17 +89,17 @@ def test_the_share_that_may_be_found_is_bounded():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 8))
     bounds = {str(each.protection): each.line.possible for each in found}
     assert bounds["first_layers 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
-    assert bounds["none 0"] == 1
+    assert bounds["nothing"] == 1
 
 
 def test_nothing_is_recommended_where_no_attack_works():
     void = [*outcomes(NOTHING, dlg=[0.5, 0.5]), *outcomes(EVERYTHING, dlg=[0, 0])]
     found = choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset(PRESET))
-    assert answers(found) == {"none 0": "leaks", "all 1": "holds"}
+    assert answers(found) == {"nothing": "leaks", "everything": "holds"}
     assert recommendation(found, 0.95).startswith("Only ratio 1: no attack tried works")
     first = Protection("first_layers", 0.1)
     assert walked({first: 0}, [first], bare=0.5) == {
-        "none 0": 9, "all 1": 9
+        "nothing": 9, "everything": 9
     }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_a_walk_leaves_what_is_refuted_and_stops_at_what_holds():
     plain, noised = Protection("first_layers", 0.1), Protection("first_layers", 0.1, "gaussian:3")
     weak, late = Protection("random", 0.3), Protection("first_layers", 0.1, "withheld")
     wanted = [EVERYTHING, late, noised, plain, weak, NOTHING]
-    ends = {"none 0": 9, "all 1": 9}
+    ends = {"nothing": 9, "everything": 9}
     assert walked({plain: 0.9, weak: 0.3, noised: 0, late: 0}, wanted) == ends | {
         "first_layers 0.1": 1, "random 0.3": 9, "first_layers 0.1 gaussian:3": 9
     }  # fmt: skip

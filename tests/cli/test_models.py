@@ -54,7 +54,7 @@ def files(made, tmp_path, passphrase):
     folder, model, key = made
     run("keygen", tmp_path / "locked.key", "--passphrase-file", passphrase)
     run("identity", tmp_path / "identity")
-    save_model(open_model(model, key), tmp_path / "opened.safetensors")
+    save_model(open_model(model, key, 1), tmp_path / "opened.safetensors")
     net = nn.Linear(3, 2)
     save_map(sensitivity_map(net, [(torch.randn(8, 3), torch.arange(8) % 2)]), tmp_path / "map")
     (tmp_path / "roster").write_text(json.dumps(["ab" * 32]))
@@ -139,7 +139,7 @@ def test_open_opens_models_and_checkpoints_with_a_locked_key(
     assert not (tmp_path / "out").exists()
     run(*arguments, tmp_path / "one.safetensors", input=f"{PASSPHRASE}\n")
     run(*arguments, tmp_path / "two", env={"FEDSENS_PASSPHRASE_FILE": str(passphrase)})
-    expected = digest_of(dict(sorted(open_model(model, key).items())))
+    expected = digest_of(dict(sorted(open_model(model, key, 1).items())))
     for name in ("one.safetensors", "two"):
         assert digest_of(dict(sorted(load_file(tmp_path / name).items()))) == expected
 

@@ -47,7 +47,7 @@ def provision(folder: Path) -> tuple[FederationKey, dict[str, str | float]]:
     """A key in a file, and the node config that names it."""
     key = FederationKey.generate()
     key.save(folder / "federation.key")
-    return key, {"fedsens-key-file": str(folder / "federation.key")}
+    return key, {"fedsens-key-file": str(folder / "federation.key"), "fedsens-min-ratio": 0.1}
 
 
 def options(rounds: int, **more: str) -> dict[str, str]:

@@ -102,6 +102,7 @@ class Federation:
             each.mkdir(parents=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("FEDSENS_")}
         self.environment = inherited | flower_environment(self._home)
+        self.environment |= {"FEDSENS_MIN_CONTRIBUTORS": "2"}  # some are lost on purpose
         self.environment |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3", **(environment or {})}
         self.node_config: list[dict[str, Any]] = [
             {

@@ -57,7 +57,7 @@ def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
     keys = [FederationKey.load(path) for path in federation.folder.glob("state-*/run-*/node-*/key")]
     assert len(keys) == 3
     assert len({key.fingerprint for key in keys}) == 1
-    assert opened_by_clients(federation) == [digest_of(open_model(run.model(), keys[0]))] * 3
+    assert opened_by_clients(federation) == [digest_of(open_model(run.model(), keys[0], 1))] * 3
     assert failed.returncode == 1
     assert "DeploymentError" in failed.stderr
     assert "finished:failed" in failed.stderr
@@ -71,7 +71,7 @@ def assert_nothing_secret_is_written(federation, model, key):
     for path in federation.folder.glob("state-*/run-*/node-*/*identity"):
         needles.add_secret(f"{path.name} of {path.parent.name}", path.read_bytes())
     assert len(needles.secrets) == 1 + 2 * 3
-    opened = open_model(model, key)
+    opened = open_model(model, key, 1)
     flat = model.layout.flatten({name: array.astype("f4") for name, array in opened.items()})
     needles.add_values(flat[model.mask.selected])
     files = [path for path in sorted(federation.folder.rglob("*")) if path.is_file()]
@@ -105,11 +105,11 @@ def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives
     assert [row["clients"] for row in summary["per_round"]] == [3]
     model = load_protected(tmp_path / "output" / "protected.safetensors")
     assert model.mask.k == summary["encrypted_parameters"] == int(0.2 * model.layout.size)
-    deployed = open_model(model, key)
+    deployed = open_model(model, key, 1)
     assert opened_by_clients(federation) == [digest_of(deployed)] * 3
     assert not list(federation.folder.glob("state-*/run-*/node-*/key"))
     expected = open_model(
-        load_protected(tmp_path / "runs" / "latest" / "protected.safetensors"), key
+        load_protected(tmp_path / "runs" / "latest" / "protected.safetensors"), key, 1
     )
     assert deployed.keys() == expected.keys()
     for name, array in expected.items():

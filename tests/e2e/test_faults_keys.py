@@ -52,7 +52,7 @@ def test_a_client_with_another_key(story):
     assert story.texts["status"] == COMPLETED
     assert {clients for clients, _ in story.trained().values()} == {2}
     assert f"expected {story.key.fingerprint}; it is left out until it has that key" in story.log
-    assert open_model(story.run.model(), story.key)
+    assert open_model(story.run.model(), story.key, 1)
 
 
 @pytest.mark.fault(

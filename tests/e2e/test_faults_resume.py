@@ -27,10 +27,10 @@ def runs(tmp_path_factory):
             finish(federation, run)
             model = run.model()
             if model.aggregate is None:
-                return open_model(model, None), run
+                return open_model(model, None, 1), run
             keys = map(FederationKey.load, folder.glob("federation/state-*/run-*/node-*/key"))
             right = model.aggregate.header.fingerprint
-            return open_model(model, next(key for key in keys if key.fingerprint == right)), run
+            return open_model(model, next(key for key in keys if key.fingerprint == right), 1), run
 
         def both(ratio):
             # Nobody is to be lost here, however busy the machine is.

@@ -35,7 +35,7 @@ def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationSummary]:
     folder = tmp_path_factory.mktemp("simulation")
     options = ("--clients", "3", "--rounds", "3", "--ratio", "0.2", "-c", "fedsens.refresh-every=2")
-    result = simulate(folder, *options)
+    result = simulate(folder, *options, "-c", "fedsens.moving-masks=true")
     assert result.returncode == 0, result.stdout + result.stderr
     latest = folder / "runs" / "latest"
     text = (latest / "summary.json").read_text()
@@ -100,7 +100,7 @@ def test_the_server_side_files_hold_no_key(run):
 
 def test_provisioned_keys_replace_key_agreement(tmp_path):
     assert fedsens("keygen", "federation.key", cwd=tmp_path).returncode == 0
-    options = ("--clients", "2", "--rounds", "1", "--no-baseline", "--key-file", "federation.key")
+    options = ("--clients", "3", "--rounds", "1", "--no-baseline", "--key-file", "federation.key")
     result = simulate(tmp_path, *options, "-c", "fedsens.policy=all")
     assert result.returncode == 0, result.stdout + result.stderr
     latest = tmp_path / "runs" / "latest"
@@ -109,7 +109,7 @@ def test_provisioned_keys_replace_key_agreement(tmp_path):
 
 
 def test_a_failed_run_is_an_error_with_the_log(tmp_path):
-    result = simulate(tmp_path, "--clients", "2", "--rounds", "1", "-c", "fedsens.preset=weak")
+    result = simulate(tmp_path, "--clients", "3", "--rounds", "1", "-c", "fedsens.preset=weak")
     assert result.returncode == 1
     assert "finished:failed" in result.stderr
     assert "preset" in result.stderr
@@ -122,7 +122,7 @@ def test_what_has_completed_is_told_where_the_baseline_fails(tmp_path):
     broken = '    if context.run_config["fedsens.ratio"] == 0:\n        raise ValueError("at 0")\n'
     assert lines in client.read_text()
     client.write_text(client.read_text().replace(lines, lines + broken))
-    result = fedsens("simulate", "--clients", "2", "--rounds", "1", cwd=app)
+    result = fedsens("simulate", "--clients", "3", "--rounds", "1", cwd=app)
     assert result.returncode == 1
     assert "The whole run" in result.stdout
     assert "The protected model was opened with a client's key" in result.stdout

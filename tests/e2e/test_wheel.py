@@ -113,7 +113,7 @@ def test_an_installed_package_announces_its_reader(installed, tmp_path):
 def test_flowers_quickstart_runs_for_the_third_time_as_for_the_first(installed, tmp_path):
     """A fresh app that knows nothing of fedsens simulate: no output folder, runs inside it."""
     app = copy_app("pytorch", tmp_path / "app", fedsens=True)
-    options = ("--clients", "2", "--rounds", "1")
+    options = ("--clients", "3", "--rounds", "1")
     for call in (("--baseline",), ("--no-baseline",), ("--no-baseline", "--ratio", "1")):
         output = installed.run("fedsens", "simulate", *options, *call, cwd=app)
         assert "eval_acc" in output
@@ -126,7 +126,7 @@ def test_flowers_quickstart_runs_for_the_third_time_as_for_the_first(installed, 
     first = summaries[0]
     assert first.baseline is not None
     assert first.baseline.encrypted_parameters == 0
-    assert (first.metric, first.clients_agreeing) == ("eval_acc", 2)
+    assert (first.metric, first.clients_agreeing) == ("eval_acc", 3)
     latest = json.loads((app / "runs" / "latest" / "summary.json").read_text())
     assert latest["accuracy"] == summaries[-1].scores
     key = next((app / "runs" / "latest" / "state").glob("run-*/node-*/key"))

@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 import experiments.privacy.__main__ as privacy
+import experiments.privacy.seeds as seeds
 import experiments.privacy.tokens as tokens
 from experiments.privacy.figure import mean_of
+from fedsens.cli import app as command
+from fedsens.errors import ConfigurationError
 
 
 def test_leakage_against_ratio(tmp_path, monkeypatch):
@@ -41,3 +45,25 @@ def test_tokens_of_a_text_model(tmp_path, monkeypatch):
     assert linears["span"] == 0
     assert block["both"] == everything["both"] == 0
     assert 0 < none["guess"] < 1
+
+
+def test_studies_of_several_seeds_are_one(tmp_path):
+    common = ["audit", "--steps", "5", "--attack", "dlg-tv", "--policy", "random", "--ratio", "0.5"]
+    for name, seed, images in (("a", 0, 2), ("b", 1, 2), ("other", 2, 3)):
+        given = [*common, "--seed", str(seed), "--images", str(images), "--no-presence"]
+        ran = CliRunner().invoke(command, [*given, "--out", str(tmp_path / name)])
+        assert ran.exit_code == 0, ran.output
+    pooled, each = seeds.together([tmp_path / "a", tmp_path / "b"])
+    assert [line.protection for line in pooled] == [line.protection for line in each[0]]
+    for all_, *own in zip(pooled, *each, strict=True):
+        assert all_.victims == sum(line.victims for line in own) == 4
+        assert all_.score.mean == pytest.approx(sum(line.score.mean for line in own) / 2)
+        assert all_.identified == pytest.approx(sum(line.identified for line in own) / 2)
+    shown = CliRunner().invoke(seeds.app, [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "| nothing |" in shown.output
+    assert "| everything |" in shown.output
+    assert "| label error |" in shown.output
+    with pytest.raises(ConfigurationError, match="got other images in"):
+        seeds.together([tmp_path / "a", tmp_path / "other"])
+    with pytest.raises(ConfigurationError, match="got none; audit into it first"):
+        seeds.together([tmp_path / "c"])

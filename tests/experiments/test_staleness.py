@@ -1,42 +1,16 @@
-"""The pure parts of the audit of old masks: averaging, the union, void rounds, the cases."""
+"""The pure parts of the audit of old masks: the union, void rounds, the cases."""
 
 import pytest
-import torch
-from torch import nn
 
 from experiments.privacy.leak import GUESS
 from experiments.staleness.audit import ATTACKS, POLICIES, ROUNDS, cases_of
 from experiments.staleness.audit_figure import draw
-from experiments.staleness.training import Federation, mean_state
 from experiments.staleness.union import NEW, NOTHING, OLD, attacks_of, lines_of, union_of, working
-from fedsens.data import Dataset
 
 
 def row(number, policy, made, attack, image, ssim, found):
     mask = {"round": number, "policy": policy, "made": made, "staleness": 0.5 * (made == OLD)}
     return mask | {"attack": attack, "image": image, "ssim": ssim, "found": found}
-
-
-def test_states_are_weighted_by_images():
-    states = [{"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([4.0, 0.0])}]
-    mean = mean_state(states, [30, 10])["w"]
-    assert mean.tolist() == [1.0, 3.0]
-    assert mean.dtype == torch.float32
-
-
-def test_a_federation_learns_and_keeps_its_models():
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(400) % 2
-    x = torch.rand((400, 1, 4, 4), generator=generator) * 0.5 + 0.5 * y[:, None, None, None]
-    first = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    given = first[1].weight.detach().clone()
-    federation = Federation(first, [Dataset(x[:100], y[:100], 2), Dataset(x[100:], y[100:], 2)])
-    last = federation.after(3)
-    assert federation.after(3) is last
-    assert torch.equal(first[1].weight, given)
-    assert torch.equal(federation.after(0)[1].weight, given)
-    assert not torch.equal(federation.after(1)[1].weight, last[1].weight)
-    assert (last(x).argmax(dim=1) == y).double().mean() > 0.85
 
 
 def test_the_union_is_the_best_of_the_attacks_image_by_image():

@@ -15,6 +15,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def chosen_by_owners():
+    """What owners of few clients, and of clients with key files, must choose by themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSENS_MIN_CONTRIBUTORS", "2")
+        patch.setenv("FEDSENS_MIN_RATIO", "0")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_state(tmp_path, monkeypatch):
     """Every test has its own clients' state, and the same sampling of nodes."""

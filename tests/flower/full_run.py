@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from typer.testing import CliRunner
 
-from fedsens import FederationKey, FedSensConfig, ParameterLayout
+from fedsens import FederationKey, ParameterLayout
 from fedsens.cli import app as commands
 from fedsens.errors import FedSensError
 from fedsens.flower import LocalGrid, SelectiveEncryption
@@ -36,6 +36,7 @@ from fedsens.simulation._summary import SimulationSummary, summarize
 
 from .federation import (
     arrays_of,
+    config_of,
     initial_arrays,
     is_reply,
     is_request,
@@ -158,7 +159,7 @@ class Federation(LocalGrid):
                 story.note(f"file {path.name}", path.read_bytes())
 
         options = {"ratio": 0.5, "refresh_every": 2, "rotate_at": (3,), "resume": resume}
-        config = FedSensConfig.create(checkpoint_dir=story.folder / "checkpoints", **options)
+        config = config_of(checkpoint_dir=story.folder / "checkpoints", **options)
         self._strategy = SelectiveEncryption(FedAvg(), config, on_report=seen)
         random.seed(0)
         self._strategy.start(self, initial_arrays(), ROUNDS)
@@ -213,7 +214,7 @@ def _export(story: Story, strategy: SelectiveEncryption, key: FederationKey) -> 
     save_protected(model, output / "protected.safetensors")
     flat = model.layout.flatten({
         name: np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype)
-        for name, array in open_model(model, key).items()
+        for name, array in open_model(model, key, 1).items()
     })
     story.values.append(unknown(flat, model.layout)[model.mask.selected])
     outcome = RunOutcome("3", COMPLETED, 1.0, strategy.reports)

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
 from fedsens.flower._blame import Blame, explanations
-from fedsens.flower._records import HEADER
+from fedsens.flower._records import HEADER, bytes_to_record
 
 from .federation import Recorder, Run, is_reply, largest_difference, make_app, rounding
 
@@ -34,6 +34,8 @@ def rounds_to_the_name(count, culprits, seed, frequency=1.0):
         cohort = set(names(count)) - blame.leave_out(names(count))
         if any(chance.random() < frequency for _ in culprits & cohort):
             blame.refuse(cohort)
+        else:
+            blame.accept(cohort)
         if blame.excluded:
             assert blame.excluded == culprits
             return number, len(blame.refused)
@@ -61,6 +63,9 @@ def test_who_was_named_wrongly_is_cleared_by_the_next_refused_sum():
     blame = Blame(1)
     blame.refuse("ab")
     blame.refuse("bc")
+    assert blame.excluded == frozenset()
+    assert blame.leave_out("abc") == {"b"}
+    blame.accept("ac")
     assert blame.excluded == {"b"}
     blame.refuse("ad")
     assert blame.excluded == frozenset()
@@ -72,6 +77,22 @@ def test_where_nobody_explains_the_refusals_the_run_stops():
     blame.refuse("b")
     with pytest.raises(PhaseError, match="none who could"):
         blame.refuse("c")
+
+
+@pytest.mark.parametrize("count", [4, 5, 10, 40])
+@pytest.mark.parametrize("seed", range(5))
+def test_where_clients_refuse_every_sum_nobody_is_named(count, seed, caplog):
+    """Too low a fedsens-max-norm is the owners' doing and no client's."""
+    blame = Blame(3, seed)
+
+    def refuse_all():
+        for _ in range(100):
+            blame.refuse(set(names(count)) - blame.leave_out(names(count)))
+            assert not blame.excluded
+
+    with pytest.raises(PhaseError, match="none who could"):
+        refuse_all()
+    assert "excluded" not in caplog.text
 
 
 def spoil(kind, after=0):
@@ -128,6 +149,31 @@ def test_a18_the_last_checkpoint_holds_an_accepted_model(tmp_path):
         resume=True,
     )
     assert resumed.strategy.model.round == 3
+
+
+def test_a18_where_the_server_opens_a_spoiler_is_found_too():
+    recorder = Recorder()
+    allowed = {"fedsens-opens": "server"}
+
+    def wrong_key(message):
+        hostile = message.metadata.src_node_id == HOSTILE
+        if hostile and is_reply(message, "query.fedsens_key_sum") and message.has_content():
+            message.content["fedsens.key-answer"] = bytes_to_record(bytes(8192))
+
+    grid = LocalGrid(make_app(recorder), 5, tap=wrong_key, node_config=allowed)
+    run = Spoilt(grid=grid, rounds=12, ratio=0.5, policy="random", opens="server")
+    assert run.strategy.model.round == 12
+    assert HOSTILE not in recorder.trained[12]
+
+
+def test_who_is_suspected_is_known_to_a_resumed_run(tmp_path):
+    options = {"ratio": 0.5, "policy": "random", "checkpoint_dir": tmp_path / "c"}
+    grid = LocalGrid(make_app(), 5, tap=spoil("train", after=1))
+    first = Spoilt(grid=grid, rounds=2, **options)
+    assert len(first.strategy._run.refused) == 1
+    grid = LocalGrid(make_app(), 5, run_id=2)
+    resumed = Spoilt(grid=grid, rounds=3, resume=True, **options)
+    assert resumed.strategy._run.refused == first.strategy._run.refused
 
 
 def test_a_spoilt_map_voids_a_round_and_not_the_run():

@@ -87,7 +87,7 @@ def test_around_training_it_clips_whole_models_before_they_are_split(mod, remain
         assert norm_of(kept) <= NORM * 1.001
     recorder.trained[1] = clipped
     mean = recorder.mean(1)
-    opened = open_model(strategy.model, shared_key(grid))
+    opened = open_model(strategy.model, shared_key(grid), 1)
     bound = strategy.config.parameters.error_bound(3) + rounding(opened)
     if remainder == "withheld":
         masked = strategy.model.mask.selected

@@ -153,7 +153,7 @@ def test_initial_values_beyond_the_range_are_refused_by_name():
 def test_evaluation_only_runs_have_a_model(recorder):
     run = Run(inner=FedAvg(fraction_train=0.0), app=make_app(recorder), rounds=1, ratio=0.5)
     assert run.reports("evaluate")[0].clients == 3
-    opened = open_model(run.strategy.model, None)
+    opened = open_model(run.strategy.model, None, 1)
     assert largest_difference(opened, arrays_of(initial_arrays())) == 0
 
 

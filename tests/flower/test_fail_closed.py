@@ -62,7 +62,8 @@ def ask(stage, tmp_path):
         for path in [*folder.glob("update-*"), *folder.glob("map-*")]:  # it comes as if new
             path.unlink()
         if kind.startswith("query."):  # these are of round 1, before any model was opened
-            record.unlink(missing_ok=True)
+            for path in [record, *folder.glob("mask*")]:
+                path.unlink(missing_ok=True)
         elif kind == "train":  # this one comes before the evaluation of its round's result
             record.write_text(record.read_text().replace('"model_round": 2', '"model_round": 1'))
         change(message.content)
@@ -261,7 +262,7 @@ def test_a_ciphertext_of_another_length_is_refused(ask):
     assert_refused(reply, "ProtocolError", "34 values", "one of 2 of 33")
 
 
-def test_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
+def test_a07_a_mask_below_the_clients_minimum_is_refused(ask, monkeypatch):
     monkeypatch.setenv("FEDSENS_MIN_RATIO", "0.4")
     assert_refused(ask(), "DowngradeError", "at least 46 of 115", "got 34", "raise")
     assert_refused(ask(min_ratio=0.5), "DowngradeError", "at least 57 of 115")
@@ -277,7 +278,8 @@ def test_the_data_owner_cannot_lower_the_apps_minimum(ask):
 
 def test_a_smaller_mask_for_the_answer_is_refused(ask):
     change = with_mask(lambda mask: mask.selected & (np.cumsum(mask.selected) <= 20))
-    assert ask(change).has_content()  # nobody demanded more
+    assert_refused(ask(change), "DowngradeError", "covers whatever an earlier one")
+    assert_refused(ask(change, moving_masks=True), "DowngradeError", "a key holder vouches for")
     assert_refused(ask(change, min_ratio=RATIO), "DowngradeError", "got 20")
 
 
@@ -296,7 +298,7 @@ def unencrypted(content):
     edit(mask=empty.digest, model_mask=empty.digest, **told)(content)
 
 
-def test_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
+def test_a07_an_unencrypted_run_is_refused_by_whoever_holds_a_key(ask, tmp_path):
     assert_refused(ask(unencrypted), "DowngradeError", "this client holds a key")
     keyless = str(tmp_path / "nothing")
     assert ask(unencrypted, state_dir=keyless).has_content()
@@ -345,7 +347,7 @@ def test_weights_that_are_not_numbers_are_refused_by_name(ask, stage, value, mas
     assert_refused(ask(app=trained(spoil)), "ValueRangeError", "3.weight", "learning rate")
 
 
-def test_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask, stage):
+def test_a12_weights_beyond_the_range_are_refused_by_name_and_without_the_value(ask, stage):
     def spoil(arrays):
         entry = next(e for e in stage.run.strategy.model.layout.entries if e.name == "3.weight")
         arrays["3.weight"][stage.run.strategy.model.mask.of(entry)] = 98765.4

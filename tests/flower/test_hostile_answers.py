@@ -13,7 +13,6 @@ from fedsens import (
     CkksParameters,
     EncryptionMask,
     Encryptor,
-    FedSensConfig,
 )
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, _updates
@@ -21,6 +20,7 @@ from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
 
 from .federation import (
     Run,
+    config_of,
     initial_arrays,
     is_reply,
     largest_difference,
@@ -322,7 +322,7 @@ def test_a_ciphertext_of_an_earlier_round_under_a_new_header_opens_for_nobody(re
 
     grid = LocalGrid(make_app(recorder), 3, tap=keep)
     options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(**options))
+    strategy = SelectiveEncryption(FedAvg(), config_of(**options))
     with pytest.raises(PhaseError, match=r"model of round 2 .*3 refusals.*ModelError"):
         strategy.start(grid, initial_arrays(), 3)
     assert sorted(recorder.trained) == [1, 2]
@@ -384,6 +384,8 @@ WRONG_METRICS = {
     "no examples": lambda content: content["metrics"].pop("num-examples"),
     "a list of examples": lambda content: content["metrics"].update({"num-examples": [30, 1]}),
     "NaN examples": lambda content: content["metrics"].update({"num-examples": float("nan")}),
+    "a NaN loss (a16)": lambda content: content["metrics"].update({"accuracy": float("nan")}),
+    "an infinite loss": lambda content: content["metrics"].update({"accuracy": float("inf")}),
     "an extra metric": lambda content: content["metrics"].update({"extra": 1.0}),
     "a list for a metric": lambda content: content["metrics"].update({"accuracy": [1.0, 2.0]}),
     "a missing metric": lambda content: content["metrics"].pop("accuracy"),
@@ -510,6 +512,34 @@ def test_a_mask_of_fewer_coordinates_is_not_accepted(caplog):
     run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
     assert "expected a mask of 57 coordinates of this model, got 5" in caplog.text
     assert run.strategy.model.mask.k == 57
+
+
+def test_a10b_one_holder_alone_does_not_choose_the_mask(caplog):
+    """It returns as many coordinates as the policy does, but the least sensitive ones."""
+    answers = {}
+
+    def meddle(message):
+        if is_reply(message, "query.fedsens_mask"):
+            data = b"".join(array.data for array in message.content["fedsens.mask"].values())
+            answers[message.metadata.src_node_id] = mask = EncryptionMask.from_bytes(data)
+            if message.metadata.src_node_id == 1000:
+                other = EncryptionMask(np.roll(mask.selected, 1), mask.layout_digest)
+                message.content["fedsens.mask"] = bytes_to_record(other.to_bytes())
+
+    run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
+    assert sorted(answers) == [1000, 1001, 1002]
+    assert run.strategy.model.mask == answers[1001] == answers[1002]
+
+
+def test_a16_a_nan_loss_of_training_is_left_out_and_the_update_counts(caplog):
+    def meddle(message):
+        if is_reply(message) and message.metadata.src_node_id == HOSTILE:
+            message.content["metrics"]["loss"] = float("nan")
+
+    run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5, policy="random")
+    assert f"'loss', which are NaN or infinite at node {HOSTILE}" in caplog.text
+    assert run.reports("train")[0].clients == 3
+    assert "loss" not in run.result.train_metrics_clientapp[1]
 
 
 def test_a_sum_from_a_client_is_left_out(recorder, caplog):

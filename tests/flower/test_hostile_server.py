@@ -10,10 +10,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from fedsens import Aggregator, EncryptionMask, FedSensConfig, crypto
+from fedsens import Aggregator, EncryptionMask, crypto
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
+from fedsens.files import sorted_digest
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._records import (
     CIPHERTEXT,
@@ -29,11 +30,14 @@ from fedsens.flower._records import (
     REFUSED,
     bytes_to_record,
     take_model,
+    to_record,
 )
 from fedsens.keys import _opening
+from fedsens.layout import ParameterLayout
+from fedsens.mask import select_mask
 from fedsens.protocol import sum_answers
 
-from .federation import Run, initial_arrays, is_reply, is_request, make_app
+from .federation import Run, arrays_of, config_of, initial_arrays, is_reply, is_request, make_app
 
 NODES = (1000, 1001, 1002)
 VICTIM = 1000
@@ -130,11 +134,16 @@ def put(stage, tmp_path):
     def never(message, context):
         pytest.fail("the app's function was called")
 
-    def send(change, kind="train", number=ROUND, app=None, **settings):
+    def send(change, kind="train", number=ROUND, app=None, new=True, forget=False, **settings):
         message = copy.deepcopy(stage.requests[kind, number])
         change(message.content)
-        if kind.startswith("query."):  # these are of round 1, before any model was opened
-            (tmp_path / "copy" / "run-1" / f"node-{VICTIM}" / "model.json").unlink(missing_ok=True)
+        if forget:  # as a client that has answered nothing in this run, but saw how it began
+            for path in (tmp_path / "copy" / "run-1" / f"node-{VICTIM}").glob("[mu]*"):
+                path.unlink()
+        if new and kind.startswith("query."):  # these are of round 1, before any model was opened
+            folder = tmp_path / "copy" / "run-1" / f"node-{VICTIM}"
+            for path in [folder / "model.json", *folder.glob("mask*")]:
+                path.unlink(missing_ok=True)
         node_config = {"partition-id": 0, "num-partitions": 3}
         node_config["fedsens-state-dir"] = str(tmp_path / "copy")
         node_config |= {f"fedsens-{k.replace('_', '-')}": v for k, v in settings.items()}
@@ -153,7 +162,7 @@ def assert_refused(reply, error, text=""):
 
 
 def strategy_of(**options):
-    return SelectiveEncryption(FedAvg(), FedSensConfig.create(**options))
+    return SelectiveEncryption(FedAvg(), config_of(**options))
 
 
 class Lies:
@@ -384,7 +393,7 @@ SECRET = [
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("lie", [*PUBLIC, *SECRET])
-def test_an_aggregate_that_is_not_what_it_is_said_to_be(stage, put, secrets, lie, kind):
+def test_a01_a04_an_aggregate_that_is_not_what_it_is_said_to_be(stage, put, secrets, lie, kind):
     """Behind the public checks there is one error, and the one work of one decryption.
 
     What is decrypted with the real sum of the secrets is the genuine sum alone.
@@ -483,7 +492,7 @@ def test_a_message_that_asks_for_less_protection(put, kind, change, error, setti
 
 
 @pytest.mark.parametrize("change", ["nothing", "the mask", "the configuration", "a later round"])
-def test_a_second_upload_in_one_round(put, change):
+def test_a05_a_second_upload_in_one_round(put, change):
     """Two complementary masks would show the whole update; two of one the difference."""
     changes = {
         "nothing": lambda content: None,
@@ -491,8 +500,9 @@ def test_a_second_upload_in_one_round(put, change):
         "the configuration": lambda content: content["config"].update({"lr": 2.0}),
         "a later round": lambda content: edit(content, round=ROUND - 1),
     }
+    first = "DowngradeError" if change == "the mask" else "RoundError"
     assert put(lambda content: None, app=make_app()).has_content()
-    assert_refused(put(changes[change]), "RoundError")
+    assert_refused(put(changes[change]), first)
     assert put(lambda content: None, "evaluate", app=make_app()).has_content()
     assert_refused(put(changes[change]), "RoundError")
 
@@ -506,7 +516,7 @@ def test_an_upload_is_begun_before_training(put):
     assert put(lambda content: None, app=make_app(fail)).has_error()
     assert_refused(put(lambda content: None), "RoundError", "answered already")
     other = with_mask(lambda mask: ~mask.selected)
-    assert_refused(put(other), "RoundError", "answered already")
+    assert_refused(put(other), "DowngradeError", "covers whatever an earlier one")
 
 
 def context_of(content):
@@ -516,10 +526,14 @@ def context_of(content):
 
 
 class TwoMasks(LocalGrid):
-    """Tells one client another mask, and the honest half of the server that it did not."""
+    """Tells one client another mask, and the honest half of the server that it did not.
+
+    The clients let the server see maps, so that it chooses the mask and nobody else vouches for it.
+    """
 
     def __init__(self, lies_about_keys):
-        super().__init__(make_app(), 3, tap=self._meddle)
+        allowed = {"fedsens-allow-plain-maps": "true"}
+        super().__init__(make_app(), 3, tap=self._meddle, node_config=allowed)
         self._lies, self._honest, self._other = lies_about_keys, "", ""
 
     def _meddle(self, message):
@@ -540,17 +554,17 @@ class TwoMasks(LocalGrid):
             edit(message.content, context=self._other if self._lies else self._honest)
 
 
-def test_different_masks_for_two_clients_void_the_round(caplog):
+def test_a02_different_masks_for_two_clients_void_the_round(caplog):
     """The client does not give its key for an upload that it did not make."""
     with pytest.raises(PhaseError, match="changed the model, got none of 1"):
-        Run(grid=TwoMasks(False), rounds=1, ratio=0.5, policy="random")
+        Run(grid=TwoMasks(False), rounds=1, ratio=0.5, maps="plain")
     assert "expected a list within the context of this client's upload" in caplog.text
     assert "got none from node 1002; the sum cannot be opened and is dropped" in caplog.text
 
 
 def test_different_masks_for_two_clients_with_a_list_for_each_open_for_nobody():
     """The visible parts were sent by then, but the pads do not cancel."""
-    options = {"ratio": 0.5, "policy": "random", "train_min_clients": 3}
+    options = {"ratio": 0.5, "maps": "plain", "train_min_clients": 3}
     with pytest.raises(PhaseError, match=r"the evaluate of round 1.*3 refusals.*ModelError"):
         strategy_of(**options).start(TwoMasks(True), initial_arrays(), 2)
 
@@ -639,9 +653,79 @@ def test_a_map_that_is_not_the_sum_makes_no_mask(stage, put, lie, error, text):
 
 
 def test_the_honest_map_makes_a_mask(stage, put):
-    assert list(put(lambda content: None, "query.fedsens_mask", 1).content) == [MASK]
-    reply = put(lambda content: None, "query.fedsens_mask", 1, min_contributors=4)
+    honest = lambda content: None  # noqa: E731
+    assert set(put(honest, "query.fedsens_mask", 1).content) == {HEADER, MASK}
+    reply = put(honest, "query.fedsens_mask", 1, min_contributors=4)
     assert_refused(reply, "ContributorsError", "at least 4 contributors, got 3")
+
+
+@pytest.mark.parametrize("change", ["nothing", "the policy", "the ratio"])
+def test_a02_a15_a_holder_makes_one_mask_a_round(put, change):
+    """Each further one would tell the order of the maps, or of the weights that it opened."""
+
+    def again(content):
+        origin = header_of(content, "fedsens.request")["origin"]
+        new = {"the policy": {"policy": "magnitude"}, "the ratio": {"ratio": 0.1}}
+        edit(content, "fedsens.request", origin={**origin, **new.get(change, {})})
+
+    assert put(lambda content: None, "query.fedsens_mask", 1).has_content()
+    reply = put(again, "query.fedsens_mask", 1, new=False)
+    assert_refused(reply, "RoundError", "answered already")
+
+
+def by_policy(policy, **terms):
+    """A mask of the server's own choice that is, or claims to be, by a policy without secrets."""
+
+    def change(content):
+        mask, layout = EncryptionMask.from_bytes(bytes_of(content, MASK)), header_of(content)
+        if not terms.pop("claimed", False):
+            layout = ParameterLayout.from_json(layout["layout"])
+            mask = select_mask(None, layout, policy, 0.5)
+        with_mask(lambda old: mask.selected)(content)
+        origin = {"round": ROUND, "policy": policy, "ratio": 0.5, **terms}
+        edit(content, origin=origin)
+
+    return change
+
+
+def certificate(**changes):
+    return lambda content: edit(content, origin={**header_of(content)["origin"], **changes})
+
+
+FORGED = {
+    "another mask": with_mask(lambda mask: np.roll(mask.selected, 1)),
+    "no origin": lambda content: edit(content, origin=None),
+    "no certificate": certificate(certificate=""),
+    "another certificate": certificate(certificate="ab" * 32),
+    "another ratio": certificate(ratio=0.4),
+    "another seed": certificate(seed=1),
+    "another round": certificate(round=2),
+    "another run": certificate(run="2"),
+    "claimed to be random": by_policy("random", claimed=True),
+    "an unknown policy": certificate(policy="whatever"),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a08_a_mask_that_no_holder_vouches_for_is_refused(put, change, tmp_path):
+    """Even by an owner who lets masks move, and by a client that saw no mask before."""
+
+    def forget(content):
+        (tmp_path / "copy" / "run-1" / f"node-{VICTIM}" / "mask").unlink()
+        change(content)
+
+    reply = put(forget, moving_masks=True)
+    assert not reply.has_content()
+    assert reply.error.reason.split(":")[0] in {"DowngradeError", "ConfigurationError"}
+
+
+def test_a08_what_was_masked_stays_masked(put, tmp_path):
+    """The trained model, frozen, under another mask each round would show the whole of it."""
+    move = by_policy("random")
+    assert_refused(put(move), "DowngradeError", "covers whatever an earlier one")
+    (tmp_path / "copy" / "run-1" / f"node-{VICTIM}" / "mask").unlink()  # as of another run
+    assert_refused(put(move), "DowngradeError", "covers whatever an earlier one")
+    assert put(move, app=make_app(), moving_masks=True).has_content()
 
 
 POISON = 1001
@@ -708,3 +792,67 @@ def test_a_plaintext_remainder_that_is_no_number_is_refused_by_name(put):
         content["arrays"] = ArrayRecord({n: Array(a) for n, a in arrays.items()})
 
     assert_refused(put(spoil), "ModelError", "NaN or infinity in 0.weight")
+
+
+def initial(values, number=1):
+    """A plain model of the server's making instead of the run's initial one."""
+
+    def change(content):
+        arrays = arrays_of(initial_arrays())
+        made = {name: np.full(a.shape, values, a.dtype) for name, a in arrays.items()}
+        content["arrays"] = to_record(made)
+        edit(content, round=number)
+
+    return change
+
+
+def test_a03_no_initial_model_is_evaluated(put):
+    """Its loss would tell a label histogram, and a private image from a hundred such models."""
+
+    def as_an_evaluation(content):
+        a_model_of_the_servers_own(content)
+        edit(content, model_round=0, round=ROUND)
+
+    reply = put(as_an_evaluation, "evaluate", forget=True)
+    assert_refused(reply, "DowngradeError", "expected a trained model to evaluate")
+    reply = put(lambda content: None, "train", 1, app=make_app(), forget=True)
+    assert reply.has_content()  # the same initial model as before is trained
+    other = put(initial(0.5), "train", 1, forget=True)
+    assert_refused(other, "DowngradeError", "a run has one initial model")
+
+
+def test_a03_a_map_of_another_initial_model_is_refused(put):
+    reply = put(initial(0.5), "query.fedsens_sensitivity", 1)
+    assert_refused(reply, "DowngradeError", "that this run began with")
+
+
+def test_a03_the_owner_pins_the_initial_model(put):
+    pinned = sorted_digest(arrays_of(initial_arrays()))
+    honest = lambda content: None  # noqa: E731
+    own = {"app": make_app(), "forget": True}
+    reply = put(honest, "train", 1, initial_sha256="ab" * 32, **own)
+    assert_refused(reply, "DowngradeError", "of fedsens-initial-sha256")
+    assert put(honest, "train", 1, initial_sha256=pinned, **own).has_content()
+
+
+def test_a09_a_remainder_without_a_budget_is_refused_where_the_owner_sets_one(put):
+    reply = put(lambda content: None, max_epsilon=8)
+    assert_refused(reply, "DowngradeError", "whose privacy loss can be stated")
+
+
+def test_a07_a_pinned_roster_demands_encryption(put, tmp_path):
+    """Of a client that holds no key yet, as in the first message of a run."""
+
+    def in_plaintext(content):
+        mask = EncryptionMask.from_bytes(bytes_of(content, MASK))
+        empty = EncryptionMask(np.zeros(mask.size, bool), mask.layout_digest)
+        content[MASK] = bytes_to_record(empty.to_bytes())
+        edit(content, mask=empty.digest, model_mask=empty.digest, fingerprint="", cohort=[])
+
+    own = {"state_dir": str(tmp_path / "new"), "number": 1}
+    roster = tmp_path / "roster.json"
+    roster.write_text(json.dumps(["ab" * 32]))
+    roster.chmod(0o600)
+    assert put(in_plaintext, app=make_app(), **own).has_content()
+    reply = put(in_plaintext, roster_file=str(roster), **own)
+    assert_refused(reply, "DowngradeError", "pins a roster")

@@ -300,7 +300,7 @@ def test_a_strategy_can_start_a_second_run():
     second = LocalGrid(make_app(), 3, run_id=2)
     first.grid = second
     first.strategy.start(second, initial_arrays(), 1)
-    assert open_model(first.strategy.model, shared_key(second))
+    assert open_model(first.strategy.model, shared_key(second), 1)
 
 
 def test_a_client_that_accepted_another_key_is_left_out(recorder):
@@ -325,7 +325,7 @@ def test_who_lies_about_holding_a_key_is_left_out_by_name(recorder, liar, caplog
     assert f"nodes [{liar}] say they hold the key {'ab' * 16}" in caplog.text
     assert f"node {liar} holds the key {'ab' * 16}, expected" in caplog.text
     assert key_of(grid, others[0]) == key_of(grid, others[1])
-    assert open_model(run.strategy.model, key_of(grid, others[0]))
+    assert open_model(run.strategy.model, key_of(grid, others[0]), 1)
 
 
 def test_a_lie_about_holding_a_key_against_one_other_ends_the_run_by_name():
@@ -371,7 +371,7 @@ def test_who_creates_the_key_and_hands_out_wrong_envelopes_stops_nobody(
     others = [node for node in (1000, 1001, 1002, 1003) if node not in left_out]
     assert nodes_of(recorder, 1) == nodes_of(recorder, 2) == others
     assert key_of(grid, 1001) == key_of(grid, 1003)
-    assert open_model(run.strategy.model, key_of(grid, 1001))
+    assert open_model(run.strategy.model, key_of(grid, 1001), 1)
     assert ("node 1000 made a key that nobody else came to hold" in caplog.text) == bool(left_out)
 
 

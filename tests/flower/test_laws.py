@@ -6,6 +6,7 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
+from fedsens.mask import EncryptionMask
 
 from .federation import (
     Run,
@@ -129,12 +130,19 @@ def test_every_policy_and_preset_is_fedavg(options, recorder):
         assert mask.of(entry).all()
 
 
+@pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("policy", ["magnitude", "sensitivity"])
-def test_refreshed_masks_change_and_keep_the_result(policy, recorder):
+def test_a08_refreshed_masks_grow_or_move_and_keep_the_result(policy, moves, recorder):
     masks = []
-    app = make_app(recorder)
+    grid = LocalGrid(
+        make_app(recorder),
+        CLIENTS,
+        tap=lambda message: note_mask(message, masks),
+        node_config={"fedsens-moving-masks": moves},
+    )
     run = Run(
-        grid=LocalGrid(app, CLIENTS, tap=lambda message: note_mask(message, masks)),
+        grid=grid,
+        moving_masks=moves,
         rounds=6,
         ratio=0.3,
         policy=policy,
@@ -144,6 +152,15 @@ def test_refreshed_masks_change_and_keep_the_result(policy, recorder):
     assert [report.round for report in run.reports("mask")] == [1, 3, 5]
     assert [masks[i] == masks[i - 1] for i in (1, 3, 5)] == [True] * 3
     assert masks[1] != masks[2]
+    first, last = map(EncryptionMask.from_bytes, (masks[1], masks[2]))
+    assert last.covers(first) is not moves
+    assert (first.k, last.k == first.k) == (34, moves)
+
+
+def test_a08_masks_do_not_move_where_an_owner_forbids_it(caplog):
+    options = {"ratio": 0.3, "refresh_every": 1, "moving_masks": True, "rounds": 2}
+    with pytest.raises(PhaseError, match=r"leave fedsens\.moving-masks out"):
+        Run(policy="magnitude", **options)
 
 
 @pytest.mark.parametrize(("below", "replaced"), [(0.01, False), (0.999, True)])

@@ -234,7 +234,7 @@ def test_nothing_secret_is_logged_at_any_level(logger, caplog, capsys, monkeypat
         for shown in (str(secret[:12]), str(secret[:12].tolist()), repr(secret)):
             assert shown.strip("[]") not in text
     model = run.strategy.model
-    opened = model.layout.flatten(open_model(model, run.key))
+    opened = model.layout.flatten(open_model(model, run.key, 1))
     needles.add_values(opened[model.mask.selected])
     assert needles.search({"log": text.encode()}) == []
     # The search would find them.

@@ -37,6 +37,7 @@ from fedsens.remainder import epsilon_of
 
 from .federation import (
     arrays_of,
+    config_of,
     initial_arrays,
     is_request,
     make_app,
@@ -85,7 +86,7 @@ class Halving(FedAvg):
 
 def run(inner=None, rounds=2, *, ratio=1.0, grid=None, evaluate_fn=None, tap=None, **options):
     grid = grid or LocalGrid(make_app(), 3, node_config={"fedsens-opens": "server"}, tap=tap)
-    config = FedSensConfig.create(opens="server", ratio=ratio, **options)
+    config = config_of(opens="server", ratio=ratio, **options)
     strategy = SelectiveEncryption(inner or FedAvg(), config)
     random.seed(0)
     result = strategy.start(grid, initial_arrays(), rounds, evaluate_fn=evaluate_fn)
@@ -189,7 +190,7 @@ def test_once_asked_for_encrypted_answers_a_client_gives_no_plain_ones(opens):
 
 def test_a_client_that_allows_it_still_takes_part_where_clients_open():
     grid = LocalGrid(make_app(), 3, node_config={"fedsens-opens": "server"})
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=1.0))
+    strategy = SelectiveEncryption(FedAvg(), config_of(ratio=1.0))
     strategy.start(grid, initial_arrays(), 1)
     assert strategy.model.aggregate is not None
     assert shared_key(grid)
@@ -233,7 +234,7 @@ def test_the_mask_is_the_one_that_clients_would_make():
         "train": "server",
         "evaluate": None,
     }
-    there = SelectiveEncryption(FedAvg(), FedSensConfig.create(ratio=0.3))
+    there = SelectiveEncryption(FedAvg(), config_of(ratio=0.3))
     there.start(LocalGrid(make_app(), 3, run_id=2), initial_arrays(), 1)
     assert here._run.mask.overlap(there._run.mask) == 1
 
@@ -479,7 +480,7 @@ def private(opens="server", clients=3, train=train, rounds=1, grid=None, **optio
     node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
     grid = grid or LocalGrid(make_app(train=train), clients, node_config=node)
     options = {"dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 2} | options
-    config = FedSensConfig.create(opens=opens, ratio=1.0, **options)
+    config = config_of(opens=opens, ratio=1.0, **options)
     strategy = SelectiveEncryption(FedAvg(), config)
     strategy.start(grid, initial_arrays(), rounds)
     key = None if opens == "server" else shared_key(grid)
@@ -542,7 +543,7 @@ def test_with_fewer_shares_than_promised_nothing_is_opened_and_nothing_spent():
     seen = []
     config = {"dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 3, "ratio": 1.0}
     strategy = SelectiveEncryption(
-        FedAvg(), FedSensConfig.create(opens="server", **config), on_report=seen.append
+        FedAvg(), config_of(opens="server", **config), on_report=seen.append
     )
     with pytest.raises(PhaseError, match="changed the model, got none"):
         strategy.start(grid, initial_arrays(), 1)

@@ -17,7 +17,7 @@ from fedsens.errors import ConfigurationError, LayoutError, PhaseError, Strategy
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
 from fedsens.keys import open_model
 
-from .federation import initial_arrays, key_of, load, shared_key, train
+from .federation import config_of, initial_arrays, key_of, load, shared_key, train
 
 
 def answer(message, **records):
@@ -59,7 +59,7 @@ class Federation:
     def start(self, initial=None, rounds=2, *, inner=None, weighted_mean=False, begin=None, **own):
         options = {"ratio": 0.5, "policy": "random", **own}
         self.strategy = SelectiveEncryption(
-            inner or FedAvg(), FedSensConfig.create(**options), weighted_mean=weighted_mean
+            inner or FedAvg(), config_of(**options), weighted_mean=weighted_mean
         )
         random.seed(0)
         initial = weights() if initial is None else initial
@@ -402,7 +402,7 @@ def test_the_result_says_that_it_is_no_whole_model(caplog):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("policy", ["random", "magnitude"])
-def test_a_second_start_in_one_run_is_an_error_by_name(rounds, policy):
+def test_a16_a_second_start_in_one_run_is_an_error_by_name(rounds, policy):
     federation = Federation()
     federation.start(rounds=rounds)
     with pytest.raises(PhaseError, match="a Flower run has one start of SelectiveEncryption"):

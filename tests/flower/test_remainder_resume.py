@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
-from fedsens import FedSensConfig
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.keys import open_model
 
-from .federation import initial_arrays, is_request, largest_difference, make_app, shared_key
+from .federation import (
+    config_of,
+    initial_arrays,
+    is_request,
+    largest_difference,
+    make_app,
+    shared_key,
+)
 from .test_resume import Killed
 
 ROUNDS, FORCE = 5, "*running_*"
@@ -35,12 +41,12 @@ class Deaths:
 
 def start(folder, run_id, tap=None, **options):
     grid = LocalGrid(make_app(), 3, run_id=run_id, tap=tap)
-    config = FedSensConfig.create(ratio=0.3, force=FORCE, **{"checkpoint_dir": folder} | options)
+    config = config_of(ratio=0.3, force=FORCE, **{"checkpoint_dir": folder} | options)
     strategy = SelectiveEncryption(FedAvg(), config)
     random.seed(0)
     strategy.start(grid, initial_arrays(), ROUNDS)
     key = shared_key(grid, strategy._run.keys.fingerprint)
-    return strategy, open_model(strategy.model, key)
+    return strategy, open_model(strategy.model, key, 1)
 
 
 @pytest.mark.parametrize("at", [3, 4, 5])

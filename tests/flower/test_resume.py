@@ -24,6 +24,7 @@ from tests.secret_scan import forms
 from .federation import (
     Recorder,
     arrays_of,
+    config_of,
     initial_arrays,
     is_request,
     key_of,
@@ -80,7 +81,7 @@ def start(tmp_path):
         seen = []
         strategy = SelectiveEncryption(
             inner or FedAvg(fraction_train=0.7),
-            FedSensConfig.create(**options),
+            config_of(**options),
             app_config=app_config,
             on_report=seen.append,
         )
@@ -114,7 +115,7 @@ def opened(strategy):
     key = None
     if strategy.model.aggregate is not None:
         key = shared_key(strategy.grid, strategy._run.keys.fingerprint)
-    return open_model(strategy.model, key)
+    return open_model(strategy.model, key, 1)
 
 
 def metrics_of(result):

@@ -235,7 +235,7 @@ def without_tags(message):
 
 @pytest.mark.parametrize("change", [shorter, flipped, other_tags, without_tags])
 @pytest.mark.parametrize("node", [1000, 1001])
-def test_one_wrong_answer_is_outvoted_by_two_that_agree(federate, caplog, change, node):
+def test_a10a_one_wrong_answer_is_outvoted_by_two_that_agree(federate, caplog, change, node):
     def damage(message):
         if is_reply(message, "query.fedsens_rekey") and message.metadata.src_node_id == node:
             change(message)

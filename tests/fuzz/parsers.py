@@ -53,6 +53,7 @@ from fedsens.protocol import (
     KeyRequest,
     KeySumRequest,
     MapRequest,
+    MaskReply,
     MaskRequest,
     ModelHeader,
     PlainMapHeader,
@@ -69,7 +70,7 @@ from .frames import split
 
 KINDS = (
     *(ModelHeader, UploadHeader, PlainMapHeader, KeySumRequest, KeyRequest),
-    *(KeyReply, MapRequest, MaskRequest, RekeyRequest, RekeyReply),
+    *(KeyReply, MapRequest, MaskRequest, MaskReply, RekeyRequest, RekeyReply),
 )
 SETS = {each.digest: each for each in map(CkksParameters.preset, PRESETS)}
 CHEAP = 2**20  # bytes of scrypt up to which a mutated lock is tried
@@ -158,7 +159,7 @@ def model_message(data: bytes) -> None:
     _put(content, MODEL_PARTS, frames[:4])
     content["arrays"] = _arrays(frames[4:])
     model, _ = records.take_model(content)
-    open_model(model, fixed.key())
+    open_model(model, fixed.key(), 1)
 
 
 def update_message(data: bytes) -> None:
@@ -235,7 +236,7 @@ def checkpoint(data: bytes) -> None:
 
 def model_file(data: bytes) -> None:
     """An exported model or a checkpoint as ``fedsens open`` reads it."""
-    open_model(load_model(_file(data)), fixed.key())
+    open_model(load_model(_file(data)), fixed.key(), 1)
 
 
 def map_file(data: bytes) -> None:
@@ -271,6 +272,7 @@ def _client() -> Client:
     lasting, of_run = fixed.identities()[0]
     names = {"state-dir": "state", "identity-file": "identity", "key-file": "key"}
     config = {f"fedsens-{option}": str(top / name) for option, name in names.items()}
+    config["fedsens-min-ratio"] = "0"
     client = Client(Context(fixed.RUN, fixed.NODE, config, RecordDict(), {}))
     contents = {top / "identity": lasting, client.store.folder / "run-identity": of_run}
     for path, identity in contents.items():

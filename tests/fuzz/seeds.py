@@ -33,6 +33,8 @@ from fedsens.protocol import (
     KeyRequest,
     KeySumRequest,
     MapRequest,
+    MaskOrigin,
+    MaskReply,
     MaskRequest,
     PhaseReport,
     PlainMapHeader,
@@ -131,7 +133,12 @@ def kinds() -> dict[str, bytes]:
         KeyRequest(step="share", roster={5: public}, key_index=1),
         KeyReply(name=public, run_key="cd" * 32, fingerprint="ab" * 16, examples=10),
         MapRequest(rule="vector", maps="encrypted"),
-        MaskRequest(policy="sensitivity", ratio=0.1, force=("a.*",), tied=(("a", "b"),)),
+        MaskRequest(
+            origin=MaskOrigin(
+                round=1, policy="sensitivity", ratio=0.1, force=("a.*",), tied=(("a", "b"),)
+            )
+        ),
+        MaskReply(certificate="ab" * 32),
         RekeyRequest(key_index=1, fingerprint="ab" * 16),
         RekeyReply(tags=tags),
     ]
@@ -245,8 +252,9 @@ def map_sums() -> dict[str, bytes]:
     """A sum of maps, and a request without one."""
     assert fixed.map_context().parameters == MAP_PARAMETERS
     total = summed(np.arange(fixed.layout().size, dtype=float), fixed.map_context())
-    header = MaskRequest(policy="sensitivity", ratio=0.1, aggregate=total.header)
-    bare = MaskRequest(policy="random", ratio=0.1)
+    by_maps = MaskOrigin(round=1, policy="sensitivity", ratio=0.1)
+    header = MaskRequest(origin=by_maps, aggregate=total.header)
+    bare = MaskRequest(origin=MaskOrigin(round=1, policy="random", ratio=0.1))
     return {
         "sum": join([header.to_json().encode(), total.ciphertext, total.key_sum]),
         "none": join([bare.to_json().encode()]),

@@ -1,4 +1,4 @@
-"""Writes the table in docs/reliability.md from fuzz.json, see ``make docs``."""
+"""Writes the table in docs/reliability/fuzzing.md from fuzz.json, see ``make docs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from .targets import BY_NAME
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE, RESULTS = DOCS / "reliability.md", DOCS / "reliability" / "fuzz.json"
+PAGE, RESULTS = DOCS / "reliability" / "fuzzing.md", DOCS / "reliability" / "fuzz.json"
 BEGIN, END = "<!-- fuzz: from fuzz.json, python -m tests.fuzz.table -->\n", "<!-- end of fuzz -->\n"
 HEAD = (
     "| parser | inputs | accepted | refused with | branches | new inputs kept | memory, at most | "
@@ -41,14 +41,19 @@ def table() -> str:
     """The table, between its markers."""
     targets = json.loads(RESULTS.read_text())["targets"]
     rows = "".join(_row(name, result) for name, result in targets.items())
+    return f"{BEGIN}{HEAD}{rows}\n{total()}\n{END}"
+
+
+def total() -> str:
+    """All inputs and the time they took, in a sentence."""
+    targets = json.loads(RESULTS.read_text())["targets"]
     inputs = sum(result["inputs"] for result in targets.values())
     seconds = sum(result["cpu_seconds"] for result in targets.values())
     versions = ", ".join(sorted({f"`{result['version']}`" for result in targets.values()}))
-    total = (
-        f"{inputs:,} inputs in {seconds:,.0f} CPU seconds, of version {versions} of the code "
-        "(`python -m tests.fuzz.version` prints today's)."
+    return (
+        f"{inputs:,} inputs of {len(targets)} parsers in {seconds:,.0f} CPU seconds, of version "
+        f"{versions} of the code (`python -m tests.fuzz.version` prints today's)."
     )
-    return f"{BEGIN}{HEAD}{rows}\n{total}\n{END}"
 
 
 def _row(name: str, result: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ def test_it_does_not_open_for_another_party_or_run(envelope, recipient, sender, 
 
 
 @pytest.mark.parametrize("key_index", [0, 2, 11])
-def test_an_old_key_cannot_be_delivered_as_a_new_one(envelope, key_index):
+def test_a06_an_old_key_cannot_be_delivered_as_a_new_one(envelope, key_index):
     with pytest.raises(EnvelopeError, match="this place among its keys"):
         unseal(envelope, RECIPIENT, public(SENDER), RUN, key_index)
 

@@ -177,6 +177,7 @@ def test_a_client_reads_the_passphrase_from_its_file(locked, tmp_path):
     secret.touch(mode=0o600)
     secret.write_text(PASSPHRASE + "\n")
     own = {"fedsens-key-file": str(locked), "fedsens-state-dir": str(tmp_path)}
+    own |= {"fedsens-min-ratio": "1"}
     with pytest.raises(KeyFileError, match="set fedsens-passphrase-file"):
         _ = KeyStore(ClientSettings.from_node(own, {}), 1, 2).key
     settings = ClientSettings.from_node(own, {"FEDSENS_PASSPHRASE_FILE": str(secret)})

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from fedsens.errors import KeyFileError, ListError, RoundError
+from fedsens import EncryptionMask
+from fedsens.errors import DowngradeError, KeyFileError, ListError, RoundError
 from fedsens.keys import PendingUpload, RunRecord, UploadRecords
 
 CONTEXT, OTHER_CONTEXT = bytes(32), bytes([1]) * 32
@@ -271,3 +273,46 @@ def test_a_damaged_record_is_a_named_error(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(KeyFileError, match="last model in"):
         RunRecord(tmp_path).last_round()
+
+
+def mask(*chosen, digest="ab" * 32):
+    return EncryptionMask(np.isin(np.arange(6), chosen), digest)
+
+
+def test_a08_a_mask_covers_the_last_one_unless_masks_may_move(tmp_path):
+    record = RunRecord(tmp_path)
+    assert record.last_mask() == ""
+    for each in (mask(1), mask(1, 2), mask(1, 2)):
+        record.record_mask(each, False)
+        assert RunRecord(tmp_path).last_mask() == each.digest
+    for other in (mask(1), mask(3, 4, 5), mask(), mask(1, 2, 3, digest="cd" * 32)):
+        with pytest.raises(DowngradeError, match="covers whatever an earlier one"):
+            record.record_mask(other, False)
+        assert record.last_mask() == mask(1, 2).digest
+    record.record_mask(mask(5), True)
+    assert record.last_mask() == mask(5).digest
+
+
+def test_a_damaged_record_of_a_mask_is_a_named_error(tmp_path):
+    RunRecord(tmp_path).record_mask(mask(1), False)
+    (tmp_path / "mask").write_bytes(b"damaged")
+    with pytest.raises(KeyFileError, match="record of the last mask in"):
+        RunRecord(tmp_path).record_mask(mask(1), False)
+
+
+def test_a08_of_masks_at_once_that_do_not_cover_each_other_one_counts(tmp_path):
+    def note(index):
+        try:
+            RunRecord(tmp_path).record_mask(mask(index), False)
+        except DowngradeError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(note, range(6))) == 1
+
+
+def test_a03_the_first_initial_model_stays(tmp_path):
+    record = RunRecord(tmp_path)
+    assert record.first_initial("ab" * 32) == "ab" * 32
+    assert record.first_initial("cd" * 32) == "ab" * 32

@@ -29,7 +29,8 @@ def test_the_environment_of_the_process_is_used(monkeypatch, tmp_path):
         ("min-ratio", 1, 1.0),
         ("processes", "2", 2),
         ("remainder", "withheld", "withheld"),
-        ("key-file", "/keys/key", Path("/keys/key")),
+        ("initial-sha256", "ab" * 32, "ab" * 32),
+        ("max-epsilon", "8", 8.0),
         ("roster-file", "roster.json", Path("roster.json")),
     ],
 )
@@ -38,6 +39,20 @@ def test_values_may_be_text(name, value, expected):
     assert getattr(ClientSettings.from_node({f"fedsens-{name}": value}, {}), field) == expected
     environment = {f"FEDSENS_{field.upper()}": str(value)}
     assert getattr(ClientSettings.from_node({}, environment), field) == expected
+
+
+def test_a07_a_client_with_a_key_says_how_much_must_be_encrypted():
+    own = {"fedsens-key-file": "/keys/key"}
+    with pytest.raises(ConfigurationError, match=r"key-file needs min-ratio.*write fedsens-min"):
+        ClientSettings.from_node(own, {})
+    settings = ClientSettings.from_node(own, {"FEDSENS_MIN_RATIO": "0.25"})
+    assert (settings.key_file, settings.min_ratio) == (Path("/keys/key"), 0.25)
+    assert settings.demands_encryption
+
+
+def test_a07_two_contributors_must_be_chosen():
+    assert ClientSettings.from_node({}, {}).min_contributors == 3
+    assert ClientSettings.from_node({"fedsens-min-contributors": 2}, {}).min_contributors == 2
 
 
 def test_settings_of_others_are_left_alone():

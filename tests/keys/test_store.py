@@ -13,6 +13,7 @@ PUBLIC = [bytes([n]) * 32 for n in range(3)]
 
 
 def store(folder, node=5, run=7, **settings):
+    settings = {"min_ratio": 1, **settings}
     config = {f"fedsens-{name.replace('_', '-')}": str(value) for name, value in settings.items()}
     return KeyStore(
         ClientSettings.from_node({"fedsens-state-dir": str(folder), **config}, {}), run, node
@@ -134,7 +135,7 @@ def test_keys_of_a_run_have_places_and_the_last_that_opened_a_model_is_in_force(
 
 
 @pytest.mark.parametrize("places", [(0, 1), (1, 0), (0, 11), (1, 2)])
-def test_an_old_key_is_not_kept_as_a_new_one(tmp_path, places):
+def test_a06_an_old_key_is_not_kept_as_a_new_one(tmp_path, places):
     """Whom the rotation was to shut out holds it."""
     store(tmp_path).keep(KEY, key_index=places[0])
     for run in (7, 8):  # a run that continues the first one knows its keys, too

@@ -62,7 +62,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path, chosen):
     loaded = load_checkpoint(tmp_path / "c")
     assert as_text(loaded) == as_text(saved)
     assert list(loaded.model.plain) == list(saved.model.plain)
-    assert digest_of(open_model(loaded.model, KEY)) == digest_of(open_model(saved.model, KEY))
+    assert digest_of(open_model(loaded.model, KEY, 1)) == digest_of(open_model(saved.model, KEY, 1))
     assert isinstance(loaded.progress.train[1]["steps"], int)
     generator = random.Random()
     version, words, gauss = loaded.progress.random

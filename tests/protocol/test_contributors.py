@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fedsens.errors import ContributorsError, ProtocolError
 from fedsens.protocol import Contributor, Contributors, Party, check_weight, cohort_digest
-from fedsens.protocol._contributors import MOST_WEIGHT
+from fedsens.protocol._contributors import LEAST_WEIGHT, MOST_WEIGHT
 
 D, OTHER_D = bytes(32), bytes([1]) * 32
 names = st.integers(0, 2**256 - 1).map("{:064x}".format)
@@ -50,7 +50,8 @@ def test_a_list_is_in_canonical_order_whatever_order_it_is_made_in(chosen, rando
     assert one == other
     assert list(one.names) == sorted(one.names)
     assert one.digest(D) == other.digest(D)
-    one.check(0)
+    if not chosen or one.weight >= LEAST_WEIGHT:
+        one.check(0)
 
 
 @given(lists)
@@ -105,10 +106,37 @@ def test_the_minimum_holds(least, enough):
             listed.check(least)
 
 
-def test_by_default_there_must_be_two():
-    Contributors.of([member(1), member(2)]).check()
-    with pytest.raises(ContributorsError, match=r"at least 2 contributors, got 1 \(of 1 named\)"):
-        Contributors.of([member(1)]).check()
+def test_a07_by_default_there_must_be_three():
+    Contributors.of([member(1), member(2), member(3)]).check()
+    with pytest.raises(ContributorsError, match=r"at least 3 contributors, got 2 \(of 2 named\)"):
+        Contributors.of([member(1), member(2)]).check()
+
+
+@pytest.mark.parametrize(
+    ("weights", "least", "fine"),
+    [
+        ((1.0, 1e-5, 1e-5), 3, False),
+        ((1.0, 0.1, 0.1), 3, False),
+        ((0.6, 0.2, 0.2), 3, True),
+        ((1.0, 1e-5, 1e-5), 2, True),  # an owner who has chosen two
+        ((0.5, 0.1, 0.1, 0.1), 4, True),
+        ((0.9, *[1e-4] * 9), 3, False),
+    ],
+)
+def test_a04_contributors_that_weigh_nothing_are_none(weights, least, fine):
+    listed = Contributors.of(member(i, weight) for i, weight in enumerate(weights))
+    if fine:
+        listed.check(least)
+    else:
+        with pytest.raises(ContributorsError, match="nearly one client's value"):
+            listed.check(least)
+
+
+def test_a17_a_sum_that_drowns_in_the_codecs_error_is_refused():
+    """The server says that the round has far more examples than the clients."""
+    Contributors.of(member(i, 1e-3) for i in range(3)).check()
+    with pytest.raises(ContributorsError, match="drown in the codec's error"):
+        Contributors.of(member(i, 1e-4) for i in range(3)).check()
 
 
 def test_only_members_of_the_roster_count():

@@ -18,6 +18,8 @@ from fedsens.protocol import (
     KeyRequest,
     KeySumRequest,
     MapRequest,
+    MaskOrigin,
+    MaskReply,
     MaskRequest,
     ModelHeader,
     Party,
@@ -41,6 +43,7 @@ AGGREGATE = AggregateHeader(
     tags=(1, 2, 3),
     fingerprint=FINGERPRINT,
 )
+ORIGIN = MaskOrigin(round=1, policy="layerwise", ratio=0.1, force=("last",), seed=3)
 EXAMPLES = [
     ModelHeader(
         round=2,
@@ -60,7 +63,8 @@ EXAMPLES = [
     KeyRequest(step="share", roster={2**63: NAME}, create=True),
     KeyReply(name=NAME, run_key=NAME, examples=12),
     MapRequest(rule="vector", maps="encrypted"),
-    MaskRequest(policy="layerwise", ratio=0.1, force=("last",), seed=3, aggregate=AGGREGATE),
+    MaskRequest(origin=ORIGIN, aggregate=AGGREGATE),
+    MaskReply(certificate="ab" * 32),
     RekeyRequest(key_index=2, fingerprint=FINGERPRINT),
     RekeyReply(tags=(5, 6)),
 ]
@@ -118,7 +122,6 @@ FIELDS = [
     (PlainMapHeader, "samples"),
     (PlainMapHeader, "work_seconds"),
     (KeyReply, "examples"),
-    (MaskRequest, "ratio"),
     (KeyRequest, "key_index"),
     (RekeyRequest, "key_index"),
 ]
@@ -129,6 +132,13 @@ FIELDS = [
 def test_numbers_that_break_arithmetic_are_refused(kind, field, number):
     with pytest.raises(ProtocolError, match=field):
         kind.from_json(changed(EXAMPLE[kind], **{field: number}))
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=["inf", "-inf", "nan", "-1", "huge"])
+def test_a_ratio_that_is_none_is_refused(number):
+    origin = {**ORIGIN.model_dump(), "ratio": number}
+    with pytest.raises(ProtocolError, match="origin"):
+        MaskRequest.from_json(changed(EXAMPLE[MaskRequest], origin=origin))
 
 
 @pytest.mark.parametrize("kind", [ModelHeader, KeySumRequest])

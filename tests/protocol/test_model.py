@@ -27,7 +27,7 @@ def same(one, other):
 @pytest.mark.parametrize("chosen", [(), CHOSEN, range(11)], ids=["none", "some", "all"])
 def test_a_key_holder_opens_the_model(chosen, weight):
     arrays = model()
-    opened = open_model(protect(arrays, chosen, weight), KEY)
+    opened = open_model(protect(arrays, chosen, weight), KEY, 1)
     assert list(opened) == list(arrays)
     for name, array in opened.items():
         half = np.spacing(np.abs(arrays[name])) if array.dtype == np.float16 else 0
@@ -38,8 +38,8 @@ def test_a_key_holder_opens_the_model(chosen, weight):
 
 def test_without_a_key_only_an_unencrypted_model_opens():
     with pytest.raises(ProtocolError, match="expected a key to open an encrypted model"):
-        open_model(protect(model(), CHOSEN), None)
-    same(open_model(protect(model(), ()), None), model())
+        open_model(protect(model(), CHOSEN), None, 1)
+    same(open_model(protect(model(), ()), None, 1), model())
 
 
 def test_the_server_sees_nan_at_masked_coordinates_and_the_rest_as_it_is():

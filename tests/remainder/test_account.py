@@ -72,7 +72,7 @@ def folder(root, run=1, node=7):
     return path
 
 
-def test_no_run_and_no_node_begins_the_account_anew(tmp_path):
+def test_a09_no_run_and_no_node_begins_the_account_anew(tmp_path):
     """Whatever the server calls a run, a node or an experiment, the client knows its own folder."""
     places = [(1, 7), (1, 7), (2, 7), (2, 8), (3, 1)]
     for count, (run, node) in enumerate(places, 1):
@@ -83,7 +83,7 @@ def test_no_run_and_no_node_begins_the_account_anew(tmp_path):
     assert Account(folder(tmp_path / "another client")).spent() == PrivacyLoss()
 
 
-def test_a_bound_is_kept_and_what_is_refused_is_not_counted(tmp_path, caplog):
+def test_a09_a_bound_is_kept_and_what_is_refused_is_not_counted(tmp_path, caplog):
     account, bound = Account(folder(tmp_path)), COST.plus(COST).epsilon()
     assert account.spend(COST, bound).answers == 1
     assert account.spend(COST, bound).answers == 2

@@ -122,13 +122,6 @@ def test_the_server_averages_what_came_or_its_own(name):
         assert all(np.array_equal(whole[name], BEFORE[name]) for name in BEFORE)
 
 
-@every_policy
-def test_masks_grow_where_nobody_would_tell_what_leaves_them(name):
-    old, new = mask_of(0, 1), mask_of(1, 2)
-    following = policy(name).next_mask(old, new)
-    assert following == (mask_of(0, 1, 2) if policy(name).masks_grow else new)
-
-
 def test_a_budget_is_stated_for_clipped_noise_alone():
     assert policy("noised", clip=2.0, scale=2.0).epsilon(3) == pytest.approx(
         1.5 + 2 * math.sqrt(1.5 * math.log(1e5))
@@ -230,6 +223,5 @@ def test_the_rest_of_a_policy_is_as_for_a_plain_one():
 
     dropped = Dropped(RemainderTerms())
     assert dropped.stand_in(BEFORE, mask_of(0), LAYOUT) is None
-    assert dropped.next_mask(mask_of(0), mask_of(1)) == mask_of(1)
     assert dropped.epsilon(3) is dropped.describe() is None
     dropped.check(mask_of(0), "withheld", 1.0)

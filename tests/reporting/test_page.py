@@ -145,6 +145,7 @@ def test_a_run_shows_its_figures_and_its_mask(tmp_path):
         "clients evaluated the final model",
         "maps estimated from random probes",
         "256-bit",
+        "differs by 0.2500, with 1.20 times the bytes up",
     ):
         assert shown in text
     at = read.cells.index("weight")
@@ -165,7 +166,9 @@ def test_a_run_without_accuracy_and_baseline_shows_what_there_is(tmp_path):
 def test_experiments_show_every_row(tmp_path):
     folder = tmp_path / "first" / "results"
     folder.mkdir(parents=True)
-    (folder.parent / "README.md").write_text("# The first table\n\nText.\n")
+    (folder.parent / "README.md").write_text(
+        "# The first table\n\nText.\n\n**In short:** see [`it`](x.md),\nit *works*.\n\nMore.\n"
+    )
     rows = [{"model": HOSTILE, "size": 3, "figures": {"a": 0.123456}}, {"model": "b", "size": 4}]
     content = {"environment": {"torch": "2"}, "rows": rows}
     (folder / "first.json").write_text(json.dumps(content))
@@ -177,11 +180,12 @@ def test_experiments_show_every_row(tmp_path):
     text = (tmp_path / "deep" / "page.html").read_text()
     assert "The first table" in text
     assert "torch 2" in text
+    assert '<p class="end">See it, it works.</p>' in text
     cells = ["model", "size", "a", HOSTILE, "3", "0.1235", "b", "4", ""]
     assert Reader(text).cells == cells
 
 
-def test_files_of_one_experiment_have_different_titles(tmp_path):
+def test_files_of_one_experiment_share_a_section(tmp_path):
     folder = tmp_path / "first" / "results"
     folder.mkdir(parents=True)
     (folder.parent / "README.md").write_text("# Two tables\n")
@@ -189,7 +193,9 @@ def test_files_of_one_experiment_have_different_titles(tmp_path):
         (folder / f"{name}.json").write_text(json.dumps({"rows": [{"a": 1}]}))
     (folder / "settings.json").write_text("{}")
     result = report(tmp_path, "--out", tmp_path / "page.html")
-    assert "Two tables: one, Two tables: two" in result.output
+    assert result.output.rstrip().endswith(": Two tables")
+    text = (tmp_path / "page.html").read_text()
+    assert [text.count(f"<h3>{name}</h3>") for name in ("one", "two")] == [1, 1]
 
 
 def test_a_study_shows_its_pictures_and_tables(tmp_path):
@@ -199,12 +205,14 @@ def test_a_study_shows_its_pictures_and_tables(tmp_path):
     (study / "audit.csv").write_text("policy,ratio,ssim\nrandom,0.1,0.97\n")
     (study / "labels.csv").write_text("")
     (study / "leakage.png").write_bytes(PIXEL)
+    (study / "recommend.json").write_text('{"verdict": "Encrypt all."}')
     result = report(study, "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     read = Reader((tmp_path / "page.html").read_text())
     assert read.cells == ["policy", "ratio", "ssim", "random", "0.1", "0.97"]
     assert [a[:22] for a in read.addresses] == ["data:image/png;base64,"]
     assert "Audit audit" in (tmp_path / "page.html").read_text()
+    assert '<p class="end">Encrypt all.</p>' in (tmp_path / "page.html").read_text()
 
 
 def test_many_columns_are_set_small():

@@ -34,7 +34,8 @@ def protected_model(
     path.unlink(missing_ok=True)
     key.save(path)
     node = {"fedsens-state-dir": str(folder / "state"), "fedsens-key-file": str(path)}
-    grid = LocalGrid(app, 2, node_config=node, run_id=random.SystemRandom().randrange(1, 2**40))
+    node |= {"fedsens-min-ratio": 0.2}
+    grid = LocalGrid(app, 3, node_config=node, run_id=random.SystemRandom().randrange(1, 2**40))
     config = FedSensConfig.create(**{"ratio": 0.25, "policy": "random", **options})
     strategy = SelectiveEncryption(FedAvg(fraction_evaluate=0.0), config)
     with torch.random.fork_rng():

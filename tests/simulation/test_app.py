@@ -103,9 +103,10 @@ def test_what_is_no_app_is_one_sentence(tmp_path, content, text):
 @pytest.mark.parametrize(
     ("config", "given", "clients", "text"),
     [
-        ("", {}, 1, "at least 2 clients, because FEDSENS_MIN_CONTRIBUTORS"),
+        ("", {}, 2, "at least 3 clients, because fedsens.train-min"),
+        ("fedsens.train-min-clients = 2", {}, 1, "at least 2 clients, because fedsens.train-min"),
         ("fedsens.key-min-clients = 4", {}, 3, "at least 4 clients, because fedsens.key-min"),
-        ("fedsens.map-min-clients = 2", {"fedsens.map-min-clients": "9"}, 8, "at least 9"),
+        ("fedsens.map-min-clients = 0", {"fedsens.map-min-clients": "9"}, 8, "at least 9"),
         ("", {"fedsens.ratio": "0.3"}, 2, "fedsens.ratio"),
     ],
 )
@@ -120,9 +121,9 @@ def test_one_client_is_enough_for_plaintext(make):
 
 def test_a_baseline_needs_the_ratio_before_the_first_run(make):
     app = make()
-    check_options(RunOptions(app, 2), baseline=False)
+    check_options(RunOptions(app, 3), baseline=False)
     with pytest.raises(ConfigurationError, match=r"got fedsens\.ratio"):
-        check_options(RunOptions(app, 2), baseline=True)
+        check_options(RunOptions(app, 3), baseline=True)
 
 
 def test_the_command_refuses_before_anything_starts(make):
@@ -130,7 +131,7 @@ def test_the_command_refuses_before_anything_starts(make):
     arguments = ["simulate", str(app.folder), "--clients", "1", "--runs", str(app.folder / "runs")]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 1
-    assert "at least 2 clients" in result.output
+    assert "at least 3 clients" in result.output
     assert not (app.folder / "runs").exists()
     result = CliRunner().invoke(cli, ["simulate", str(app.folder), "--policy", "random"])
     assert "got fedsens.policy;" in result.output.replace("\n", " ")

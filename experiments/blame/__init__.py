@@ -1,0 +1,1 @@
+"""Rounds until a client that spoils sums is named: ``python -m experiments.blame``."""

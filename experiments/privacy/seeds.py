@@ -1,0 +1,141 @@
+"""``python -m experiments.privacy.seeds``: studies of ``fedsens audit`` with several seeds as one.
+
+A seed draws model, images and starts, so that the victims of all studies are a sample of both. It
+prints the tables of README.md and docs/explanation/audit.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from fedsens.audit import CONFIDENCE, Line, Protection, Record, read_settings, verdicts
+from fedsens.errors import ConfigurationError
+from fedsens.tables import make_table, to_markdown
+
+VARYING = ("seed", "weights", "imports")  # by what studies that are one may differ
+UNION = "union"
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="Of studies that differ in their seed.")],
+) -> None:
+    """Print the verdict on all studies together, and that of each seed on the union."""
+    pooled, each = together(folders)
+    first = pooled[0].case
+    unions = [{_key(line): line for line in own if line.attack == UNION} for own in each]
+    attacks = list(dict.fromkeys(line.attack for line in pooled if line.attack != UNION))
+    scores = {(_key(line), line.attack): line for line in pooled}
+    rest = leaks(folders)
+    further = list(dict.fromkeys(name for names in rest.values() for name in names))
+    rows = []
+    for line in (line for line in pooled if line.attack == UNION):
+        own = [scores.get((_key(line), attack)) for attack in attacks]
+        low, high = line.score.low, line.score.high
+        told = rest.get(_key(line), {})
+        rows.append([
+            str(line.protection) + ("" if line.case == first else f", {line.case}"),
+            *("-" if one is None else f"{one.score.mean:.2f}" for one in own),
+            f"**{line.score.mean:.3f}** ({low:.3f}-{high:.3f})",
+            ", ".join(f"{some[_key(line)].score.mean:.2f}" for some in unions),
+            f"{line.identified:.0%}",
+            f"{line.possible:.0%}",
+            str(line.victims),
+            *(f"{told[name]:.2f}" if name in told else "-" for name in further),
+        ])  # fmt: skip
+    title = f"union, {CONFIDENCE:.0%}"
+    seeds = f"of {len(folders)} seeds"
+    columns = ("encrypted", *attacks, title, seeds, "found", "at most", "of", *further)
+    typer.echo(to_markdown(make_table(columns, rows)))
+
+
+Key = tuple[str, Protection]  # of a line: its case and protection
+
+
+def together(folders: Sequence[Path]) -> tuple[list[Line], list[list[Line]]]:
+    """The verdict on the victims of all studies, and that on each study's.
+
+    Args:
+        folders: of studies whose settings differ in the seed only.
+
+    Returns:
+        The lines of the pool, in which the first victims are those of every study in turn, and the
+        lines of each study.
+
+    Raises:
+        ConfigurationError: the settings differ, or there is no study.
+    """
+    common: dict[str, Any] = {}
+    pool, each, many = [], [], len(folders)
+    guesses: dict[str, dict[int, float]] = {}
+    for number, folder in enumerate(folders):
+        settings = _settings(folder)
+        shared = {name: value for name, value in settings.items() if name not in VARYING}
+        common = common or shared
+        if shared != common:
+            odd = sorted(name for name in shared if shared[name] != common.get(name))
+            raise ConfigurationError(
+                f"expected studies that differ in their seed, got other {', '.join(odd)} in "
+                f"{folder}; leave it out"
+            )
+        priors: dict[str, list[float]] = _summary(folder)["prior"]
+        outcomes = [outcome for outcome, _ in Record(folder, settings).known.values()]
+        each.append(verdicts(outcomes, priors))
+        for outcome in outcomes:
+            place = outcome.trial.image * many + number
+            pool.append(replace(outcome, trial=replace(outcome.trial, image=place)))
+        for case, prior in priors.items():
+            own = {image * many + number: score for image, score in enumerate(prior)}
+            guesses.setdefault(case, {}).update(own)
+    ordered = {case: [own[place] for place in sorted(own)] for case, own in guesses.items()}
+    return verdicts(pool, ordered), each
+
+
+def leaks(folders: Iterable[Path]) -> dict[Key, dict[str, float]]:
+    """Errors of label histograms and areas of membership, the mean over studies.
+
+    Args:
+        folders: of the studies.
+
+    Returns:
+        Of the first case's protections, name of the column to figure.
+    """
+    found: dict[Key, dict[str, list[float]]] = {}
+    for folder in folders:
+        summary = _summary(folder)
+        case = next(iter(summary["prior"]))
+        figures = [("label error", row, row["error"]) for row in summary["labels"]]
+        figures += [(f"AUC {row['batch']}", row, row["auc"]) for row in summary["presence"]]
+        for name, row, interval in figures:
+            key = case, Protection(row["policy"], row["ratio"], row["remainder"])
+            found.setdefault(key, {}).setdefault(name, []).append(interval["mean"])
+    return {key: {n: mean(values) for n, values in own.items()} for key, own in found.items()}
+
+
+def _key(line: Line) -> Key:
+    return line.case, line.protection
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "audit.json").read_text())
+    return content
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    settings = read_settings(folder)
+    if settings is None:
+        raise ConfigurationError(f"expected a study in {folder}, got none; audit into it first")
+    return settings
+
+
+if __name__ == "__main__":
+    app()

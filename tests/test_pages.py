@@ -1,0 +1,75 @@
+"""The pages' blocks are found, and those that do not run with their page run somewhere."""
+
+import re
+import shlex
+
+import pytest
+from typer.main import get_command
+
+from fedsens.cli import app
+
+from .pages import ROOT, blocks, pages
+
+SHOWN = {page.relative_to(ROOT).as_posix(): list(blocks(page.read_text())) for page in pages()}
+PAGE = """# Title
+
+    fedsens plan
+      --rounds 2
+
+    fedsens open
+
+text
+
+    S = sum of norms
+
+<!-- run in tests/test_pages.py -->
+
+```sh
+docker run
+```
+
+```python
+# a/b.py
+x = 1
+```
+"""
+
+
+def test_blocks_are_what_a_reader_would_run():
+    commands, docker, file = blocks(PAGE)
+    assert commands.text.split("\n") == ["fedsens plan", "  --rounds 2", "", "fedsens open", ""]
+    assert docker.elsewhere == "tests/test_pages.py"
+    assert (file.file, file.language, file.line) == ("a/b.py", "python", 18)
+    assert next(blocks(f"<!-- all run in tests/x.py -->\n\n{PAGE}")).elsewhere == "tests/x.py"
+    assert next(blocks("<!-- not to run: a part -->\n\n    ls x\n")).why == "a part"
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_what_runs_elsewhere_has_its_test(page):
+    for block in SHOWN[page]:
+        assert not block.elsewhere or (ROOT / block.elsewhere).is_file(), f"line {block.line}"
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_commands_of_fedsens_have_the_options_that_pages_show(page):
+    for block in (each for each in SHOWN[page] if each.language == "sh"):
+        for line in re.findall(r"^\s*(fedsens (?:.*\\\n)*.*)", block.text, re.M):
+            command, words = get_command(app), shlex.split(line.replace("\\\n", ""), comments=True)
+            while words[1:] and words[1] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(1)]
+            known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+            given = {word.split("=")[0] for word in words if re.match("--?[a-z]", word)}
+            assert given <= known | {"--help"}, f"{page}, line {block.line}"
+
+
+def test_the_readmes_lines_are_those_of_the_tutorial_which_runs():
+    (shown,) = (block for block in SHOWN["README.md"] if block.language == "python")
+    tutorial = SHOWN["docs/tutorial/2-your-app.md"]
+    run = {_code(line) for block in tutorial for line in block.text.splitlines()}
+    lines = [_code(line) for line in shown.text.splitlines() if _code(line)]
+    assert len(lines) <= 12
+    assert set(lines) <= run
+
+
+def _code(line):
+    return line.partition("  #")[0].strip()
