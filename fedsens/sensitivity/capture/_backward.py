@@ -146,6 +146,7 @@ def add_rows(
             found |= check(row, pulled, uses)
             check = None
         if found:
+            # no row has been folded yet, or a gradient woke up late: what was folded is dropped
             failed |= found
             by_use = {id(use.use): d for use, d in zip(uses, pulled, strict=True)}
             uses = left_of(uses, failed)

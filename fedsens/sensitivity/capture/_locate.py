@@ -141,6 +141,8 @@ def _place(
         return Placing(recorder, [None] * len(uses))
     row = _random_row(z)
     factors = random_factors(len(alone), row)
+    # the same row twice, the second time with a factor for each sample: where the samples are, the
+    # second gradient is the first times the factors
     pulled = pull_back(z, uses, row, scale, True)
     scaled = pull_back(z, uses, scaled_by(row, factors), scale, False)
     placing = Placing(recorder)

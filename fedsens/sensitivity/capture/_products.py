@@ -46,6 +46,7 @@ def _add_stacked(total: Tensor, d: Tensor, a: Tensor, tile: int) -> None:
             part = slice(start, start + batch)
             total += product_norms(d[part], a[part]).sum(0)
         return
+    # one sample's gradient fills a tile: its outputs are taken a few at a time
     gram = use_gram(d, total.shape[-1])
     for left, right in zip(d[:, 0], a[:, 0], strict=True):
         if gram:

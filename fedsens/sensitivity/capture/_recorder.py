@@ -195,11 +195,13 @@ class Recorder(TorchFunctionMode):
         tensors = list(_tensors((args, kwargs)))
         taken = [tensor for tensor in tensors if self._parameter(tensor)]
         if not taken:
+            # nothing to capture, but what it does with values says whether samples can interact
             output = func(*args, **kwargs)
             self._note_values(getattr(func, "__name__", ""), args, tensors, output)
             return output
         rule = OPS.get(func)
         if rule is None and _is_python(func):
+            # the mode is off inside of this method; on again, it sees the operations within
             with self:
                 return _opened(func)(*args, **kwargs)
         if rule is not None and len(self.uses) in self.repeated:
@@ -218,6 +220,7 @@ class Recorder(TorchFunctionMode):
             self.unknown.update(dict.fromkeys(names, problem))
         else:
             self.uses.append(use)
+            # an output is not a view of the parameter, though ``expand`` returns one
             self._recorded[id(output)] = output
         return output
 
