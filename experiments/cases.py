@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedsens.bench.map import machine
+from fedsens.bench._map import machine
 from fedsens.tables import make_table
 
 Case = dict[str, str | int | float]  # what tells one case from another

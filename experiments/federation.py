@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from client.app import app
 from client.models import build_model
 from fedsens import FedSensConfig
-from fedsens.bench.round import measuring_rounds
+from fedsens.bench._round import measuring_rounds
 from fedsens.config import LEAST_CLIENTS
 from fedsens.data import load_dataset
 from fedsens.flower import LocalGrid, SelectiveEncryption

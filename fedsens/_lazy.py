@@ -16,9 +16,6 @@ def attach(
         package: its name.
         homes: module to the names that are imported from it when they are first used.
         names: all that the package offers.
-
-    Returns:
-        The two functions.
     """
     home_of = {name: module for module, offered in homes.items() for name in offered}
 

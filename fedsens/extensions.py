@@ -86,14 +86,7 @@ class Registry(Generic[T]):
         self._entries[name], self._origins[name] = entry, origin
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorate a function to add it, unchanged.
-
-        Args:
-            name: what users write to choose it.
-
-        Returns:
-            The decorator.
-        """
+        """Decorate a function to add it, unchanged, under the name that users write."""
 
         def decorate(entry: T) -> T:
             self.add(name, entry)

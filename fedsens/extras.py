@@ -32,9 +32,6 @@ def require(module: str, extra: str | None = None) -> ModuleType:
         module: its full name.
         extra: the extra of fedsens that brings it, if not the usual one.
 
-    Returns:
-        The module.
-
     Raises:
         ConfigurationError: the package is not installed; the text says how to install it.
     """
@@ -53,11 +50,7 @@ def install_line(package: str, extra: str) -> str:
 
 
 def require_datasets() -> ModuleType:
-    """Import Hugging Face ``datasets`` without its progress bars and usage reports.
-
-    Returns:
-        The module.
-    """
+    """Import Hugging Face ``datasets`` without its progress bars and usage reports."""
     # A client reports nothing about its data to anyone; the hub reads this while it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     datasets = require("datasets")

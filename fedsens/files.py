@@ -21,7 +21,7 @@ from fedsens.errors import FedSensError, KeyFileError, ProtocolError
 
 Arrays = dict[str, NDArray[Any]]
 
-HEADER, CHECKSUM = "fedsens", "sha256"  # keys of safetensors's metadata
+HEADER_KEY, CHECKSUM_KEY = "fedsens", "sha256"  # keys of safetensors's metadata
 
 # What safetensors, NumPy and JSON raise on bytes that are not what they claim to be.
 UNREADABLE = (
@@ -37,33 +37,24 @@ UNREADABLE = (
 
 
 def write_checked(path: str | os.PathLike[str], header: str, tensors: Arrays) -> None:
-    """Write tensors and a header so that every change of either is seen.
-
-    Args:
-        path: the file; replaced in one step if it exists.
-        header: JSON text.
-        tensors: name to array.
-    """
-    write_tensors(path, tensors, {HEADER: header, CHECKSUM: _checksum(header, tensors)})
+    """Write tensors and a JSON header, in one step, so that every change of either is seen."""
+    write_tensors(path, tensors, {HEADER_KEY: header, CHECKSUM_KEY: _checksum(header, tensors)})
 
 
 def read_checked(
     path: str | os.PathLike[str], kind: str, error: type[FedSensError] = ProtocolError
 ) -> tuple[str, Arrays]:
-    """Read a file of :func:`write_checked`.
+    """The header's text and the tensors of an intact file of :func:`write_checked`.
 
     Args:
         path: the file.
         kind: what it should be, for the error.
         error: what to raise if the file is missing or damaged, or none of fedsens's.
-
-    Returns:
-        The header's text and the tensors, whose checksum is right.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            header, checksum = metadata[HEADER], metadata[CHECKSUM]
+            header, checksum = metadata[HEADER_KEY], metadata[CHECKSUM_KEY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
         intact = checksum == _checksum(header, tensors)
     except UNREADABLE as problem:
@@ -82,15 +73,11 @@ def read_checked(
 def read_header(path: str | os.PathLike[str]) -> str | None:
     """The header's text of a file of :func:`write_checked`, without reading the tensors.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The text, None if the file is none of these.
+    It is None if the file is none of these.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get(HEADER)
+            return (file.metadata() or {}).get(HEADER_KEY)
     except UNREADABLE:
         return None
 
@@ -98,14 +85,9 @@ def read_header(path: str | os.PathLike[str]) -> str | None:
 def write_tensors(
     path: str | os.PathLike[str], tensors: Arrays, metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file that only its owner can read.
+    """Write a safetensors file that only its owner can read; one that exists is replaced.
 
     It is on the disk before it gets its name, so that a crash leaves the old file or the new one.
-
-    Args:
-        path: the file; replaced in one step if it exists.
-        tensors: name to array.
-        metadata: of safetensors.
 
     Raises:
         FedSensError: it cannot be written.
@@ -128,10 +110,6 @@ def write_private(path: Path, data: bytes) -> None:
 
     It is on the disk, name and all, when this returns.
 
-    Args:
-        path: the file; it must not exist.
-        data: the content.
-
     Raises:
         KeyFileError: the file exists already or cannot be written.
     """
@@ -145,12 +123,8 @@ def write_private(path: Path, data: bytes) -> None:
 def create_private(path: Path, data: bytes) -> bool:
     """As :func:`write_private`, but tell whether the file existed instead of raising.
 
-    Args:
-        path: the file.
-        data: the content.
-
-    Returns:
-        Whether it is this call that made the file, of all that tried; its content is then whole.
+    Of all calls that try at once, the one that makes the file, whose content is then whole,
+    returns True.
 
     Raises:
         KeyFileError: the file cannot be written.
@@ -172,10 +146,6 @@ def create_private(path: Path, data: bytes) -> bool:
 
 def replace_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner can read; one that exists is replaced in one step.
-
-    Args:
-        path: the file.
-        data: the content.
 
     Raises:
         KeyFileError: the file cannot be written.
@@ -209,10 +179,6 @@ def append_private(path: Path, data: bytes) -> None:
 
     Whoever appends at the same time takes nothing away.
 
-    Args:
-        path: the file.
-        data: what to add.
-
     Raises:
         KeyFileError: the file cannot be written.
     """
@@ -230,13 +196,7 @@ def append_private(path: Path, data: bytes) -> None:
 
 
 def read_private(path: Path) -> bytes:
-    """Read a file that must belong to this user and be accessible to nobody else.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its content.
+    """The content of a file that must belong to this user and be accessible to nobody else.
 
     A file that cannot be read, belongs to somebody else, or whose mode lets others in is a
     KeyFileError.
@@ -245,13 +205,7 @@ def read_private(path: Path) -> bytes:
 
 
 def read_guarded(path: Path) -> bytes:
-    """Read a file that others may read, but only this user or root can have written.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its content.
+    """The content of a file that others may read, but only this user or root can have written.
 
     A file that cannot be read, belongs to somebody else, or whose mode lets others write is a
     KeyFileError.
@@ -260,17 +214,10 @@ def read_guarded(path: Path) -> bytes:
 
 
 def private_folder(top: Path, *names: str) -> Path:
-    """A folder below another, both this user's own and everything between them.
+    """The lowest of folders below ``top``; it, ``top`` and all between are this user's own.
 
     What is missing is made with mode 0700, whatever the umask, the parents of ``top`` included.
     Parents that exist are the user's own business.
-
-    Args:
-        top: the uppermost folder that is judged.
-        names: of the folders below it.
-
-    Returns:
-        The lowest folder.
 
     Raises:
         KeyFileError: one cannot be made, is a link or no folder, belongs to somebody else, or
@@ -365,12 +312,9 @@ def _filled(target: Path, data: bytes) -> Iterator[str]:
 
 
 def erase_private(path: Path) -> None:
-    """Overwrite a file with zeros; its name and its length stay.
+    """Overwrite a file, if there is one, with zeros; its name and its length stay.
 
     A file system that copies on write, or a disk that spreads its wear, may keep the old blocks.
-
-    Args:
-        path: the file; nothing happens if there is none.
 
     Raises:
         KeyFileError: it cannot be written, or it is a link.
@@ -390,11 +334,7 @@ def erase_private(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Args:
-        path: the file or the folder.
-    """
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -416,12 +356,8 @@ def sorted_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 (hexadecimal) of a whole model: names, types, shapes and bytes in order.
 
-    Args:
-        arrays: name to array.
-
-    Returns:
-        The digest. It is a fingerprint for people who hold the model: never send it to a party
-        that must not learn the model, since few masked values could be guessed from it.
+    It is a fingerprint for people who hold the model: never send it to a party that must not
+    learn the model, since few masked values could be guessed from it.
     """
     digest = hashlib.sha256()
     for name, array in arrays.items():

@@ -21,8 +21,8 @@ DISCRETE = frozenset({"bool"} | {f"{sign}int{n}" for sign in ("", "u") for n in 
 COMPLEX = frozenset({"complex64"})  # averaged like others, but only where nothing is encrypted
 TYPES = FLOATING | DISCRETE | COMPLEX
 
-DIMENSIONS = 64  # NumPy's limit
-MOST = 2**40  # elements of a tensor: 4 TiB of float32
+MOST_DIMENSIONS = 64  # NumPy's limit
+MOST_ELEMENTS = 2**40  # elements of a tensor: 4 TiB of float32
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class ParameterLayout:
             # Control characters in a name could forge lines of a log.
             if not isinstance(name, str) or not name.isprintable() or not _is_shape(shape):
                 raise LayoutError(
-                    f"expected a printable name, at most {DIMENSIONS} dimensions and {MOST} "
-                    f"elements, got {reprlib.repr((name, shape, dtype))}"
+                    f"expected a printable name, at most {MOST_DIMENSIONS} dimensions and "
+                    f"{MOST_ELEMENTS} elements, got {reprlib.repr((name, shape, dtype))}"
                 )
             # Any other type would never be encrypted, however sensitive.
             if dtype not in TYPES:
@@ -123,12 +123,6 @@ class ParameterLayout:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Rebuild a layout from :meth:`to_json`.
-
-        Args:
-            text: the JSON text.
-
-        Returns:
-            The layout.
 
         Raises:
             LayoutError: the text does not describe a layout.
@@ -173,13 +167,7 @@ class ParameterLayout:
         return self.size
 
     def name_of(self, index: int) -> str:
-        """Name of the tensor that holds a flat coordinate.
-
-        Args:
-            index: the coordinate, in ``[0, P)``.
-
-        Returns:
-            The tensor's name.
+        """Name of the tensor that holds a flat coordinate, in ``[0, P)``.
 
         Raises:
             LayoutError: the coordinate is outside the vector.
@@ -244,9 +232,9 @@ def _is_shape(shape: Any) -> bool:
     # type(d), since True is an int that JSON writes differently. Zeros count as ones: NumPy
     # refuses an empty array, too, whose other dimensions are beyond its limits.
     return (
-        len(shape) <= DIMENSIONS
-        and all(type(d) is int and 0 <= d <= MOST for d in shape)
-        and prod(max(d, 1) for d in shape) <= MOST
+        len(shape) <= MOST_DIMENSIONS
+        and all(type(d) is int and 0 <= d <= MOST_ELEMENTS for d in shape)
+        and prod(max(d, 1) for d in shape) <= MOST_ELEMENTS
     )
 
 

@@ -47,14 +47,7 @@ def make_table(
 
 
 def to_html(table: Table) -> str:
-    """A table as HTML, title and caption included.
-
-    Args:
-        table: as rich shows it.
-
-    Returns:
-        A ``figure`` element.
-    """
+    """A table as an HTML ``figure``, title and caption included."""
     header, *rows = _cells(table)
     aligned = [column.justify == "right" for column in table.columns]
     head = "".join(_cell("th", cell, right) for cell, right in zip(header, aligned, strict=True))
@@ -74,14 +67,7 @@ def to_html(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A table as Markdown, title and caption included.
-
-    Args:
-        table: as rich shows it.
-
-    Returns:
-        Lines that end in a newline.
-    """
+    """A table as lines of Markdown, title and caption included."""
     header, *rows = _cells(table)
     rules = ["--:" if column.justify == "right" else "---" for column in table.columns]
     lines = [f"| {' | '.join(_flat(cell) for cell in row)} |" for row in (header, rules, *rows)]

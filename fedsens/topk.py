@@ -56,6 +56,7 @@ def top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
         raise MaskError(f"expected k in [0, {scores.size}], got {k}; choose fewer coordinates")
     if k == 0:
         return np.zeros(scores.size, np.bool_)
+    # Whatever is above the k-th largest value is taken, and of its equals as many as are missing.
     threshold = np.partition(scores, scores.size - k)[scores.size - k]
     selected: NDArray[np.bool_] = scores > threshold
     _select_ties(selected, scores, threshold, k - int(np.count_nonzero(selected)))

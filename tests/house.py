@@ -39,6 +39,16 @@ def public_names(trees: dict[str, ast.Module]) -> list[tuple[str, str]]:
     ]
 
 
+def same_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Name to modules, of the classes that share their name with another of fedsens."""
+    found: dict[str, list[str]] = {}
+    for module, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    return {name: homes for name, homes in found.items() if len(homes) > 1}
+
+
 def bodies(trees: dict[str, ast.Module]) -> dict[str, int]:
     """Function, as ``module:name``, to the lines of its body, its docstring aside."""
     found = {}
@@ -124,6 +134,7 @@ def figures() -> dict[str, str]:
         "function bodies": f"{median(sizes.values()):.0f} lines (median), {long} above {LONG}, "
         f"the longest {sizes[longest]} ({longest})",
         "modules without a test file of their name": f"{len(lacking)}",
+        "names of several classes": ", ".join(sorted(same_names(trees))) or "none",
         "circles of imports": f"{len(circles(trees))}",
     }
 

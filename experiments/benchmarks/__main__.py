@@ -19,9 +19,9 @@ from experiments.benchmarks.readme import BENCHMARKS, update_readme
 from experiments.benchmarks.secagg import measure_secagg
 from experiments.benchmarks.tables import methods_table, thresholds_table
 from experiments.cases import console, environment
-from fedsens.bench.round import bench_round, initial_state, measure_round, measuring_rounds
-from fedsens.bench.scale import bench_scale
-from fedsens.bench.tables import codec_table, round_table, scale_table
+from fedsens.bench._round import bench_round, initial_state, measure_round, measuring_rounds
+from fedsens.bench._scale import bench_scale
+from fedsens.bench._tables import codec_table, round_table, scale_table
 from fedsens.planning import predicted_memory, predicted_rounds
 
 FEW_MAPS = ("lenet28", "lenet-100", "resnet18-10", "transformer")  # the other takes too long

@@ -17,7 +17,7 @@ import tenseal
 import tenseal.sealapi as sealapi
 from numpy.typing import NDArray
 
-from fedsens.bench.codec import CodecRow, PresetCodec, measure_codecs, preset_codec
+from fedsens.bench._codec import CodecRow, PresetCodec, measure_codecs, preset_codec
 from fedsens.crypto import PRESETS
 
 FEDML = "FedML CKKSVector [60,40,40,60]"

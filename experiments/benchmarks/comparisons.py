@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedsens.bench.cases import CASES, Case
+from fedsens.bench._cases import CASES, MapCase
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Comparison:
         literal_elements: gradient elements that the literal loop is timed on.
     """
 
-    case: Case
+    case: MapCase
     kind: Literal["cnn", "transformer"]
     checked: int
     limit: float

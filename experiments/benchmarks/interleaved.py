@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.methods import Method, Sums, Work
-from fedsens.bench.measure import Run, timed, timed_with_peak
+from fedsens.bench._measure import Run, timed, timed_with_peak
 from fedsens.errors import BenchmarkError
 
 Measure = Callable[[Callable[[], Sums]], Run[Sums]]

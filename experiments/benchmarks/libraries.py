@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from experiments.benchmarks.methods import Sums, Work, add_norms, add_squares, chunks, zeros
-from fedsens.bench.models import ResidualBlock
+from fedsens.bench._models import ResidualBlock
 
 
 def backpack_rows(model: nn.Module, classes: int) -> Work:

@@ -29,8 +29,8 @@ from experiments.benchmarks.rows import (
     MethodsReport,
 )
 from experiments.benchmarks.thresholds import judge
-from fedsens.bench.map import BATCH
-from fedsens.bench.measure import measuring
+from fedsens.bench._map import BATCH
+from fedsens.bench._measure import measuring
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 OURS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedsens.bench.map import training_steps
+from fedsens.bench._map import training_steps
 from fedsens.sensitivity import sensitivity_map
 
 Sums = dict[str, Tensor]

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from experiments.benchmarks.methods import Sums, Work, add_norms, add_squares, chunks, zeros
-from fedsens.bench.measure import timed
+from fedsens.bench._measure import timed
 
 JACOBIAN_LIMIT = 2**31  # bytes
 

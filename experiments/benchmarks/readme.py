@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsens.bench.tables import three_digits
+from fedsens.bench._tables import three_digits
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS, README = ROOT / "docs" / "benchmarks", ROOT / "README.md"

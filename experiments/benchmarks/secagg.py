@@ -24,8 +24,8 @@ from flwr.server import LegacyContext, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 
-from fedsens.bench.measure import silence_logs
-from fedsens.bench.round import RoundRow
+from fedsens.bench._measure import silence_logs
+from fedsens.bench._round import RoundRow
 from fedsens.errors import BenchmarkError
 from fedsens.flower import LocalGrid, size_of
 

@@ -10,7 +10,7 @@ import typer
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.clients.figure import draw
-from fedsens.bench.scale import measure_scale
+from fedsens.bench._scale import measure_scale
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = (2, 5, 10, 20, 50, 100, 200)

@@ -11,7 +11,7 @@ import typer
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.models.figure import draw
 from experiments.models.shapes import MODELS, random_state, size_of
-from fedsens.bench.round import measure_round, measuring_rounds
+from fedsens.bench._round import measure_round, measuring_rounds
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = 3  # as in the paper

@@ -11,7 +11,7 @@ import typer
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.ratios.figure import draw
-from fedsens.bench.round import CLASSES, MODELS, measure_round, measuring_rounds, training_seconds
+from fedsens.bench._round import CLASSES, MODELS, measure_round, measuring_rounds, training_seconds
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = tuple(tenth / 10 for tenth in range(11))

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from client.partition import load_partition
 from client.seeding import seeded
 from client.task import train
-from fedsens.bench.models import lenet
+from fedsens.bench._models import lenet
 from fedsens.data import Dataset
 
 CPU = torch.device("cpu")

@@ -25,8 +25,7 @@ def bench_codec(
     json_file: JsonFile = None,
 ) -> None:
     """The codec: speed, bytes and errors of every preset."""
-    from fedsens.bench.codec import bench_codec
-    from fedsens.bench.tables import codec_table
+    from fedsens.bench import bench_codec, codec_table
 
     with named_errors():
         rows = bench_codec(values=values, repeats=repeats)
@@ -52,9 +51,7 @@ def bench_map(
     json_file: JsonFile = None,
 ) -> None:
     """The sensitivity map by each rule, in training steps."""
-    from fedsens.bench.cases import chosen_cases
-    from fedsens.bench.map import bench_map, machine
-    from fedsens.bench.tables import map_table
+    from fedsens.bench import bench_map, chosen_cases, machine, map_table
 
     reports = []
     with named_errors(), console.status("measuring maps") as status:
@@ -83,8 +80,7 @@ def bench_scale(
     Server and clients are processes of their own, and the clients take turns. The last columns
     compare the memory that fedsens plan predicts with what was measured.
     """
-    from fedsens.bench.scale import CLIENTS, PARAMETERS, bench_scale
-    from fedsens.bench.tables import scale_table
+    from fedsens.bench import CLIENTS, PARAMETERS, bench_scale, scale_table
     from fedsens.planning import predicted_memory
 
     with named_errors(), console.status("measuring federations") as status:
@@ -112,8 +108,7 @@ def bench_round(
 
     The last columns compare what fedsens plan predicts with what was measured.
     """
-    from fedsens.bench.round import RATIOS, bench_round
-    from fedsens.bench.tables import round_table
+    from fedsens.bench import RATIOS, bench_round, round_table
     from fedsens.planning import predicted_rounds
 
     with named_errors(), console.status("measuring rounds"):

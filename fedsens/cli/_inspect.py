@@ -42,14 +42,10 @@ SUMMARY = {"status", "rounds", "ratio", "parameters", "encrypted_parameters"}
 
 
 def describe(path: Path) -> Facts:
-    """Say what a file is.
+    """Facts about a file by name, the first of which is ``kind``.
 
-    Args:
-        path: a key file (locked or not), an identity, a protected model, a checkpoint, an opened
-            model, a sensitivity map, a roster, the reports or the summary of a run.
-
-    Returns:
-        Facts by name, the first of which is ``kind``.
+    It may be a key file (locked or not), an identity, a protected model, a checkpoint, an opened
+    model, a sensitivity map, a roster, the reports or the summary of a run.
 
     Raises:
         FedSensError: it is none of these, or it is damaged.
@@ -65,12 +61,6 @@ def describe(path: Path) -> Facts:
 
 def load_model(path: Path) -> ProtectedModel:
     """The protected model of an export or of a checkpoint.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The model.
 
     Raises:
         ProtocolError: it is another kind of file, which the text names, or it is damaged.
@@ -91,14 +81,7 @@ def load_model(path: Path) -> ProtectedModel:
 
 
 def load_key(path: Path, passphrase: Callable[[], str]) -> FederationKey:
-    """The key in a file.
-
-    Args:
-        path: the file.
-        passphrase: asks for it, if the key is locked.
-
-    Returns:
-        The key.
+    """The key in a file; the passphrase is asked for if it is locked.
 
     Raises:
         KeyFileError: it is another kind of file, which the text names, or it is damaged.

@@ -61,7 +61,7 @@ def plan(
     Bytes follow from the model's size and types; CPU seconds from a calibration of some seconds on
     this machine. With --max-mb or --max-seconds the largest ratio within the budget comes last.
     """
-    from fedsens.bench.round import RATIOS
+    from fedsens.bench import RATIOS
     from fedsens.crypto import CkksParameters
     from fedsens.planning import Budget, Federation, calibrate, largest_plan, make_plan, plan_table
 

@@ -33,26 +33,19 @@ from fedsens.errors import ValueRangeError
 
 
 def switch_modulus(words: Words, source: int, target: int) -> Words:
-    """round(x target / source) modulo ``target``, exactly, for odd moduli below 2^55.
+    """round(x target / source) modulo ``target``, exactly, for x below ``source``, odd, below 2^55.
 
     The product does not fit 64 bits, and float64 alone errs by up to 6 units where it is rounded
     up. Its guess is close enough that the remainder x target - guess source fits, so that integer
     arithmetic modulo 2^64 knows it exactly and mends the guess.
-
-    Args:
-        words: numbers below ``source``, any shape.
-        source: their modulus.
-        target: the new one.
-
-    Returns:
-        Numbers below ``target``.
     """
     if source == target:
         return words
     guess: NDArray[np.int64] = np.rint(words * (target / source)).astype(np.int64)
+    # Both products wrap around 2^64, and so does their difference, which is small: it is exact.
     rest = words.astype(np.int64) * np.int64(target) - guess * np.int64(source)
-    guess += (2 * rest + source) // (2 * source)
-    guess[guess == target] = 0
+    guess += (2 * rest + source) // (2 * source)  # floor(rest / source + 1/2)
+    guess[guess == target] = 0  # rounded up to the modulus
     return guess.view(np.uint64)
 
 
@@ -85,8 +78,9 @@ def encrypt_blocks(
     with seal_file() as file:
         masks = Masks(Ring(file), secret)
         for low in range(0, len(values), step):
-            message = encode(values[low : low + step], parameters, scale)
+            message = encode(values[low : low + step], parameters, scale)  # m: (blocks, N)
             start = first + low // parameters.degree
+            # Beyond q / 2 the message would come back as another one.
             if int(abs(message).max()) > parameters.modulus // 2:
                 raise ValueRangeError(
                     f"expected flattened coefficients within the modulus, got more in blocks "
@@ -94,6 +88,7 @@ def encrypt_blocks(
                     "range"
                 )
             public = _public(parameters, context, start, len(message))
+            # c = m + (e - a s). NumPy's remainder of a negative number is positive: c in [0, q).
             words = (message + masks.fresh(public).view(np.int64)) % parameters.modulus
             yield to_wire(
                 switch_modulus(words.view(np.uint64), parameters.modulus, parameters.wire_modulus),
@@ -102,20 +97,12 @@ def encrypt_blocks(
 
 
 def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Iterator[Floats]:
-    """Open a sum with the sum of its secrets.
-
-    Args:
-        batch: the sum.
-        context: what all who added up agreed on.
-        secret: the sum of the secrets of its summands.
-
-    Yields:
-        The values of the next blocks, shape (blocks, N), the padding included.
-    """
+    """Values of the next blocks, shape (blocks, N), of a sum under the sum of its secrets."""
     parameters = batch.parameters
     with seal_file() as file:
         masks = Masks(Ring(file), secret)
         for part, words in batch.chunks():
+            # x q / p is the sum of the c_j but for the rounding; adding a s leaves m and noise.
             words = switch_modulus(words, parameters.wire_modulus, parameters.modulus)
             public = _public(parameters, context, part.start, len(words))
             yield decode(centre(words + masks.exact(public)), parameters)

@@ -36,23 +36,16 @@ TWIST = np.exp(1j * np.pi * np.arange(HALF) / DEGREE)  # z^k
 def encode(
     values: NDArray[np.floating], parameters: CkksParameters, scale: float = 1.0
 ) -> Integers:
-    """Encode real values as polynomials.
-
-    Args:
-        values: 1-D, any length; the last block is padded with zeros.
-        parameters: the parameter set.
-        scale: a factor for all values.
-
-    Returns:
-        Rounded coefficients, shape (blocks, N).
-    """
+    """Rounded coefficients of 1-D values times a scale, shape (blocks, N), padded with zeros."""
     blocks = parameters.blocks(len(values))
     padded = np.zeros(blocks * DEGREE)
     np.multiply(values, scale, out=padded[: len(values)], dtype=np.float64)
+    # Two values make a number: real and imaginary parts alternate. (blocks, N) -> (blocks, N/2)
     numbers = padded.view(np.complex128).reshape(blocks, HALF)
     numbers *= _flattening(parameters)
-    folded = np.fft.fft(numbers, axis=-1)
+    folded = np.fft.fft(numbers, axis=-1)  # the inverse of the module's sum over k, but for z^k
     folded *= TWIST.conj() / HALF
+    # m_k + i m_(k + N/2): the halves of the coefficients are real and imaginary parts.
     coefficients = np.empty((blocks, DEGREE), np.int64)
     np.rint(folded.real, out=coefficients[:, :HALF], casting="unsafe")
     np.rint(folded.imag, out=coefficients[:, HALF:], casting="unsafe")
@@ -60,15 +53,7 @@ def encode(
 
 
 def decode(coefficients: Integers, parameters: CkksParameters) -> Floats:
-    """Undo :func:`encode`.
-
-    Args:
-        coefficients: shape (blocks, N).
-        parameters: the parameter set.
-
-    Returns:
-        Values of shape (blocks, N), the padding included.
-    """
+    """Undo :func:`encode`: (blocks, N) values, the padding included."""
     folded = np.empty((len(coefficients), HALF), np.complex128)
     folded.real, folded.imag = coefficients[:, :HALF], coefficients[:, HALF:]
     folded *= TWIST * HALF

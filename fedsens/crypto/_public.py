@@ -25,19 +25,11 @@ def check_context(context: bytes) -> bytes:
 
 
 def public_polynomial(parameters: CkksParameters, context: bytes, index: int) -> Words:
-    """The public polynomial a_j of block j, transformed.
+    """The public polynomial a_j of block j, transformed: N residues modulo q.
 
     As ML-KEM samples its matrix (FIPS 203, algorithm 7): SHAKE-128 of the agreed bytes, read as
     numbers of which those that are not below a multiple of q are skipped. The transform of a
     uniform polynomial is uniform, so it is drawn transformed, as SEAL needs it.
-
-    Args:
-        parameters: the parameter set.
-        context: what all who add up agree on.
-        index: j.
-
-    Returns:
-        N residues modulo q.
     """
     head = b"fedsens public polynomial 3" + parameters.digest + len(context).to_bytes(8, "little")
     stream = hashlib.shake_128(head + context + index.to_bytes(8, "little"))

@@ -31,7 +31,7 @@ Bytes = bytes | memoryview
 
 UNCOMPRESSED = 0
 # Everything is little-endian. SEAL's header: magic, its size, version, compression, size.
-HEADER = struct.Struct("<HBBBBxxQ")
+SEAL_HEADER = struct.Struct("<HBBBBxxQ")
 # Parameter identifier, transformed, polynomials, N, primes, scale, BGV's correction factor.
 MEMBERS = struct.Struct("<4Q?QQQdQ")
 # Of a secret key: parameter identifier, coefficients, scale.
@@ -63,7 +63,7 @@ class SealFile:
         """Serialise a SEAL object and undo SEAL's compression; SEAL's header is left out."""
         obj.save(self._path)  # which truncates the file first
         dump = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        return self._zstd.decompress(memoryview(dump)[HEADER.size :])
+        return self._zstd.decompress(memoryview(dump)[SEAL_HEADER.size :])
 
     def load(self, kind: Any, *parts: Bytes) -> Any:
         """Read a SEAL object of class ``kind``; it ignores what may follow in the file."""
@@ -115,7 +115,9 @@ def seal_header(size: int) -> bytes:
     """SEAL's header of an uncompressed object; ``size`` bytes follow it."""
     own = sealapi.Serialization.SEALHeader()
     version = (own.version_major, own.version_minor)
-    return HEADER.pack(own.magic, HEADER.size, *version, UNCOMPRESSED, HEADER.size + size)
+    return SEAL_HEADER.pack(
+        own.magic, SEAL_HEADER.size, *version, UNCOMPRESSED, SEAL_HEADER.size + size
+    )
 
 
 class Ring:
@@ -136,21 +138,15 @@ class Ring:
         return self._pair(ZEROS, transformed.data, transformed=True)
 
     def coefficients(self, plaintexts: Sequence[Any]) -> Words:
-        """The coefficients, below q, of polynomials that SEAL holds transformed.
+        """The coefficients, below q, of polynomials that SEAL holds transformed: (polynomials, N).
 
         SEAL transforms ciphertexts only, two polynomials at a time, so two plaintexts b and c
         become the ciphertext (0, 1) c + (b, 0) = (b, c).
-
-        Args:
-            plaintexts: one or more, as SEAL's decryption leaves them.
-
-        Returns:
-            Shape (polynomials, N).
         """
         words = np.empty((len(plaintexts), DEGREE), np.uint64)
         pair = sealapi.Ciphertext()
         for low in range(0, len(plaintexts), 2):
-            both = plaintexts[low : low + 2]
+            both = plaintexts[low : low + 2]  # of an odd number the last one serves twice
             self.evaluator.multiply_plain(self._one, both[-1], pair)
             self.evaluator.add_plain_inplace(pair, both[0])
             self.evaluator.transform_from_ntt_inplace(pair)
@@ -175,9 +171,6 @@ class Ring:
 
         SEAL has no call for it; but what decrypting an encryption of zero leaves is one error
         polynomial, whatever the key, so a key that is thrown away serves.
-
-        Returns:
-            The secret.
 
         Raises:
             CryptoError: SEAL drew from another distribution than the bounds here assume.
@@ -207,7 +200,7 @@ def centre(words: Words) -> NDArray[np.int64]:
 
 def _residues(stream: bytes, transformed: bool) -> Words:
     """Both polynomials of a ciphertext as SEAL wrote it, if it wrote it as we know it."""
-    head = ciphertext_head(transformed)[HEADER.size :]
+    head = ciphertext_head(transformed)[SEAL_HEADER.size :]
     if stream[: len(head)] != head or len(stream) != len(head) + 16 * DEGREE:
         raise CryptoError(
             "expected SEAL to write ciphertexts in the form of version 4, got another; "

@@ -32,8 +32,8 @@ from fedsens.errors import CiphertextError, KeyMismatchError
 Words = NDArray[np.uint64]
 
 MAGIC = b"FSCT"
-VERSION = 3
-HEADER = struct.Struct("<4sBBxx16sQII")
+BATCH_VERSION = 3
+BATCH_HEADER = struct.Struct("<4sBBxx16sQII")
 CHECKSUM = 4
 SEGMENT = 128  # words in a KiB; every block is a whole number of these
 FRESH, SUM = 0, 1
@@ -77,15 +77,7 @@ class Batch:
         return len(self.planes)
 
     def residues(self, low: int = 0, high: int | None = None) -> Words:
-        """The residues modulo p of the blocks from ``low`` up to ``high``.
-
-        Args:
-            low: the first block.
-            high: the block to stop before; the end when None.
-
-        Returns:
-            Shape (blocks, N), a copy.
-        """
+        """A copy of the residues modulo p of blocks ``low`` up to ``high``, shape (blocks, N)."""
         # Three bytes are put together in 32 bits, which is half as much to move.
         kind = np.dtype("u4" if self.parameters.wire_bytes == 3 else "u8")
         (first, _), *others = PLANES[self.parameters.wire_bytes]
@@ -129,7 +121,9 @@ def write_batch(
 ) -> bytes:
     """Serialise a batch whose blocks come in pieces, in order, without holding it twice."""
     blocks = parameters.blocks(values)
-    header = HEADER.pack(MAGIC, VERSION, kind, parameters.digest, values, blocks, summands)
+    header = BATCH_HEADER.pack(
+        MAGIC, BATCH_VERSION, kind, parameters.digest, values, blocks, summands
+    )
     stream, checksum = io.BytesIO(), zlib.crc32(header)
     stream.write(header)
     for piece in pieces:
@@ -141,14 +135,16 @@ def write_batch(
 
 def checksum(body: bytes | memoryview) -> bytes:
     """The checksum of a batch that is whole but for it; empty where the length cannot be right."""
-    residues = body[HEADER.size :]
+    residues = body[BATCH_HEADER.size :]
     if len(residues) % (8 * SEGMENT):
         return b""
-    return zlib.crc32(_sums(residues), zlib.crc32(body[: HEADER.size])).to_bytes(CHECKSUM, "little")
+    head = zlib.crc32(body[: BATCH_HEADER.size])
+    return zlib.crc32(_sums(residues), head).to_bytes(CHECKSUM, "little")
 
 
 def _sums(residues: bytes | memoryview) -> bytes:
     """The sum of each KiB, modulo 2^64."""
+    # Sums wrap around 2^64, so one changed word always changes the sum of its KiB.
     sums: Words = np.frombuffer(residues, "<u8").reshape(-1, SEGMENT).sum(axis=1)
     return sums.astype("<u8").tobytes()
 
@@ -168,14 +164,14 @@ def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
         KeyMismatchError: the batch was made with other parameters.
     """
     view = memoryview(data)
-    if len(view) < HEADER.size + CHECKSUM or view[:4] != MAGIC:
+    if len(view) < BATCH_HEADER.size + CHECKSUM or view[:4] != MAGIC:
         raise CiphertextError(f"expected a ciphertext batch, got {len(view)} other bytes")
-    _, version, kind, digest, values, blocks, summands = HEADER.unpack_from(view)
-    if version != VERSION:
-        age = "an older" if version < VERSION else "a newer"
+    _, version, kind, digest, values, blocks, summands = BATCH_HEADER.unpack_from(view)
+    if version != BATCH_VERSION:
+        age = "an older" if version < BATCH_VERSION else "a newer"
         raise CiphertextError(
-            f"expected a batch of version {VERSION}, got version {version}, made by {age} version "
-            "of fedsens; use the same one everywhere"
+            f"expected a batch of version {BATCH_VERSION}, got version {version}, made by {age} "
+            "version of fedsens; use the same one everywhere"
         )
     if view[-CHECKSUM:] != checksum(view[:-CHECKSUM]):
         raise CiphertextError("expected a matching checksum, got damaged bytes; send them again")
@@ -185,7 +181,7 @@ def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
             "use one configuration for the server and all clients"
         )
     _check_counts(view, kind, values, blocks, summands, parameters)
-    planes = np.frombuffer(view, BLOCKS[parameters.wire_bytes], blocks, HEADER.size)
+    planes = np.frombuffer(view, BLOCKS[parameters.wire_bytes], blocks, BATCH_HEADER.size)
     batch = Batch(parameters, kind, values, summands, planes)
     _check_residues(batch)
     return batch
@@ -202,13 +198,14 @@ def _check_counts(
             f"expected ceil(values / {parameters.degree}) blocks and one summand, or more in a "
             f"sum, got {values} values, {blocks} blocks, {summands} summands"
         )
-    size = HEADER.size + blocks * BLOCKS[parameters.wire_bytes].itemsize + CHECKSUM
+    size = BATCH_HEADER.size + blocks * BLOCKS[parameters.wire_bytes].itemsize + CHECKSUM
     if size != len(view):
         raise CiphertextError(f"expected a batch of {size} bytes, got {len(view)}")
 
 
 def _check_residues(batch: Batch) -> None:
     """Refuse residues that are not below p: every residue has one form only."""
+    # In pieces that stay in the cache, as everything that touches all residues.
     for low in range(0, batch.blocks, CHUNK):
         if _reach(batch.planes[low : low + CHUNK], batch.parameters):
             raise CiphertextError(

@@ -1,7 +1,9 @@
 """Labelled images from a name or a path, in the one form that models and training take."""
 
-from fedsens.data.dataset import Dataset, RawImages
-from fedsens.data.load import load_dataset
-from fedsens.data.readers import register_reader
+from fedsens.data import _formats, _huggingface
+from fedsens.data._dataset import Dataset, RawImages
+from fedsens.data._readers import load_dataset, register_reader
+
+del _formats, _huggingface  # imported only to register the formats that fedsens brings
 
 __all__ = ["Dataset", "RawImages", "load_dataset", "register_reader"]

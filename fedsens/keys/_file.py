@@ -24,7 +24,7 @@ from fedsens.files import read_private
 
 #: The type in the first line of a key file that a passphrase locks.
 LOCKED_TYPE: Final = "fedsens locked key"
-VERSION: Final = 3  # of open and locked key files
+KEY_VERSION: Final = 3  # of open and locked key files
 MOST_MEMORY = 2**28  # bytes that a file may make scrypt use
 NONCE = bytes(12)  # each lock has a salt, and so a key, of its own
 OLDER = (("fedsens secret key", 1), (LOCKED_TYPE, 1))  # types and versions of fedsens 0.1
@@ -76,22 +76,14 @@ class LockedKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["fedsens locked key"] = LOCKED_TYPE
-    version: Literal[3] = VERSION
+    version: Literal[3] = KEY_VERSION
     fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
     scrypt: ScryptCost
     sealed: str
 
     @classmethod
     def lock(cls, data: bytes, fingerprint: str, passphrase: str) -> Self:
-        """Lock a key.
-
-        Args:
-            data: the key's bytes.
-            fingerprint: of the key.
-            passphrase: at least one character.
-
-        Returns:
-            The locked key.
+        """Lock a key's bytes.
 
         Raises:
             KeyFileError: the passphrase is empty.
@@ -106,13 +98,7 @@ class LockedKey(BaseModel):
         return open_lock.model_copy(update={"sealed": base64.b64encode(sealed).decode()})
 
     def unlock(self, passphrase: str) -> bytes:
-        """Open the lock.
-
-        Args:
-            passphrase: the passphrase.
-
-        Returns:
-            The key's bytes.
+        """The key's bytes.
 
         Raises:
             KeyFileError: the passphrase is wrong, or the file was altered: nobody can tell which.
@@ -137,13 +123,7 @@ class LockedKey(BaseModel):
 
 
 def locked_key_in(data: bytes) -> LockedKey | None:
-    """Read a locked key.
-
-    Args:
-        data: content of a file.
-
-    Returns:
-        The locked key, None if the bytes are something else.
+    """The locked key in a file's bytes, None if they are something else.
 
     Raises:
         KeyFileError: it is a locked key of another version, damaged, or too costly to open.
@@ -162,36 +142,23 @@ def locked_key_in(data: bytes) -> LockedKey | None:
         names = {str(item["loc"][0]) for item in details if item["loc"]}
         known = ", ".join(sorted(names & set(LockedKey.model_fields)))
         raise KeyFileError(
-            f"expected a {LOCKED_TYPE} of version {VERSION} in the allowed bounds, got one with "
-            f"wrong {known or 'content'}; restore a copy"
+            f"expected a {LOCKED_TYPE} of version {KEY_VERSION} in the allowed bounds, got one "
+            f"with wrong {known or 'content'}; restore a copy"
         ) from None
 
 
 def check_version(content: dict[object, object]) -> None:
-    """Refuse key files that an older fedsens made, by name.
-
-    Args:
-        content: of the file.
-
-    Raises:
-        KeyFileError: it is one of these.
-    """
+    """Refuse key files that an older fedsens made, by name."""
     found = content.get("type"), content.get("version")
     if found in OLDER:
         raise KeyFileError(
-            f"expected a key of version {VERSION}, got one made by an older fedsens; make a new "
-            "key with fedsens keygen"
+            f"expected a key of version {KEY_VERSION}, got one made by an older fedsens; make a "
+            "new key with fedsens keygen"
         )
 
 
 def read_passphrase(path: Path) -> str:
-    """Read a passphrase from a file of mode 0600; one line break at the end is not part of it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The passphrase.
+    """The passphrase in a file of mode 0600; one line break at the end is not part of it.
 
     Raises:
         KeyFileError: it cannot be read, lets others in, or is not text.

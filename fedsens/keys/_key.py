@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedsens.errors import KeyFileError
 from fedsens.files import read_private, write_private
-from fedsens.keys._file import VERSION, Ask, LockedKey, check_version, locked_key_in
+from fedsens.keys._file import KEY_VERSION, Ask, LockedKey, check_version, locked_key_in
 
 #: The type in the first line of a file with a federation key.
 KEY_TYPE: Final = "fedsens federation key"
@@ -71,7 +71,7 @@ class FederationKey:
         """The key as JSON bytes. Secret: seal or protect it wherever it goes."""
         return json.dumps({
             "type": KEY_TYPE,
-            "version": VERSION,
+            "version": KEY_VERSION,
             "fingerprint": self.fingerprint,
             "key": base64.b64encode(self._secret).decode(),
         }).encode()
@@ -97,10 +97,10 @@ class FederationKey:
         if not isinstance(content, dict):
             raise KeyFileError("expected an intact key, got damaged bytes; restore a copy")
         check_version(content)
-        if (content.get("type"), content.get("version")) != (KEY_TYPE, VERSION):
+        if (content.get("type"), content.get("version")) != (KEY_TYPE, KEY_VERSION):
             raise KeyFileError(
-                f"expected a {KEY_TYPE!r} of version {VERSION}, got another type or version; use "
-                "a key made by this version of fedsens"
+                f"expected a {KEY_TYPE!r} of version {KEY_VERSION}, got another type or version; "
+                "use a key made by this version of fedsens"
             )
         try:
             key = cls(base64.b64decode(content["key"], validate=True))

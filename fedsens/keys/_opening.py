@@ -65,6 +65,7 @@ def open_aggregate(
 
     header = aggregate.header
     _check_public(aggregate, key, count, least, roster)
+    # From here on every failure looks alike: the same error, and the same work before it.
     genuine = _verify(aggregate, key)
     secret = _secret_of(aggregate, key)
     # What is not genuine is not decrypted: a secret of our own making opens nothing of it, and

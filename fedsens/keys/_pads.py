@@ -57,6 +57,7 @@ def key_answer(
         answer += _key_pad(key, digest, own)
     for other in others:
         pad = uint16s(_pair_seed(identities, other, digest), COEFFICIENTS)
+        # Of a pair the one with the lesser name adds what the other subtracts.
         if own < bytes.fromhex(other.name):
             answer += pad
         else:
@@ -67,20 +68,18 @@ def key_answer(
 def take_off_pads(
     key_sum: bytes, key: FederationKey, digest: bytes, padded_by: Iterable[bytes]
 ) -> NDArray[np.int64]:
-    """The sum of the secrets in a sum of key answers.
+    """The sum of the secrets in a sum of key answers, N integers in [-2^15, 2^15).
 
     Args:
         key_sum: the sum, 2 N bytes.
         key: K.
         digest: of the list within its context.
         padded_by: the names under which pads lie on it.
-
-    Returns:
-        N integers in [-2^15, 2^15).
     """
     total = np.frombuffer(key_sum, "<u2").copy()
     for name in padded_by:
         total -= _key_pad(key, digest, name)
+    # Two's complement: a sum of secrets is small, so modulo 2^16 it is known with its sign.
     return total.view(np.int16).astype(np.int64)
 
 
@@ -103,7 +102,7 @@ def _pair_seed(
     identities: tuple[X25519PrivateKey, X25519PrivateKey], other: Party, digest: bytes
 ) -> bytes:
     """The seed of the pad that two contributors share for one list, and nobody else knows."""
-    lasting, ephemeral = identities
+    lasting, ephemeral = identities  # P with P of the other, E with E
     try:
         shared = ephemeral.exchange(
             X25519PublicKey.from_public_bytes(bytes.fromhex(other.run_key))

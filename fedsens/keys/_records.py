@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 # In the order in which they are removed: while a secret is there, so is the list that it is for.
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
+#: what a client says to a mask that would show what an earlier one covered
 MOVED = (
     "expected a mask that covers whatever an earlier one of this model did, got one that would "
     "show it in plaintext; leave fedsens.moving-masks out, or allow it on this client with "
@@ -70,11 +71,7 @@ class RunRecord:
     """Which global model this client opened last; older rounds and keys are refused by it."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the file; nothing is created yet.
-
-        Args:
-            folder: of this client in this run; it must exist when something is recorded.
-        """
+        """Name the file in the client's folder of a run; nothing is created yet."""
         self._path, self._mask = folder / "model.json", folder / "mask"
         self._initial = folder / "initial"
 
@@ -226,10 +223,10 @@ class UploadRecords:
     """One upload for each kind and round, ever, and one list of contributors for each upload."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is created yet.
+        """Name the folder, which must exist; nothing is created yet.
 
         Args:
-            folder: of this client in this run, private to its user; it must exist.
+            folder: of this client in this run, private to its user.
         """
         self._folder = folder
 
@@ -259,11 +256,6 @@ class UploadRecords:
     def keep(self, kind: str, server_round: int, pending: PendingUpload) -> None:
         """Store an upload's secret, right before the upload leaves.
 
-        Args:
-            kind: of upload.
-            server_round: its round.
-            pending: the upload.
-
         Raises:
             RoundError: the round was not begun in this context, has an upload already, or a later
                 one has begun.
@@ -288,14 +280,7 @@ class UploadRecords:
             raise
 
     def pending(self, kind: str, server_round: int) -> PendingUpload:
-        """The upload whose list has not been answered.
-
-        Args:
-            kind: of upload.
-            server_round: its round.
-
-        Returns:
-            The upload.
+        """The upload of a kind and round whose list has not been answered.
 
         Raises:
             RoundError: there is none, or its list was answered.

@@ -14,13 +14,7 @@ from fedsens.files import read_guarded, read_private, write_private
 
 
 def load_identity(path: Path) -> X25519PrivateKey:
-    """Read an X25519 key pair, which is created where there is none.
-
-    Args:
-        path: its file, mode 0600.
-
-    Returns:
-        The key pair.
+    """The X25519 key pair in a file of mode 0600, which is made where there is none.
 
     Raises:
         KeyFileError: the file cannot be read or written, is damaged, or others can get at it.
@@ -40,13 +34,7 @@ def load_identity(path: Path) -> X25519PrivateKey:
 
 
 def read_roster(path: Path) -> list[bytes]:
-    """Read a roster.
-
-    Args:
-        path: a JSON list of X25519 public keys in hexadecimal.
-
-    Returns:
-        The raw public keys.
+    """The raw public keys of a roster, a JSON list of X25519 public keys in hexadecimal.
 
     Raises:
         RosterError: it is no such list, or others can write to it.
@@ -72,14 +60,7 @@ def is_public_key(item: object) -> bool:
 
 
 def write_roster(path: Path, public_keys: Iterable[str]) -> list[bytes]:
-    """Write a roster.
-
-    Args:
-        path: the new file.
-        public_keys: X25519 public keys in hexadecimal.
-
-    Returns:
-        The raw public keys, each once.
+    """Write a new roster of X25519 public keys in hexadecimal; the raw ones, each once.
 
     Raises:
         RosterError: one is no public key, or the file cannot be written.

@@ -32,13 +32,7 @@ class KeyStore:
     """
 
     def __init__(self, settings: ClientSettings, run_id: int, node_id: int) -> None:
-        """Name the files; nothing is created yet.
-
-        Args:
-            settings: the client's settings.
-            run_id: Flower's run.
-            node_id: this client's node.
-        """
+        """Name the files of a run and node of Flower's; nothing is created yet."""
         self._settings = settings
         self._keys: dict[int, FederationKey] = {}
         self.run = str(run_id)
@@ -120,11 +114,7 @@ class KeyStore:
     def key_of(self, key_index: int) -> FederationKey | None:
         """A provisioned key, else an agreed one, else None.
 
-        Args:
-            key_index: which key of the run.
-
-        Returns:
-            The key. Of a folder of provisioned keys it is the one at this place, by name.
+        Of a folder of provisioned keys it is the one at this place, by name.
         """
         if key_index not in self._keys:
             path = self._files().get(key_index)
@@ -167,12 +157,7 @@ class KeyStore:
         self.note_parties(parties, key_index)
 
     def note_parties(self, parties: Iterable[bytes], key_index: int = 0) -> None:
-        """Remember with whom a key is shared, for :meth:`adopt`.
-
-        Args:
-            parties: raw public keys.
-            key_index: which key of the run.
-        """
+        """Remember raw public keys with whom a key is shared, for :meth:`adopt`."""
         lines = "".join(f"{each.hex()}\n" for each in parties)
         append_private(self.folder / f"{_file_name(key_index)}.parties", lines.encode())
 
@@ -202,10 +187,7 @@ class KeyStore:
             return
 
     def check_roster(self, public_keys: list[bytes]) -> None:
-        """Check public keys against the pinned roster, if there is one.
-
-        Args:
-            public_keys: raw X25519 public keys.
+        """Check raw public keys against the pinned roster, if there is one.
 
         Raises:
             RosterError: a key is not in the roster.

@@ -86,7 +86,7 @@ def expected_tags(
     context: bytes,
     summands: list[bytes],
 ) -> tuple[int, ...]:
-    """What the tags of a sum must be.
+    """What the tags of a sum must be: T residues modulo the wire modulus.
 
     Args:
         ciphertext: the sum.
@@ -94,9 +94,6 @@ def expected_tags(
         key: K.
         context: what tags are bound to.
         summands: of each summand what its b is bound to.
-
-    Returns:
-        T residues modulo the wire modulus.
     """
     modulus, count = parameters.wire_modulus, tag_count(parameters)
     draw = partial(residues_below, count=count, modulus=modulus)

@@ -98,26 +98,13 @@ def _device(name: str) -> torch.device:
 
 
 def drawn(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
-    """Images drawn at random without replacement, in random order.
-
-    Args:
-        dataset: the images; files are often sorted by class.
-        samples: how many, None for all; at most as many as there are.
-        seed: of the draw.
-
-    Returns:
-        The images.
-    """
+    """So many images, or all, drawn without replacement in random order: files are often sorted."""
     order = np.random.default_rng(seed).permutation(len(dataset))
     return dataset.subset(order[:samples])
 
 
 def check_fit(model: nn.Module, dataset: Dataset) -> None:
-    """Try a model on one image.
-
-    Args:
-        model: the model, in eval mode afterwards.
-        dataset: the images.
+    """Try a model, in eval mode afterwards, on one image.
 
     Raises:
         ConfigurationError: the model cannot take such images.

@@ -72,17 +72,7 @@ class MapReport:
 
 
 def map_report(smap: SensitivityMap, model: nn.Module, available: int, seconds: float) -> MapReport:
-    """Sum a map up.
-
-    Args:
-        smap: the map.
-        model: the model that it is about.
-        available: how many samples there were.
-        seconds: wall time it took.
-
-    Returns:
-        The report.
-    """
+    """Sum up a map of a model that was made in so many seconds of so many samples."""
     size = sum(value.numel() for value in smap.sums.values())
     ratios = _possible(size)
     overlap = None if smap.halves is None else {r: smap.half_overlap(r) for r in ratios}
@@ -91,15 +81,7 @@ def map_report(smap: SensitivityMap, model: nn.Module, available: int, seconds: 
 
 
 def layers_of(smap: SensitivityMap, model: nn.Module) -> list[Layer]:
-    """The layers of a map.
-
-    Args:
-        smap: the map.
-        model: the model that it is about.
-
-    Returns:
-        One entry for each module that has parameters of its own, in the model's order.
-    """
+    """One entry for each module that has parameters of its own, in the model's order."""
     places, modules, values = _places(smap), _modules(smap), layer_values(smap)
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     size = sum(layer.size for layer in values.values())
@@ -124,14 +106,7 @@ def layers_of(smap: SensitivityMap, model: nn.Module) -> list[Layer]:
 
 
 def layer_values(smap: SensitivityMap) -> dict[str, NDArray[Any]]:
-    """The mean sensitivities of each layer.
-
-    Args:
-        smap: the map.
-
-    Returns:
-        Layer, as in :func:`layers_of`, to vector.
-    """
+    """Layer, as in :func:`layers_of`, to the vector of its mean sensitivities."""
     means = smap.mean()
     return {
         module: np.concatenate([means[name].reshape(-1).numpy() for name in names])

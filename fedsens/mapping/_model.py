@@ -81,13 +81,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def parsed_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """Keyword arguments from a command line.
-
-    Args:
-        arguments: ``key=value`` each.
-
-    Returns:
-        Key to value: a Python literal where it is one (``10``, ``1,8,8``, ``None``), else text.
+    """Keyword arguments from ``key=value`` each: Python literals where they are, else text.
 
     Raises:
         ConfigurationError: an argument has no ``=`` or no name.

@@ -31,16 +31,7 @@ COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemaining
 def progress(
     console: Console, total: int, stop: StoppingRule | None
 ) -> Iterator[Callable[[MapProgress], None]]:
-    """A progress bar over samples.
-
-    Args:
-        console: where to show it.
-        total: number of samples.
-        stop: the rule that may stop before, whose last comparison is shown.
-
-    Yields:
-        What a map tells of each chunk of samples.
-    """
+    """A progress bar over samples, with the last comparison of the rule that may stop before."""
     note = TextColumn("{task.fields[note]}")
     with Progress(TextColumn("samples"), *COLUMNS, note, console=console) as bars:
         task = bars.add_task("samples", total=total, note="")

@@ -178,6 +178,7 @@ def _walk(
     """Each tensor, its flat selection (None if nothing of it is masked), its place among the k."""
     start = 0
     for entry in layout.tensors:
+        # Integers have no place in the flat vector, so no mask ever holds them.
         selected = None if entry.offset is None else mask.of(entry).reshape(-1)
         count = 0 if selected is None else int(np.count_nonzero(selected))
         yield entry, selected if count else None, slice(start, start + count)

@@ -74,6 +74,7 @@ def layer_sensitivity(context: PolicyInput) -> NDArray[np.bool_]:
     for rank, places in enumerate(ranked):
         for place in places:
             levels[place] = rank
+    # By the layer's rank, then within a layer by score; lexsort's last key is the first to count.
     order = np.lexsort((-context.scores, -levels))
     selected = np.zeros(context.layout.size, np.bool_)
     selected[order[: context.k]] = True
@@ -151,6 +152,7 @@ def nothing(context: PolicyInput) -> NDArray[np.bool_]:
 def _quotas(layout: ParameterLayout, k: int) -> list[int]:
     if layout.size == 0:
         return [0] * len(layout.entries)
+    # Largest remainders: whole parts first, what is missing to k goes to the largest fractions.
     shares = [divmod(k * entry.size, layout.size) for entry in layout.entries]
     quotas = [whole for whole, _ in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: -shares[i][1])

@@ -178,6 +178,7 @@ class Alike:
         if k in {0, self._size}:  # which ``none`` and ``all`` select whatever they are asked
             return run(k)
         asked = _largest(lambda n: np.count_nonzero(self._whole(run(n))), k, self._size)
+        # Twins of what was selected may add more than there is room for, hence fewer were asked.
         chosen = self._whole(run(asked))
         if (missing := k - int(np.count_nonzero(chosen))) == 0:
             return chosen

@@ -25,36 +25,22 @@ from numpy.typing import NDArray
 from fedsens.errors import MaskError
 
 MAGIC = b"FSMASK"
-VERSION = 1
-HEADER = struct.Struct("<6sHQQ32s")
+MASK_VERSION = 1
+MASK_HEADER = struct.Struct("<6sHQQ32s")
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def pack(selected: NDArray[np.bool_], layout_digest: str) -> bytes:
-    """Encode a mask, without its checksum.
-
-    Args:
-        selected: boolean vector of length P.
-        layout_digest: 64 hexadecimal characters.
-
-    Returns:
-        Header and bits.
-    """
+    """Header and bits of a mask, without its checksum."""
     k = int(np.count_nonzero(selected))
-    header = HEADER.pack(MAGIC, VERSION, selected.size, k, bytes.fromhex(layout_digest))
+    header = MASK_HEADER.pack(MAGIC, MASK_VERSION, selected.size, k, bytes.fromhex(layout_digest))
     return header + np.packbits(selected).tobytes()
 
 
 def unpack(data: bytes) -> tuple[NDArray[np.bool_], str]:
-    """Decode :func:`pack` followed by its checksum.
+    """Decode :func:`pack` followed by its checksum, from a source that need not be trusted.
 
     Memory stays below about eight times the length of ``data``, whatever size it claims.
-
-    Args:
-        data: the bytes, from a source that need not be trusted.
-
-    Returns:
-        The boolean vector and the layout digest.
 
     Raises:
         MaskError: the bytes are truncated, too long, damaged, not canonical, or not a mask.
@@ -63,7 +49,7 @@ def unpack(data: bytes) -> tuple[NDArray[np.bool_], str]:
     body = memoryview(data)[:-CHECKSUM_BYTES]
     if hashlib.sha256(body).digest() != data[-CHECKSUM_BYTES:]:
         raise MaskError("the mask's checksum does not match: it was damaged; send it again")
-    bits = np.unpackbits(np.frombuffer(body[HEADER.size :], np.uint8))
+    bits = np.unpackbits(np.frombuffer(body[MASK_HEADER.size :], np.uint8))
     if bits[size:].any():
         raise MaskError("expected zero padding after the mask's last bit, got ones; send it again")
     selected = bits[:size].view(np.bool_)
@@ -72,19 +58,20 @@ def unpack(data: bytes) -> tuple[NDArray[np.bool_], str]:
 
 
 def _read_header(data: bytes) -> tuple[int, int, str]:
-    if len(data) < HEADER.size + CHECKSUM_BYTES:
+    if len(data) < MASK_HEADER.size + CHECKSUM_BYTES:
         raise MaskError(
-            f"expected a mask of at least {HEADER.size + CHECKSUM_BYTES} bytes, got {len(data)}; "
-            "send it again"
+            f"expected a mask of at least {MASK_HEADER.size + CHECKSUM_BYTES} bytes, got "
+            f"{len(data)}; send it again"
         )
-    magic, version, size, k, layout = HEADER.unpack_from(data)
+    magic, version, size, k, layout = MASK_HEADER.unpack_from(data)
     if magic != MAGIC:
         raise MaskError("expected the bytes of a mask, got something else; check what was sent")
-    if version != VERSION:
+    if version != MASK_VERSION:
         raise MaskError(
-            f"expected mask format {VERSION}, got {version}; install the same fedsens on both sides"
+            f"expected mask format {MASK_VERSION}, got {version}; install the same fedsens on both "
+            "sides"
         )
-    length = HEADER.size + (size + 7) // 8 + CHECKSUM_BYTES
+    length = MASK_HEADER.size + (size + 7) // 8 + CHECKSUM_BYTES
     if len(data) != length:
         raise MaskError(
             f"expected {length} bytes for a mask of {size} coordinates, got {len(data)}; "

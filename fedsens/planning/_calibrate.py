@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedsens.bench.round import RoundReport, measure_round, measuring_rounds
-from fedsens.bench.scale import ScaleRow
+from fedsens.bench import RoundReport, ScaleRow, measure_round, measuring_rounds
 from fedsens.crypto import CkksParameters, Opens
 from fedsens.mask import mask_count
 from fedsens.planning._plan import Federation, Plan, Speed, client_memory, make_plan, server_memory

@@ -215,30 +215,13 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
 
 
 def server_memory(size: int, count: int, clients: int) -> int:
-    """Bytes of the server's process at most.
-
-    Args:
-        size: P.
-        count: k, how many of them are encrypted.
-        clients: that take part in a round.
-
-    Returns:
-        The estimate.
-    """
+    """Bytes of the server's process at most, of P parameters of which k are encrypted."""
     held = SERVER_PLAIN * size + SERVER_ENCRYPTED * count
     return LIBRARIES + held + ANSWER * (size - count) * clients
 
 
 def client_memory(size: int, count: int) -> int:
-    """Bytes of a client's process at most, without what training itself needs.
-
-    Args:
-        size: P.
-        count: k, how many of them are encrypted.
-
-    Returns:
-        The estimate.
-    """
+    """Bytes of a client's process at most, without what training itself needs."""
     held = CLIENT_PLAIN * size + CLIENT_ENCRYPTED * count
     return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
 

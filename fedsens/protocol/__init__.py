@@ -11,8 +11,8 @@ from fedsens.protocol._aggregate import (
     sum_answers,
     tag_count,
 )
-from fedsens.protocol._checkpoint import FILE_TYPE as CHECKPOINT_TYPE
 from fedsens.protocol._checkpoint import (
+    CHECKPOINT_TYPE,
     Checkpoint,
     CheckpointFolder,
     Figures,
@@ -44,9 +44,13 @@ from fedsens.protocol._headers import (
     RekeyRequest,
     UploadHeader,
 )
-from fedsens.protocol._model import ProtectedModel
-from fedsens.protocol._modelfile import FILE_TYPE as MODEL_TYPE
-from fedsens.protocol._modelfile import load_protected, save_model, save_protected
+from fedsens.protocol._model import (
+    MODEL_TYPE,
+    ProtectedModel,
+    load_protected,
+    save_model,
+    save_protected,
+)
 from fedsens.protocol._report import Phase, PhaseReport, ReportFile, read_reports
 from fedsens.protocol._traffic import largest_count, mean_width, ratio_within, traffic
 

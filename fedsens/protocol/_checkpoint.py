@@ -21,18 +21,23 @@ from fedsens.mask import EncryptionMask
 from fedsens.protocol._contributors import PublicKey
 from fedsens.protocol._fields import check_version
 from fedsens.protocol._headers import MaskOrigin
-from fedsens.protocol._model import ProtectedModel
-from fedsens.protocol._modelfile import ModelFileHeader, header_of, model_from, tensors_of
+from fedsens.protocol._model import (
+    ModelFileHeader,
+    ProtectedModel,
+    header_of,
+    model_from,
+    tensors_of,
+)
 from fedsens.protocol._report import PhaseReport
 from fedsens.remainder import Experiment
 
 logger = logging.getLogger(__name__)
 
-FILE_TYPE = "fedsens checkpoint"
-VERSION = 3  # 3: one-time keys
+CHECKPOINT_TYPE = "fedsens checkpoint"
+CHECKPOINT_VERSION = 3  # 3: one-time keys
 NEXT_MASK, INNER = "fedsens.next-mask", "inner."
-KEPT = 2  # the last complete round, and one before it in case the disk damaged the last
-NAME = re.compile(r"round-(\d{6,})\.safetensors")
+KEPT_FILES = 2  # the last complete round, and one before it in case the disk damaged the last
+FILE_NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 Figures = dict[int, dict[str, int | float | list[int] | list[float]]]  #: round to metrics
 
@@ -86,8 +91,8 @@ class CheckpointHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    type: str = FILE_TYPE
-    version: int = VERSION
+    type: str = CHECKPOINT_TYPE
+    version: int = CHECKPOINT_VERSION
     model: ModelFileHeader
     progress: Progress
 
@@ -146,8 +151,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: the file is not an intact checkpoint.
     """
     try:
-        text, tensors = read_checked(path, FILE_TYPE)
-        check_version(text, FILE_TYPE, VERSION, path)
+        text, tensors = read_checked(path, CHECKPOINT_TYPE)
+        check_version(text, CHECKPOINT_TYPE, CHECKPOINT_VERSION, path)
         header = CheckpointHeader.model_validate_json(text)
         return Checkpoint(
             model=model_from(header.model, tensors),
@@ -159,7 +164,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(str(error)) from None
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
-            f"expected an intact {FILE_TYPE} in {path}, got {type(error).__name__} on reading it"
+            f"expected an intact {CHECKPOINT_TYPE} in {path}, got {type(error).__name__} on "
+            "reading it"
         ) from None
 
 
@@ -167,16 +173,12 @@ class CheckpointFolder:
     """The checkpoints of one run, the last two of them."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is created yet.
-
-        Args:
-            path: the folder; one run has it for itself.
-        """
+        """Name the folder, which one run has for itself; nothing is created yet."""
         self.path = path
 
     def files(self) -> list[Path]:
         """The checkpoints by round, oldest first."""
-        found = {path: NAME.fullmatch(path.name) for path in self.path.glob("round-*")}
+        found = {path: FILE_NAME.fullmatch(path.name) for path in self.path.glob("round-*")}
         return sorted((p for p, match in found.items() if match), key=_round_of)
 
     def claim(self) -> None:
@@ -200,22 +202,15 @@ class CheckpointFolder:
             )
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Add a checkpoint and drop all but the last two.
-
-        Args:
-            checkpoint: the checkpoint.
-        """
+        """Add a checkpoint and drop all but the last two."""
         target = self.path / f"round-{checkpoint.progress.round:06d}.safetensors"
         save_checkpoint(checkpoint, target)
         done = [path for path in self.files() if _round_of(path) <= checkpoint.progress.round]
-        for path in done[:-KEPT]:
+        for path in done[:-KEPT_FILES]:
             path.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint:
-        """The newest checkpoint that is intact.
-
-        Returns:
-            The checkpoint; a damaged one is passed over with a warning.
+        """The newest checkpoint that is intact; a damaged one is passed over with a warning.
 
         Raises:
             CheckpointError: there is none.
@@ -234,5 +229,5 @@ class CheckpointFolder:
 
 
 def _round_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
+    match = FILE_NAME.fullmatch(path.name)
     return int(match[1]) if match else 0

@@ -21,7 +21,7 @@ from fedsens.errors import ContributorsError, ProtocolError
 
 #: contributors that a client accepts by default: in a sum of two each learns the other
 LEAST_CONTRIBUTORS = 3
-MOST = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
+MOST_CONTRIBUTORS = 100_000  # beyond, the sum of the secrets might no longer fit into 16 bits
 
 # Shares of what all clients of the round announced; with less the codec's error is what one reads.
 LEAST_WEIGHT = 2.0**-10
@@ -86,7 +86,7 @@ class Contributors(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    members: tuple[Contributor, ...] = Field(max_length=MOST)
+    members: tuple[Contributor, ...] = Field(max_length=MOST_CONTRIBUTORS)
 
     @classmethod
     def of(cls, members: Iterable[Contributor]) -> Self:

@@ -10,27 +10,21 @@ from pydantic import ValidationError
 
 from fedsens.errors import FedSensError, ProtocolError
 
-MANY = 20  # problems beyond which they are not listed
-NAME = re.compile("[A-Za-z0-9_-]{1,40}")
+MOST_PROBLEMS = 20  # problems beyond which they are not listed
+WORD = re.compile("[A-Za-z0-9_-]{1,40}")
 
 
 def wrong_fields(error: ValidationError) -> str:
-    """Name the fields that a validation refused.
+    """Name the fields that a validation refused; "content" where that cannot be said safely.
 
     The names can be the sender's: one that is not a plain word could forge lines of a log, and
     many could fill it.
-
-    Args:
-        error: what pydantic raised.
-
-    Returns:
-        The names; "content" where they are not plain words, too many or none.
     """
-    if error.error_count() > MANY:
+    if error.error_count() > MOST_PROBLEMS:
         return "content"
     details = error.errors(include_url=False, include_context=False, include_input=False)
     names = {str(item["loc"][0]) for item in details if item["loc"]}
-    plain = {name if NAME.fullmatch(name) else "content" for name in names}
+    plain = {name if WORD.fullmatch(name) else "content" for name in names}
     return ", ".join(sorted(plain)) or "content"
 
 
@@ -41,15 +35,7 @@ def check_version(
     path: str | os.PathLike[str],
     error: type[FedSensError] = ProtocolError,
 ) -> None:
-    """Refuse a file of another kind or of another version of fedsens, by name.
-
-    Args:
-        text: its header, JSON.
-        kind: what it should be.
-        version: the version that this fedsens reads.
-        path: the file, for the error.
-        error: what to raise.
-    """
+    """Refuse a file, by its header in JSON, of another kind or of another version of fedsens."""
     try:
         header = json.loads(text)
         found = header["type"], header["version"]

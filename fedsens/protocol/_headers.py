@@ -23,7 +23,7 @@ from fedsens.protocol._context import (
     RoundContext,
 )
 from fedsens.protocol._contributors import (
-    MOST,
+    MOST_CONTRIBUTORS,
     Contributors,
     Nonce,
     Party,
@@ -33,7 +33,7 @@ from fedsens.protocol._contributors import (
 from fedsens.protocol._fields import wrong_fields
 from fedsens.remainder import CentralPrivacy, RemainderTerms
 
-VERSION = 3  # 3: one-time keys, exact tags
+PROTOCOL_VERSION = 3  # 3: one-time keys, exact tags
 MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
 KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
 
@@ -66,8 +66,9 @@ class Header(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise ProtocolError(
-                f"expected a {cls.__name__} of protocol version {VERSION}, got one with wrong "
-                f"{wrong_fields(error)}; use the same fedsens version on the server and all clients"
+                f"expected a {cls.__name__} of protocol version {PROTOCOL_VERSION}, got one with "
+                f"wrong {wrong_fields(error)}; use the same fedsens version on the server and all "
+                "clients"
             ) from None
 
 
@@ -132,7 +133,7 @@ class ModelHeader(Header):
     fingerprint: MaybeFingerprint = ""
     key_index: KeyIndex = 0
     aggregate: AggregateHeader | None = None
-    cohort: tuple[Party, ...] = Field(default=(), max_length=MOST)
+    cohort: tuple[Party, ...] = Field(default=(), max_length=MOST_CONTRIBUTORS)
     reference: float = Field(gt=0, allow_inf_nan=False)
     weighted_by: Printable = "num-examples"
     remainder: RemainderTerms = RemainderTerms()

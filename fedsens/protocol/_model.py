@@ -1,18 +1,29 @@
-"""ProtectedModel: a model whose masked coordinates exist as a ciphertext only."""
+"""ProtectedModel: a model whose masked coordinates exist as a ciphertext only; and its files.
+
+A file is safetensors with a small header, no pickle.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto import CkksParameters
 from fedsens.errors import MaskError, ProtocolError
-from fedsens.files import Arrays
+from fedsens.files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, as_layout_types, check_plain, combine, with_nan
-from fedsens.protocol._aggregate import Aggregate
+from fedsens.protocol._aggregate import Aggregate, AggregateHeader
+from fedsens.protocol._fields import check_version
+
+MODEL_TYPE = "fedsens protected model"
+MODEL_VERSION = 3  # 3: one-time keys
+PLAIN_PREFIX = "plain."
+MASK, CIPHERTEXT, KEY_SUM = "fedsens.mask", "fedsens.ciphertext", "fedsens.key-sum"
 
 
 @dataclass(frozen=True)
@@ -62,16 +73,108 @@ class ProtectedModel:
             )
 
     def opened(self, masked: NDArray[np.floating]) -> Arrays:
-        """The whole model.
-
-        Args:
-            masked: the k values, decrypted; nothing where nothing is encrypted.
-
-        Returns:
-            Name to array in the layout's shapes and types.
-        """
+        """The whole model in the layout's shapes and types, with its k values decrypted."""
         return as_layout_types(combine(self.plain, masked, self.layout, self.mask), self.layout)
 
     def visible(self) -> Arrays:
         """What the server knows: the layout's shapes, with NaN at every masked coordinate."""
         return with_nan(self.plain, self.layout, self.mask)
+
+
+class ModelFileHeader(BaseModel):
+    """What a protected model's file says about itself (safetensors metadata, JSON)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str = MODEL_TYPE
+    version: int = MODEL_VERSION
+    layout: str
+    parameters: CkksParameters
+    round: int = Field(ge=0)
+    aggregate: AggregateHeader | None = None
+
+
+def save_protected(model: ProtectedModel, path: str | os.PathLike[str]) -> None:
+    """Write a protected model; whoever reads the file learns what the server knows.
+
+    Args:
+        model: the model.
+        path: the file; replaced in one step if it exists.
+    """
+    write_checked(path, header_of(model).model_dump_json(), tensors_of(model))
+
+
+def load_protected(path: str | os.PathLike[str]) -> ProtectedModel:
+    """Read a file of :func:`save_protected`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ProtocolError: the file is not an intact protected model.
+    """
+    text, tensors = read_checked(path, MODEL_TYPE)
+    check_version(text, MODEL_TYPE, MODEL_VERSION, path)
+    try:
+        return model_from(ModelFileHeader.model_validate_json(text), tensors)
+    except (KeyError, ValidationError) as error:
+        raise ProtocolError(
+            f"expected an intact {MODEL_TYPE} in {path}, got {type(error).__name__}; export it "
+            "again"
+        ) from None
+
+
+def header_of(model: ProtectedModel) -> ModelFileHeader:
+    """What a file says about a model beside its tensors."""
+    return ModelFileHeader(
+        layout=model.layout.to_json(),
+        parameters=model.parameters,
+        round=model.round,
+        aggregate=None if model.aggregate is None else model.aggregate.header,
+    )
+
+
+def tensors_of(model: ProtectedModel) -> Arrays:
+    """A model's tensors as files name them."""
+    tensors = {
+        PLAIN_PREFIX + name: np.asarray(array, order="C") for name, array in model.plain.items()
+    }
+    tensors[MASK] = np.frombuffer(model.mask.to_bytes(), np.uint8)
+    if model.aggregate is not None:
+        tensors[CIPHERTEXT] = np.frombuffer(model.aggregate.ciphertext, np.uint8)
+        tensors[KEY_SUM] = np.frombuffer(model.aggregate.key_sum, np.uint8)
+    return tensors
+
+
+def model_from(header: ModelFileHeader, tensors: Arrays) -> ProtectedModel:
+    """Undo :func:`header_of` and :func:`tensors_of`; KeyError where a tensor is missing."""
+    aggregate = None
+    if header.aggregate is not None:
+        parts = tensors[CIPHERTEXT].tobytes(), tensors[KEY_SUM].tobytes()
+        aggregate = Aggregate(header.aggregate, *parts)
+    layout = ParameterLayout.from_json(header.layout)
+    plain = {
+        n.removeprefix(PLAIN_PREFIX): a for n, a in tensors.items() if n.startswith(PLAIN_PREFIX)
+    }
+    known = {t.name: plain.pop(t.name) for t in layout.tensors if t.name in plain}
+    return ProtectedModel(
+        layout=layout,
+        mask=EncryptionMask.from_bytes(tensors[MASK].tobytes()),
+        plain=known | plain,  # in the model's order; the constructor refuses what is left over
+        aggregate=aggregate,
+        parameters=header.parameters,
+        round=header.round,
+    )
+
+
+def save_model(arrays: Arrays, path: str | os.PathLike[str]) -> None:
+    """Write an opened model as an ordinary safetensors state dict, readable by its owner only.
+
+    Args:
+        arrays: name to array.
+        path: the file; replaced in one step if it exists.
+    """
+    write_tensors(path, arrays, {"format": "pt"})

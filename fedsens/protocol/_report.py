@@ -85,21 +85,13 @@ class ReportFile:
     """Appends reports to a file, one JSON object per line, each written whole."""
 
     def __init__(self, path: Path) -> None:
-        """Start with an empty file.
-
-        Args:
-            path: the file; its folder is created, what it held is dropped.
-        """
+        """Start with an empty file; its folder is created, what it held is dropped."""
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
 
     def append(self, report: PhaseReport) -> None:
-        """Add a report.
-
-        Args:
-            report: the report.
-        """
+        """Add a report."""
         with self._path.open("a") as file:
             file.write(report.model_dump_json() + "\n")
 

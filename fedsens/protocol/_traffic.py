@@ -9,9 +9,9 @@ from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
 from fedsens.protocol._aggregate import KEY_BYTES
 
-FLOAT = 4  # bytes of a plaintext float32 parameter
-HEADER = 1500  # bytes of headers and metrics of a message, about
-LISTED = 300  # bytes for each client of the cohort and of the list of contributors, about
+FLOAT_BYTES = 4  # bytes of a plaintext float32 parameter
+HEADER_BYTES = 1500  # bytes of headers and metrics of a message, about
+LISTED_BYTES = 300  # bytes for each client of the cohort and of the list of contributors, about
 
 
 def traffic(
@@ -19,7 +19,7 @@ def traffic(
     size: int,
     count: int,
     *,
-    width: float = FLOAT,
+    width: float = FLOAT_BYTES,
     withheld: bool = False,
     clients: int = 10,
     opens: Opens = "clients",
@@ -40,20 +40,20 @@ def traffic(
         parameter; a mask of everything or of nothing is told by its digest alone.
     """
     padded = codec.blocks(count) * codec.degree
-    visible = width * (size - count) + HEADER
+    visible = width * (size - count) + HEADER_BYTES
     keys = KEY_BYTES if count else 0
-    listed = LISTED * clients if count else 0
+    listed = LISTED_BYTES * clients if count else 0
     mask = size / 8 if 0 < count < size else 0
-    up = (HEADER if withheld else visible) + padded * codec.bytes_per_parameter + keys
+    up = (HEADER_BYTES if withheld else visible) + padded * codec.bytes_per_parameter + keys
     if opens == "server":
-        return up, width * size + HEADER + mask + listed
+        return up, width * size + HEADER_BYTES + mask + listed
     return up, visible + mask + padded * codec.bytes_per_parameter_down + keys + listed
 
 
 def mean_width(layout: ParameterLayout) -> float:
     """Mean bytes of a floating-point parameter of a model, by its real types."""
     total = sum(entry.size * entry.itemsize for entry in layout.entries)
-    return total / layout.size if layout.size else FLOAT
+    return total / layout.size if layout.size else FLOAT_BYTES
 
 
 def largest_count(size: int, block: int, fits: Callable[[int], bool], least: str = "more") -> int:
@@ -94,7 +94,7 @@ def ratio_within(
     size: int,
     megabytes: float,
     *,
-    width: float = FLOAT,
+    width: float = FLOAT_BYTES,
     withheld: bool = False,
     clients: int = 10,
     opens: Opens = "clients",

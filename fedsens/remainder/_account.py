@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: The delta of every (epsilon, delta) statement about Gaussian noise.
 DELTA: Final = 1e-5
-FILE: Final = "privacy.safetensors"
+ACCOUNT_FILE: Final = "privacy.safetensors"
 
 
 class PrivacyLoss(BaseModel):
@@ -80,9 +80,6 @@ def cost_of(
         distribution: of the noise.
         scale: s, the noise's standard deviation relative to the clipping norm; more than 0.
         answers: how many.
-
-    Returns:
-        Their cost.
     """
     if distribution == "gaussian":
         return PrivacyLoss(answers=answers, rho=answers * 2 / scale**2)
@@ -107,18 +104,11 @@ class Account:
     """The privacy that the noised remainders of one state folder have cost; it only grows."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the account.
-
-        Args:
-            folder: a client's folder in a run, ``run-*/node-*`` of its state folder.
-        """
-        self._path = folder.parent.parent / FILE
+        """Find the account of the state folder above a client's folder in a run."""
+        self._path = folder.parent.parent / ACCOUNT_FILE
 
     def spent(self) -> PrivacyLoss:
-        """The cost so far.
-
-        Returns:
-            The cost, zero if nothing was spent.
+        """The cost so far, zero if nothing was spent.
 
         Raises:
             CheckpointError: the file is damaged.

@@ -33,7 +33,7 @@ from fedsens.remainder._terms import (
 
 logger = logging.getLogger(__name__)
 
-LEAST: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
+LEAST_SCALE: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
 Visible = Mapping[str, NDArray[Any]]
 
 
@@ -70,16 +70,7 @@ class Noised(RemainderPolicy):
         return Leaving(noisy, masked, partial(self._account, server_round, folder, max_epsilon))
 
     def noised(self, before: Visible, after: Visible, rng: np.random.Generator) -> Arrays:
-        """Clip the visible update and add noise, as the terms say.
-
-        Args:
-            before: the remainder that was received.
-            after: the remainder that was trained.
-            rng: source of the noise.
-
-        Returns:
-            The remainder to send.
-        """
+        """The remainder to send: the visible update clipped and noised, as the terms say."""
         terms = self.terms
         if terms.clip:
             clipped = clip_update(before, after, terms.clip, terms.noise)
@@ -88,7 +79,7 @@ class Noised(RemainderPolicy):
 
     def cost(self, answers: int = 1) -> PrivacyLoss | None:
         """None without noise to speak of, or if it depends on the data for want of clipping."""
-        if not self.terms.clip or self.terms.scale < LEAST:
+        if not self.terms.clip or self.terms.scale < LEAST_SCALE:
             return None
         return cost_of(self.terms.noise, self.terms.scale, answers)
 
@@ -127,13 +118,10 @@ class Noised(RemainderPolicy):
 
 
 def fresh_generator() -> np.random.Generator:
-    """A generator of noise that nobody else can seed.
+    """A generator of noise that nobody else can seed; make one for each answer.
 
     Its 256-bit seed comes from the operating system's cryptographic source. The generator itself
     (PCG64DXSM) is a statistical one: its output is not proven unpredictable from earlier output.
-
-    Returns:
-        The generator; make one for each answer.
     """
     return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
 
@@ -167,16 +155,13 @@ def add_noise(
 def add_noise_of(
     after: Visible, distribution: Distribution, deviation: float, rng: np.random.Generator
 ) -> Arrays:
-    """Noise of a given size on every visible floating-point coordinate.
+    """Noise on every visible floating-point coordinate, in the types of ``after``.
 
     Args:
         after: the remainder.
         distribution: of the noise.
         deviation: standard deviation, in the units of the parameters; 0 changes nothing.
         rng: source of the noise.
-
-    Returns:
-        The noisy remainder, in the types of ``after``.
     """
     if deviation == 0:
         return dict(after)
@@ -194,14 +179,7 @@ def add_noise_of(
 def clip_update(before: Visible, after: Visible, norm: float, distribution: Distribution) -> Arrays:
     """Shorten the visible update to a norm: l2 for Gaussian noise, l1 for Laplace noise.
 
-    Args:
-        before: the remainder that was received.
-        after: the remainder that was trained.
-        norm: the largest norm that is left alone.
-        distribution: of the noise that is to follow.
-
-    Returns:
-        before + (after - before) min(1, norm / |after - before|), in the types of ``after``.
+    It is before + (after - before) min(1, norm / |after - before|), in the types of ``after``.
     """
     length = update_norm(before, after, 2 if distribution == "gaussian" else 1)
     if length <= norm:
@@ -215,30 +193,13 @@ def clip_update(before: Visible, after: Visible, norm: float, distribution: Dist
 
 
 def update_rms(before: Visible, after: Visible) -> float:
-    """Root mean square of the visible update; 0 where nothing is visible.
-
-    Args:
-        before: the remainder that was received.
-        after: the remainder that was trained.
-
-    Returns:
-        The root mean square over all visible floating-point coordinates.
-    """
+    """Root mean square over the visible floating-point coordinates; 0 where nothing is visible."""
     count = sum(array.size for array in after.values() if _floats(array))
     return update_norm(before, after, 2) / math.sqrt(count) if count else 0.0
 
 
 def update_norm(before: Visible, after: Visible, order: Literal[1, 2]) -> float:
-    """The l1 or l2 norm of the visible update, in float64.
-
-    Args:
-        before: the remainder that was received.
-        after: the remainder that was trained.
-        order: 1 or 2.
-
-    Returns:
-        The norm.
-    """
+    """The l1 or l2 norm of the visible update, in float64."""
     names = [name for name, array in after.items() if _floats(array)]
     powers = [float((np.abs(_difference(before, after, name)) ** order).sum()) for name in names]
     total = math.fsum(powers)

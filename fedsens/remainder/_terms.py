@@ -19,7 +19,7 @@ from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count, visible_statistics
 from fedsens.remainder._account import Account, PrivacyLoss
 
-MOST: Final = 1e6  # a scale beyond it leaves nothing of the update
+MOST_SCALE: Final = 1e6  # a scale beyond it leaves nothing of the update
 
 _policies: dict[str, type[RemainderPolicy]] = {}
 P = TypeVar("P", bound="type[RemainderPolicy]")
@@ -61,7 +61,7 @@ class RemainderTerms(BaseModel):
 
     remainder: Remainder = "plain"
     noise: Distribution = "gaussian"
-    scale: float = Field(default=1.0, ge=0, le=MOST, allow_inf_nan=False)
+    scale: float = Field(default=1.0, ge=0, le=MOST_SCALE, allow_inf_nan=False)
     clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     experiment: Experiment = ""
 

@@ -25,7 +25,7 @@ from fedsens.remainder._terms import Leaving, RemainderPolicy, register_remainde
 logger = logging.getLogger(__name__)
 
 Flat = NDArray[np.floating]
-KIND, FILE = "fedsens residual", "residual.safetensors"
+RESIDUAL_TYPE, RESIDUAL_FILE = "fedsens residual", "residual.safetensors"
 BEFORE, AFTER = "before", "after"
 
 
@@ -82,22 +82,17 @@ class Withheld(RemainderPolicy):
 def error_feedback(
     received: Flat, trained: Flat, residual: Flat, mask: EncryptionMask
 ) -> tuple[Flat, Flat]:
-    """Split an update together with what was left out before.
+    """Split an update together with what was left out before; all vectors have length P.
 
     With u = trained - received, the masked coordinates of received + u + residual are sent and the
     others of u + residual are kept. So the sum of what was sent and kept is the sum of all updates.
     If an answer is lost on its way, what it carried is lost with it, as in plain federated
     learning; what is kept is not.
 
-    Args:
-        received: the model that came, of length P.
-        trained: what became of it.
-        residual: what earlier answers left out.
-        mask: the coordinates to send.
-
     Returns:
         The k values to send, and the new residual, of length P and 0 where the mask is.
     """
+    # received + u + residual. What is sent leaves nothing behind; the rest waits for a mask.
     whole = trained + residual
     return whole[mask.selected], np.where(mask.selected, whole.dtype.type(0), whole - received)
 
@@ -123,17 +118,10 @@ class ResidualHeader(BaseModel):
 def load_residual(
     folder: Path, experiment: str, layout: ParameterLayout, server_round: int
 ) -> Flat:
-    """What this client has withheld before its answer to a round.
+    """What this client has withheld before its answer to a round: P values, or zeros.
 
-    Args:
-        folder: the client's folder in this run.
-        experiment: of the run.
-        layout: the model's layout.
-        server_round: the round that is to be answered. One that was answered before starts from
-            the same residual again, so that it is not added twice.
-
-    Returns:
-        A vector of length P; zeros where nothing is known of this run.
+    A round that was answered before starts from the same residual again, so that it is not added
+    twice.
 
     Raises:
         CheckpointError: the file is damaged, or of another model.
@@ -156,6 +144,7 @@ def load_residual(
             note.round,
         )
         return np.zeros(layout.size, layout.dtype)
+    # The same round again begins with what it found, a later one with what that round left.
     return kept[note.round < server_round]
 
 
@@ -167,36 +156,29 @@ def save_residual(
     before: Flat,
     after: Flat,
 ) -> None:
-    """Keep what is withheld; whoever reads the file learns this client's update.
-
-    Args:
-        folder: the client's folder in this run.
-        experiment: of the run.
-        layout: the model's layout.
-        server_round: the round that is being answered.
-        before: the residual before, of length P.
-        after: the residual after.
-    """
+    """Keep what is withheld; whoever reads the file learns this client's update."""
     note = ResidualHeader(experiment=experiment, layout=layout.digest, round=server_round)
     tensors = {BEFORE: np.asarray(before), AFTER: np.asarray(after)}
-    write_checked(folder / FILE, note.model_dump_json(), tensors)
+    write_checked(folder / RESIDUAL_FILE, note.model_dump_json(), tensors)
 
 
 def _find(folder: Path, experiment: str) -> Path | None:
     """The file of this client, in this run or in the last one that it continues."""
-    own = folder / FILE
+    own = folder / RESIDUAL_FILE
     if own.exists() and _experiment_of(own) in {experiment, None}:
         return own  # a damaged one is for the reader to refuse
     found = [
         path
-        for path in folder.parent.parent.glob(f"run-*/node-*/{FILE}")
+        for path in folder.parent.parent.glob(f"run-*/node-*/{RESIDUAL_FILE}")
         if path.parent.parent != folder.parent and _experiment_of(path) == experiment
     ]
     # Node numbers may have changed since, which is no matter where only one node kept something.
     mine = [path for path in found if path.parent.name == folder.name]
     alone = found if len({path.parent.name for path in found}) == 1 else []
     if found and not (mine or alone):
-        logger.warning("none of %d files %s of the earlier run is known as ours", len(found), FILE)
+        logger.warning(
+            "none of %d files %s of the earlier run is known as ours", len(found), RESIDUAL_FILE
+        )
     return max(mine or alone, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
@@ -208,10 +190,10 @@ def _experiment_of(path: Path) -> str | None:
 
 
 def _read(path: Path) -> tuple[ResidualHeader, Arrays]:
-    text, tensors = read_checked(path, KIND, CheckpointError)
+    text, tensors = read_checked(path, RESIDUAL_TYPE, CheckpointError)
     try:
         return ResidualHeader.model_validate_json(text), tensors
     except ValidationError:
         raise CheckpointError(
-            f"expected a {KIND} file in {path}, got another; delete it to begin anew"
+            f"expected a {RESIDUAL_TYPE} file in {path}, got another; delete it to begin anew"
         ) from None

@@ -33,14 +33,7 @@ details { margin: 1rem 0; } summary { cursor: pointer; }
 
 
 def cards(figures: Iterable[tuple[str, str]]) -> str:
-    """Key figures side by side.
-
-    Args:
-        figures: a value and what it is.
-
-    Returns:
-        HTML.
-    """
+    """Key figures side by side, each a value and what it is, as HTML."""
     each = (
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
         for value, name in figures
@@ -66,16 +59,7 @@ def picture(path: Path, text: str) -> str:
 
 
 def folded(title: str, content: str, unfolded: bool = False) -> str:
-    """Content that is shown on demand.
-
-    Args:
-        title: always shown.
-        content: HTML.
-        unfolded: show it from the start.
-
-    Returns:
-        HTML.
-    """
+    """HTML that is shown on demand, or folded away."""
     state = " open" if unfolded else ""
     return f"<details{state}><summary>{escape(title)}</summary>{content}</details>\n"
 

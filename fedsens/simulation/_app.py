@@ -31,13 +31,7 @@ class FlowerApp:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read an app's pyproject.toml.
-
-        Args:
-            folder: of the app.
-
-        Returns:
-            The app.
+        """Read the pyproject.toml in an app's folder.
 
         Raises:
             ConfigurationError: there is no Flower app.
@@ -84,15 +78,7 @@ class FlowerApp:
             )
 
     def value(self, key: str, overrides: Mapping[str, str]) -> Any:
-        """The value of a key in a run; None if neither the app nor an override has it.
-
-        Args:
-            key: dotted.
-            overrides: each value in TOML.
-
-        Returns:
-            The value.
-        """
+        """The value of a dotted key in a run; None if neither the app nor an override has it."""
         if key in overrides:
             return tomllib.loads(f"value = {overrides[key]}")["value"]
         return self.config.get(key)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsens.simulation._summary import RunSummary, SimulationSummary
 
-PLAIN, ENCRYPTED, BASELINE = "#4c78a8", "#e45756", "#9d9da1"
+PLAIN_COLOR, ENCRYPTED_COLOR, BASELINE_COLOR = "#4c78a8", "#e45756", "#9d9da1"
 
 
 def draw_curves(summary: SimulationSummary, path: Path) -> None:
@@ -37,11 +37,11 @@ def draw_curves(summary: SimulationSummary, path: Path) -> None:
 
 def _scores(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
     styles = (
-        (("o-", ENCRYPTED, 5.0),)
+        (("o-", ENCRYPTED_COLOR, 5.0),)
         if len(runs) == 1
         else (
-            ("s-", BASELINE, 8.0),
-            ("o--", ENCRYPTED, 5.0),
+            ("s-", BASELINE_COLOR, 8.0),
+            ("o--", ENCRYPTED_COLOR, 5.0),
         )
     )
     for (label, run), (style, color, size) in zip(runs, styles, strict=True):
@@ -73,8 +73,8 @@ def _bytes(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
             labels.append(f"{direction}\n{label}")
             plain.append(sum(row.plain for row in rows) / len(rows) / 1e6)
             encrypted.append(sum(row.encrypted for row in rows) / len(rows) / 1e6)
-    axes.bar(labels, plain, color=PLAIN, label="plaintext")
-    axes.bar(labels, encrypted, bottom=plain, color=ENCRYPTED, label="ciphertext")
+    axes.bar(labels, plain, color=PLAIN_COLOR, label="plaintext")
+    axes.bar(labels, encrypted, bottom=plain, color=ENCRYPTED_COLOR, label="ciphertext")
     axes.set(ylabel="MB per round, all clients", title="Traffic")
     axes.set_ylim(0, 1.25 * max(p + e for p, e in zip(plain, encrypted, strict=True)))
     axes.legend(loc="upper left", ncols=2)
@@ -85,7 +85,7 @@ def _seconds(axes: Axes, runs: list[tuple[str, RunSummary]]) -> None:
     height = 0.8 / len(runs)
     for index, (label, run) in enumerate(runs):
         positions = [y + (index - (len(runs) - 1) / 2) * height for y in range(len(phases))]
-        color = ENCRYPTED if index == len(runs) - 1 else BASELINE
+        color = ENCRYPTED_COLOR if index == len(runs) - 1 else BASELINE_COLOR
         values = [run.seconds.get(phase, 0.0) for phase in phases]
         bars = axes.barh(positions, values, height, color=color, label=label)
         axes.bar_label(bars, fmt="%.1f", padding=2)

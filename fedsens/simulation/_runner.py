@@ -75,9 +75,6 @@ def run_app(
         folder: for the app's output and Flower's log.
         on_report: called with each report as the server writes it.
 
-    Returns:
-        The outcome.
-
     Raises:
         SimulationError: the run did not complete; the text ends with the reasons in the log.
     """
@@ -107,31 +104,16 @@ def run_app(
 def run_command(
     link: SuperLink, app: FlowerApp, config: Mapping[str, str], overrides: Path
 ) -> list[str]:
-    """The command that submits an app.
-
-    Args:
-        link: the SuperLink.
-        app: the Flower app.
-        config: run-config overrides, each value in TOML.
-        overrides: a file that is written for them.
-
-    Returns:
-        ``flwr run`` and its arguments, without options for a simulation.
-    """
+    """``flwr run`` and its arguments; a file is written for the overrides, each value in TOML."""
     # One file: of several -c options with a dotted key Flower would keep the last table only.
     overrides.write_text("".join(f"{key} = {value}\n" for key, value in config.items()))
     return [program("flwr"), "run", str(app.folder), link.name, "-c", str(overrides)]
 
 
 def status_of(link: SuperLink, run_id: str) -> str:
-    """Ask for the status of a run; ``flwr run`` itself ends well even when the ServerApp failed.
+    """Flower's status of a run, such as ``finished:failed``; ``unknown`` without an answer.
 
-    Args:
-        link: the SuperLink.
-        run_id: Flower's number of the run.
-
-    Returns:
-        Flower's status, such as ``running`` or ``finished:failed``; ``unknown`` without an answer.
+    ``flwr run`` itself ends well even when the ServerApp failed.
     """
     command = [program("flwr"), "list", link.name, "--run-id", run_id, "--format", "json"]
     answer = subprocess.run(
@@ -144,14 +126,9 @@ def status_of(link: SuperLink, run_id: str) -> str:
 
 
 def reasons_in(log: str) -> str:
-    """Why a run failed, from its log.
+    """Why a run failed, from Flower's log: the ServerApp's last exception, then those of clients.
 
-    Args:
-        log: of Flower, with the tracebacks of the ServerApp and, in a simulation, of the clients.
-
-    Returns:
-        The last exception of the ServerApp, then those of clients; the end of the log where there
-        is none.
+    It is the end of the log where there is none.
     """
     lines = [ANSI.sub("", line).rstrip() for line in log.splitlines()]
     raised = [found for line in lines if (found := RAISED.match(line))]

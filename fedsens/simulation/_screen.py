@@ -15,7 +15,7 @@ from rich.table import Table
 from fedsens.protocol import PhaseReport
 from fedsens.simulation._summary import (
     Bytes,
-    RoundRow,
+    RoundSummary,
     RunSummary,
     SimulationSummary,
     choose_metric,
@@ -90,12 +90,7 @@ class SimulationScreen:
         self._progress.stop()
 
     def show(self, run: str, report: PhaseReport) -> None:
-        """Update the progress.
-
-        Args:
-            run: "encrypted" or "baseline".
-            report: what just ended.
-        """
+        """Update the progress of the run "encrypted" or "baseline" by what just ended."""
         task = self._tasks[run]
         self._progress.start_task(task)
         if report.phase in NOTES:
@@ -112,12 +107,7 @@ class SimulationScreen:
                 self._progress.update(self._tasks["baseline"], note="starting Flower")
 
     def conclude(self, summary: SimulationSummary, where: Path) -> None:
-        """Print the tables.
-
-        Args:
-            summary: the simulation.
-            where: its folder, as the user knows it.
-        """
+        """Print the tables, and the folder as the user knows it."""
         self._console.print(*tables(summary, summary.baseline))
         if summary.model_sha256 is not None:
             self._console.print(
@@ -164,7 +154,7 @@ def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
     )
 
 
-def _round(row: RoundRow, other: float | None) -> tuple[str, ...]:
+def _round(row: RoundSummary, other: float | None) -> tuple[str, ...]:
     times = (row.encrypt_seconds, row.add_seconds, row.decrypt_seconds)
     return (
         str(row.round),

@@ -27,7 +27,7 @@ class Bytes(BaseModel):
         return self.plain + self.encrypted
 
 
-class RoundRow(BaseModel):
+class RoundSummary(BaseModel):
     """One round: training and evaluation together.
 
     Attributes:
@@ -91,7 +91,7 @@ class RunSummary(BaseModel):
     bytes_up: Bytes
     bytes_down: Bytes
     seconds: dict[str, float]
-    per_round: list[RoundRow]
+    per_round: list[RoundSummary]
 
     @property
     def scores(self) -> list[float | None]:
@@ -129,15 +129,10 @@ def is_accuracy(metric: str) -> bool:
 
 
 def choose_metric(names: Iterable[str], wanted: str | None = None) -> str | None:
-    """Choose the metric that stands for a model's quality.
+    """The metric that stands for a model's quality, of those that there are, most telling first.
 
-    Args:
-        names: the metrics that there are, the most telling first.
-        wanted: the one that is asked for.
-
-    Returns:
-        The one that is asked for; else ``accuracy``, another accuracy, or the first that is no
-        loss, or the first. None if there is none, or not the one that is asked for.
+    It is the one that is wanted; else ``accuracy``, another accuracy, or the first that is no
+    loss, or the first. None if there is none, or not the one that is wanted.
     """
     known = [name for name in dict.fromkeys(names) if name != "num-examples"]
     if wanted is not None:
@@ -187,12 +182,12 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
     )
 
 
-def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundRow:
+def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundSummary:
     phases = {report.phase: report for report in reports if report.round == number}
     parts = [phases[name] for name in ("train", "evaluate") if name in phases]
     train = phases.get("train") or parts[0]
     metrics = {name: value for part in parts for name, value in part.metrics.items()}
-    return RoundRow(
+    return RoundSummary(
         round=number,
         score=None if metric is None else metrics.get(metric),
         metrics=metrics,

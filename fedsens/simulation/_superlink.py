@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedsens.errors import SimulationError
 
-NAME = "fedsens-simulation"
+LINK_NAME = "fedsens-simulation"
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
@@ -38,17 +38,11 @@ class SuperLink:
 
     environment: Mapping[str, str]
     folder: Path
-    name: str = NAME
+    name: str = LINK_NAME
 
 
 def program(name: str) -> str:
-    """Path of a command that was installed beside this Python.
-
-    Args:
-        name: such as ``flwr``.
-
-    Returns:
-        The path.
+    """Path of a command that was installed beside this Python, such as ``flwr``.
 
     Raises:
         SimulationError: it is not installed.
@@ -78,8 +72,8 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
         each.mkdir(parents=True, exist_ok=True)
     port = free_port()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{NAME}"\n\n'
-        f'[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "{LINK_NAME}"\n\n'
+        f'[superlink.{LINK_NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     merged = os.environ | flower_environment(home) | dict(environment)
     command = [program("flower-superlink"), "--insecure", "--simulation"]
@@ -102,14 +96,7 @@ def superlink(folder: Path, environment: Mapping[str, str]) -> Iterator[SuperLin
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """Variables that keep Flower's processes to themselves: nothing installed, nothing sent home.
-
-    Args:
-        home: folder of Flower's configuration and apps.
-
-    Returns:
-        The variables, to be added to a process's environment.
-    """
+    """Variables that keep Flower's processes to themselves: nothing installed, nothing sent."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "FLWR_HOME": str(home),

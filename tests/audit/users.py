@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fedsens.bench.models import resnet18 as demo
+from fedsens.bench._models import resnet18 as demo
 
 
 def resnet18():

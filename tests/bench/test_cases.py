@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from fedsens.bench.cases import CASES, chosen_cases
+from fedsens.bench._cases import CASES, chosen_cases
 from fedsens.errors import ConfigurationError
 
 PARAMETERS = {

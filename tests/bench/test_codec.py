@@ -3,8 +3,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from rich.console import Console
 
-from fedsens.bench.codec import bench_codec, measure_codecs, preset_codec
-from fedsens.bench.tables import codec_table, three_digits
+from fedsens.bench._codec import bench_codec, measure_codecs, preset_codec
+from fedsens.bench._tables import codec_table, three_digits
 from fedsens.crypto import PRESETS, CkksParameters
 
 VALUES = 8192

@@ -6,9 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.bench.cases import CASES
-from fedsens.bench.map import RULES, STEP, bench_map
-from fedsens.bench.tables import map_table
+from fedsens.bench._cases import CASES
+from fedsens.bench._map import RULES, STEP, bench_map
+from fedsens.bench._tables import map_table
 from fedsens.cli import app
 from fedsens.sensitivity import sensitivity_map
 from tests.experiments.benchmarks.helpers import case, perceptron
@@ -41,7 +41,7 @@ def test_what_is_timed_is_the_map(monkeypatch):
         made.append(options)
         return sensitivity_map(*given, **options)
 
-    monkeypatch.setattr("fedsens.bench.map.sensitivity_map", noted)
+    monkeypatch.setattr("fedsens.bench._map.sensitivity_map", noted)
     bench_map(case(perceptron), samples=2, repeats=1)
     assert made == [*RULES.values()] * 2  # once to warm up
 

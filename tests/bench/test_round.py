@@ -8,8 +8,8 @@ import torch
 from flwr.clientapp import ClientApp
 from typer.testing import CliRunner
 
-from fedsens.bench import round as bench
-from fedsens.bench.round import RoundReport, RoundRow
+from fedsens.bench import _round as bench
+from fedsens.bench._round import RoundReport, RoundRow
 from fedsens.cli import app
 from fedsens.errors import BenchmarkError, ConfigurationError
 from fedsens.flower import SelectiveEncryption

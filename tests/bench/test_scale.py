@@ -6,7 +6,7 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 from typer.testing import CliRunner
 
-from fedsens.bench import scale
+from fedsens.bench import _scale as scale
 from fedsens.cli import app
 from fedsens.errors import BenchmarkError
 

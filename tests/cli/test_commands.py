@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from fedsens import FederationKey
 from fedsens.cli import app
-from fedsens.cli._run import overrides
 
 runner = CliRunner()
 ARGUMENT = {
@@ -98,13 +97,3 @@ def test_open_refuses_what_is_not_a_model(tmp_path):
     assert result.exit_code == 1
     assert "ProtocolError" in result.output
     assert not (tmp_path / "o").exists()
-
-
-def test_overrides_are_toml_or_bare_words():
-    given = ["data=mnist.npz", 'model="lenet5"', "alpha=0.3", "fedsens.force=first,last"]
-    assert overrides(given) == {
-        "data": '"mnist.npz"',
-        "model": '"lenet5"',
-        "alpha": "0.3",
-        "fedsens.force": '"first,last"',
-    }

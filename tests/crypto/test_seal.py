@@ -10,7 +10,7 @@ from tenseal import sealapi
 
 from fedsens.crypto import OneTimeSecret
 from fedsens.crypto._parameters import MODULUS, MOST_MODULUS_BITS, SECURITY_BITS
-from fedsens.crypto._seal import HEADER, ONE, Ring, _residues, seal_context, seal_file
+from fedsens.crypto._seal import ONE, SEAL_HEADER, Ring, _residues, seal_context, seal_file
 from fedsens.errors import CryptoError
 
 from .kit import N, Q, parameters
@@ -105,9 +105,9 @@ def test_a_residue_that_is_not_below_q_is_refused_by_seal_itself(ring):
 
 def test_the_header_is_seals_own(ring, file):
     ring._one.save(file._path)
-    dump = os.pread(file._descriptor, HEADER.size, 0)
-    magic, size, *_, total = HEADER.unpack(dump)
-    assert (magic, size) == (sealapi.Serialization.SEALHeader().magic, HEADER.size)
+    dump = os.pread(file._descriptor, SEAL_HEADER.size, 0)
+    magic, size, *_, total = SEAL_HEADER.unpack(dump)
+    assert (magic, size) == (sealapi.Serialization.SEALHeader().magic, SEAL_HEADER.size)
     assert total == os.fstat(file._descriptor).st_size
 
 

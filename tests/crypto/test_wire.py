@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from fedsens.crypto import Aggregator, CkksParameters, Decryptor, parse_batch, residues
 from fedsens.crypto._wire import (
+    BATCH_HEADER,
     BLOCKS,
     CHECKSUM,
     CHUNK,
     FRESH,
-    HEADER,
     SUM,
     to_wire,
     write_batch,
@@ -86,7 +86,7 @@ def numbers(block, width):
 
 
 def test_format_is_frozen():
-    assert HEADER.size == 40
+    assert BATCH_HEADER.size == 40
     assert DATA[:8] == b"FSCT\x03\x00\x00\x00"
     assert DATA[8:24] == COMPACT.digest
     assert int.from_bytes(DATA[24:32], "little") == 2 * N - 5
@@ -144,18 +144,23 @@ def test_every_truncation_is_refused():
     refuse(DATA[: len(DATA) // 2])
 
 
-@pytest.mark.parametrize("length", [0, 4, HEADER.size - 1, HEADER.size, 49, 9000, len(DATA) - 5])
+@pytest.mark.parametrize(
+    "length", [0, 4, BATCH_HEADER.size - 1, BATCH_HEADER.size, 49, 9000, len(DATA) - 5]
+)
 def test_truncation_is_refused_even_with_a_right_checksum(length):
     refuse(DATA[:length] + checksum(DATA[:length]))
 
 
 def test_every_flipped_bit_of_header_and_checksum_is_refused():
-    for bit in (*range(8 * HEADER.size), *range(8 * (len(DATA) - CHECKSUM), 8 * len(DATA))):
+    for bit in (
+        *range(8 * BATCH_HEADER.size),
+        *range(8 * (len(DATA) - CHECKSUM), 8 * len(DATA)),
+    ):
         refuse(flipped(DATA, bit))
 
 
 def test_a_flipped_bit_of_the_residues_is_refused():
-    for bit in np.random.default_rng(0).integers(8 * HEADER.size, 8 * len(DATA), 300):
+    for bit in np.random.default_rng(0).integers(8 * BATCH_HEADER.size, 8 * len(DATA), 300):
         refuse(flipped(DATA, bit))
 
 
@@ -193,7 +198,7 @@ def test_appended_bytes_are_refused(tail):
 @pytest.mark.parametrize("data", [DATA, TOTAL], ids=["fresh", "sum"])
 def test_a_header_that_was_changed_and_resealed_is_refused_or_says_what_it_means(data):
     """The checksum guards against damage, not forgery; even so nothing may be misread."""
-    for bit in range(8 * HEADER.size):
+    for bit in range(8 * BATCH_HEADER.size):
         try:
             batch = parse_batch(resealed(flipped(data, bit)), COMPACT)
         except REFUSED:
@@ -295,11 +300,11 @@ def test_other_parameters_are_named(other):
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 @example(b"")
-@example(DATA[: HEADER.size])
+@example(DATA[: BATCH_HEADER.size])
 def test_arbitrary_bytes_are_refused(data):
     refuse(data)
-    refuse(resealed(DATA[: HEADER.size] + data + b"\0" * CHECKSUM))
-    refuse(resealed(DATA[: HEADER.size - 16] + data + b"\0" * CHECKSUM))
+    refuse(resealed(DATA[: BATCH_HEADER.size] + data + b"\0" * CHECKSUM))
+    refuse(resealed(DATA[: BATCH_HEADER.size - 16] + data + b"\0" * CHECKSUM))
 
 
 @settings(max_examples=100, deadline=None)
@@ -313,7 +318,7 @@ def test_overwritten_bytes_are_refused_or_change_nothing(field, shift, data):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    flips=st.lists(st.integers(8 * HEADER.size, 8 * (len(DATA) - CHECKSUM) - 1), min_size=1),
+    flips=st.lists(st.integers(8 * BATCH_HEADER.size, 8 * (len(DATA) - CHECKSUM) - 1), min_size=1),
     of_sum=st.booleans(),
 )
 def test_tampered_residues_open_to_something_or_are_refused_but_break_nothing(flips, of_sum):
@@ -337,7 +342,7 @@ def test_bytes_like_input_is_read_as_well(kind):
 
 def test_an_empty_vector_is_a_batch_without_blocks():
     data, secret = encrypt("compact", np.zeros(0))
-    assert len(data) == HEADER.size + CHECKSUM
+    assert len(data) == BATCH_HEADER.size + CHECKSUM
     batch = parse_batch(data, COMPACT)
     assert (batch.kind, batch.values, batch.blocks) == (FRESH, 0, 0)
     assert residues(data, COMPACT).shape == (0, N)

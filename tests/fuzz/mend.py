@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsens.crypto._wire import CHECKSUM, HEADER, SEGMENT, checksum
+from fedsens.crypto._wire import BATCH_HEADER, CHECKSUM, SEGMENT, checksum
 from fedsens.errors import FedSensError
 from fedsens.keys._key import DOMAIN
 from fedsens.keys._opening import _bound, _secret_of, _summands
@@ -33,9 +33,9 @@ DTYPES = {"BOOL": "bool", "BF16": "bfloat16"}  # else F32 is float32, I64 is int
 def batch(data: bytes) -> bytes:
     """A ciphertext batch of whole KiB of residues, with its checksum."""
     body = data[:-CHECKSUM]
-    if len(body) < HEADER.size:
+    if len(body) < BATCH_HEADER.size:
         return data
-    body = body[: len(body) - (len(body) - HEADER.size) % (8 * SEGMENT)]
+    body = body[: len(body) - (len(body) - BATCH_HEADER.size) % (8 * SEGMENT)]
     return body + checksum(body)
 
 

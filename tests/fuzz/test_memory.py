@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedsens.crypto._wire import FRESH, HEADER, MAGIC, VERSION
+from fedsens.crypto._wire import BATCH_HEADER, BATCH_VERSION, FRESH, MAGIC
 from fedsens.mask import EncryptionMask
 from fedsens.protocol import Contributor, Contributors
 
@@ -91,7 +91,7 @@ def many_blocks() -> bytes:
 def claimed_blocks() -> bytes:
     """A batch that claims 2^32 - 1 ciphertexts."""
     digest, blocks = fixed.PARAMETERS.digest, 2**32 - 1
-    head = HEADER.pack(MAGIC, VERSION, FRESH, digest, blocks * 4096, blocks, 1)
+    head = BATCH_HEADER.pack(MAGIC, BATCH_VERSION, FRESH, digest, blocks * 4096, blocks, 1)
     return mend.batch(head + bytes(SIZE))
 
 

@@ -218,27 +218,6 @@ def test_tags_of_equal_ciphertexts_hide_that_they_are_equal(honest):
     assert abs(found.mean() / PARAMETERS.wire_modulus - 0.5) < 5 / np.sqrt(12 * found.size)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(2, 2**54 + 24577), st.integers(0, 300), st.binary(min_size=32, max_size=32))
-def test_residues_of_a_stream_are_below_the_modulus_and_the_same_again(modulus, count, seed):
-    found = residues_below(stream(seed), count, modulus)
-    assert len(found) == count
-    assert int(found.max(initial=0)) < modulus
-    assert found.tolist() == residues_below(stream(seed), count, modulus).tolist()
-
-
-@pytest.mark.parametrize("modulus", [3, 5, 2**16 - 15])
-def test_residues_of_a_stream_are_uniform(modulus):
-    count = 60_000
-    found = residues_below(stream(bytes(32)), count, modulus)
-    bins = np.bincount((found * np.uint64(3) // np.uint64(modulus)).astype(int), minlength=3)
-    share = [
-        sum(1 for x in range(modulus) if 3 * x // modulus == third) / modulus for third in range(3)
-    ]
-    for seen, expected in zip(bins / count, share, strict=True):
-        assert abs(seen - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
-
-
 def test_the_residues_of_a_real_ciphertext_are_what_is_hashed():
     context = context_of([sender(0)])
     sent = upload(sender(0), np.linspace(-1, 1, N + 5), 0.5, context)

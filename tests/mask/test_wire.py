@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from fedsens.errors import MaskError
 from fedsens.mask import EncryptionMask
-from fedsens.mask._wire import HEADER, MAGIC
+from fedsens.mask._wire import MAGIC, MASK_HEADER
 
 from .strategies import DIGEST, masks
 
 MASK = EncryptionMask(np.arange(13) % 3 == 0, DIGEST)
 DATA = MASK.to_bytes()
-BITS = DATA[HEADER.size : -32]
+BITS = DATA[MASK_HEADER.size : -32]
 
 
 def sealed(magic=MAGIC, version=1, size=13, k=5, bits=BITS):
     """Bytes with a right checksum, so that only the field under test is wrong."""
-    body = HEADER.pack(magic, version, size, k, bytes.fromhex(DIGEST)) + bits
+    body = MASK_HEADER.pack(magic, version, size, k, bytes.fromhex(DIGEST)) + bits
     return body + hashlib.sha256(body).digest()
 
 

@@ -1,41 +1,20 @@
 """Plans: bytes as measured, budgets kept and used up, and what the command says."""
 
-import json
 import re
 from dataclasses import replace
-from functools import cache
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
-from safetensors.torch import save_file as torch_file
-from typer.testing import CliRunner
 
-from fedsens.bench.round import bench_round
-from fedsens.bench.scale import measure_scale
-from fedsens.cli import app
+from fedsens.bench._round import bench_round
+from fedsens.bench._scale import measure_scale
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
-from fedsens.planning._calibrate import calibrate
 from fedsens.planning._plan import Budget, Federation, Speed, largest_plan, make_plan
-from fedsens.planning._size import ModelSize, size_of_file, size_of_state
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
 CODEC = CkksParameters.preset()
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """This machine's speed, measured once for all commands of a preset."""
-    return cache(calibrate)
-
-
-@pytest.fixture(autouse=True)
-def measured_once(monkeypatch, measured):
-    monkeypatch.setattr("fedsens.planning._calibrate.calibrate", measured)
 
 
 def federation(parameters=100_000, clients=10, rounds=5, link=1e8, width=4.0):
@@ -106,37 +85,6 @@ def test_the_largest_plan_fits_and_one_more_block_would_not(size, budget):
         assert not fits(make_plan(federation(size), min(size, more) / size))
 
 
-def test_calibration_measures_this_machine():
-    speed = calibrate(repeats=1)
-    assert 0 < speed.plain < speed.encrypted < 1e-3
-    assert 0 < speed.client < 1
-    assert min(speed.split, speed.keys) >= 0
-
-
-@pytest.mark.parametrize(("dtype", "width"), [("float16", 2), ("float32", 4), ("float64", 8)])
-def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
-    state = {"a": np.zeros((300, 40), dtype), "steps": np.zeros((), np.int64)}
-    save_file(state, tmp_path / "w")
-    size = size_of_file(tmp_path / "w")
-    assert size == size_of_state(state) == ModelSize(12_000, width)
-    plain = make_plan(federation(size.parameters, width=size.width), 0.0)
-    assert plain.bytes_up == pytest.approx(12_000 * width, abs=2000)
-    half = make_plan(federation(size.parameters, width=size.width), 0.5)
-    with_half_in_plain = half.bytes_up - 2 * CODEC.degree * CODEC.bytes_per_parameter
-    assert with_half_in_plain == pytest.approx(6000 * width, abs=11_000)
-
-
-def test_a_model_of_mixed_types_has_their_mean_width():
-    state = {"a": np.zeros(300, np.float32), "b": np.zeros(100, np.float64)}
-    assert size_of_state(state) == ModelSize(400, 5.0)
-
-
-def test_bfloat16_counts_as_the_float32_that_it_is_sent_as(tmp_path):
-    state = {"a": torch.zeros(30, 4, dtype=torch.bfloat16), "b": torch.zeros(8)}
-    torch_file(state, tmp_path / "w")
-    assert size_of_file(tmp_path / "w") == size_of_state(state) == ModelSize(128, 4.0)
-
-
 def test_wide_parameters_may_all_be_encrypted_where_plaintext_does_not_fit():
     wide = federation(2**20, width=8.0)
     assert largest_plan(wide, Budget(megabytes=14.0)).encrypted == 2**20
@@ -153,62 +101,6 @@ def test_both_limits_of_a_budget_hold():
     assert plan.link_seconds + plan.cpu_seconds / slow.clients <= 80.0
     with pytest.raises(ConfigurationError, match=r"MB and 64\.\d s for .* got 5 MB and 1 s"):
         largest_plan(slow, Budget(megabytes=5.0, seconds=1.0))
-
-
-def test_a_file_that_is_no_model_is_named(tmp_path):
-    (tmp_path / "other").write_text("no weights")
-    for path in (tmp_path / "other", tmp_path / "missing"):
-        with pytest.raises(ConfigurationError, match="expected a safetensors file of weights"):
-            size_of_file(path)
-
-
-def plan_command(*options):
-    return CliRunner().invoke(app, ["plan", *map(str, options)], env={"COLUMNS": "100"})
-
-
-def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
-    path = tmp_path / "plan.json"
-    result = plan_command(
-        *("--parameters", 50_000, "--ratio", 0.2, "--max-mb", 0.5, "--preset", "exact"),
-        *("--clients", 3, "--json", path),
-    )
-    assert result.exit_code == 0, result.output
-    content = json.loads(path.read_text())
-    asked, largest = content["plans"]
-    assert (asked["ratio"], content["federation"]["clients"]) == (0.2, 3)
-    assert asked["encrypted"] == 10_000
-    assert 0.4e6 < largest["bytes_up"] + largest["bytes_down"] <= 0.5e6
-    assert "result.arrays" not in result.output + result.stderr
-    assert [line.split()[0] for line in result.output.splitlines()[4:6]] == ["0.2", "0.164"]
-    assert "256-bit" in result.output
-
-
-def test_a_factory_and_a_file_give_their_size(tmp_path):
-    save_file({"a": np.zeros((300, 40), np.float32)}, tmp_path / "w.safetensors")
-    named = plan_command(
-        "--model", "torch.nn:Linear", "--arg", "in_features=3", "--arg", "out_features=5"
-    )
-    assert "20 parameters" in named.output
-    assert "12,000 parameters" in plan_command("--state-dict", tmp_path / "w.safetensors").output
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "expected one of --model, --state-dict and --parameters, got 0"),
-        (["--parameters", 5, "--model", "a:b"], "got 2 of them"),
-        (
-            ["--parameters", 50_000, "--max-mb", 0.1],
-            "expected a budget in which the model fits, 0.403 MB",
-        ),
-        (["--parameters", 5, "--preset", "huge"], "expected"),
-    ],
-)
-def test_errors_are_one_sentence(options, message):
-    result = plan_command(*options)
-    assert result.exit_code == 1
-    assert message in " ".join(result.output.split())
-    assert "Traceback" not in result.output
 
 
 def test_what_is_withheld_is_not_sent_up():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsens.bench.measure import timed_with_peak
+from fedsens.bench._measure import timed_with_peak
 from fedsens.sensitivity import sensitivity_map
 
 MIB = 2**20

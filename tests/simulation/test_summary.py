@@ -7,13 +7,11 @@ import json
 import pytest
 from rich.console import Console
 
-from fedsens.errors import SimulationError
-from fedsens.protocol import PhaseReport, ReportFile, read_reports
+from fedsens.protocol import PhaseReport
 from fedsens.simulation._figure import draw_curves
 from fedsens.simulation._runner import RunOutcome
 from fedsens.simulation._screen import SimulationScreen
 from fedsens.simulation._summary import SimulationSummary, choose_metric, summarize
-from fedsens.simulation._superlink import program
 from tests.simulation.helpers import protected_model
 
 
@@ -142,20 +140,3 @@ def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):
     assert "1 of 4" in text
     assert "2 (-1)" in text
     assert "…" not in text.split("Rounds at ratio")[1]  # nothing is cut off at 80 columns
-
-
-def test_report_files_leave_out_a_line_that_is_being_written(tmp_path):
-    path = tmp_path / "new" / "reports.jsonl"
-    file = ReportFile(path)
-    written = list(reports())
-    for report in written:
-        file.append(report)
-    with path.open("a") as half:
-        half.write('{"phase": "tra')
-    assert read_reports(path) == written
-    assert read_reports(tmp_path / "absent") == []
-
-
-def test_a_missing_program_is_named():
-    with pytest.raises(SimulationError, match="no-such-program"):
-        program("no-such-program")

@@ -5,8 +5,8 @@ from functools import partial
 from torch import nn
 
 from experiments.benchmarks.comparisons import Comparison
-from fedsens.bench.cases import Case, images
-from fedsens.bench.models import ResidualBlock
+from fedsens.bench._cases import MapCase, images
+from fedsens.bench._models import ResidualBlock
 
 
 def perceptron(classes):
@@ -19,7 +19,7 @@ def residual(classes):
 
 
 def case(build):
-    return Case("tiny", "tiny model", 3, build, partial(images, 1, 4), 4)
+    return MapCase("tiny", "tiny model", 3, build, partial(images, 1, 4), 4)
 
 
 def comparison(build, **changes):

@@ -15,7 +15,7 @@ from experiments.benchmarks.ckks_vector import (
     times_fedml,
 )
 from experiments.benchmarks.readme import codec
-from fedsens.bench.tables import three_digits
+from fedsens.bench._tables import three_digits
 from fedsens.crypto import PRESETS
 
 

@@ -1,5 +1,3 @@
-import gc
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from experiments.benchmarks.interleaved import (
     run_interleaved,
 )
 from experiments.benchmarks.methods import Method
-from fedsens.bench.measure import Run, measuring, timed, timed_with_peak
+from fedsens.bench._measure import Run
 from fedsens.errors import BenchmarkError
 
 X, Y = torch.zeros(64, 1), torch.zeros(64)
@@ -113,33 +111,3 @@ def test_another_number_is_an_error(change):
 def test_a_missing_parameter_is_an_error():
     with pytest.raises(BenchmarkError, match="differs in b"):
         check_same("m", {"a": X}, {"a": X, "b": X})
-
-
-def test_a_run_is_timed():
-    run = timed(lambda: sum(range(200_000)))
-    assert run.result == sum(range(200_000))
-    assert run.seconds > 0
-    assert run.peak is None
-
-
-def test_peak_memory_is_that_of_the_run():
-    size = 2**26
-
-    def allocate():
-        torch.ones(size // 4).sum()
-        small = [torch.ones(2**14) for _ in range(size // 2**17)]  # from the heap: half as much
-        return len(small)
-
-    peaks = [timed_with_peak(allocate).peak for _ in range(3)]
-    if peaks[0] is None:
-        pytest.skip("no /proc/self/clear_refs or no glibc here")
-    for peak in peaks:
-        assert 0.9 * size < peak < 1.5 * size
-
-
-def test_measuring_is_undone():
-    before = torch.get_num_threads()
-    with measuring():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-    assert gc.get_freeze_count() == 0

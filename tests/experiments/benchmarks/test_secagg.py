@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import secagg
-from fedsens.bench.round import initial_state
+from fedsens.bench._round import initial_state
 from fedsens.errors import BenchmarkError
 
 

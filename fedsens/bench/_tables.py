@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
-from fedsens.bench.codec import PATH_CLIENTS, CodecRow
-from fedsens.bench.map import MapReport
-from fedsens.bench.round import RoundReport
-from fedsens.bench.scale import ScaleRow
+from fedsens.bench._codec import PATH_CLIENTS, CodecRow
+from fedsens.bench._map import MapCosts
+from fedsens.bench._round import RoundReport
+from fedsens.bench._scale import ScaleRow
 from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
@@ -23,14 +23,14 @@ SWEEPS = {"parameters": "fedsens", "clients": "fedsens", "clients, plain": "FedA
 
 
 def codec_table(rows: Sequence[CodecRow], reference: CodecRow | None = None) -> Table:
-    """Lay out what each codec costs and how exact it is.
+    """Lay out what each codec costs and how exact it is, in a column for each.
 
     Args:
-        rows: what :func:`fedsens.bench.codec.bench_codec` measured.
+        rows: what :func:`fedsens.bench.bench_codec` measured.
         reference: speeds are shown as multiples of this row's as well, which comes first.
 
     Returns:
-        The table, a column for each codec.
+        The table.
     """
 
     def lines() -> Iterator[tuple[str, ...]]:
@@ -60,15 +60,8 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def map_table(report: MapReport) -> Table:
-    """Lay out what each rule costs on one case.
-
-    Args:
-        report: what :func:`fedsens.bench.map.bench_map` measured.
-
-    Returns:
-        The table, a line for the training step and for each rule.
-    """
+def map_table(report: MapCosts) -> Table:
+    """What each rule costs on one case: a line for the training step and for each rule."""
     rows = (
         (
             row.name,
@@ -91,15 +84,15 @@ def map_table(report: MapReport) -> Table:
 
 
 def round_table(report: RoundReport, planned: Mapping[str, tuple[float, float]]) -> Table:
-    """Lay out what a round costs at each ratio.
+    """Lay out what a round costs at each ratio, a line for each.
 
     Args:
-        report: what :func:`fedsens.bench.round.bench_round` measured.
+        report: what :func:`fedsens.bench.bench_round` measured.
         planned: name of a row to the bytes of a client, both ways, and the CPU seconds that
             :mod:`fedsens.planning` predicts.
 
     Returns:
-        The table, a line for each ratio.
+        The table.
     """
 
     def lines() -> Iterator[tuple[str, ...]]:
@@ -127,14 +120,14 @@ def round_table(report: RoundReport, planned: Mapping[str, tuple[float, float]])
 
 
 def scale_table(sweeps: Mapping[str, Sequence[ScaleRow]], predicted: Predicted) -> Table:
-    """Lay out what a round costs as models and federations grow.
+    """Lay out what a round costs as models and federations grow, a line for each federation.
 
     Args:
-        sweeps: what :func:`fedsens.bench.scale.bench_scale` measured.
+        sweeps: what :func:`fedsens.bench.bench_scale` measured.
         predicted: gives the bytes that :mod:`fedsens.planning` predicts for server and client.
 
     Returns:
-        The table, a line for each federation.
+        The table.
     """
 
     def lines() -> Iterator[tuple[str, ...]]:

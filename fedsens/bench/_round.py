@@ -23,8 +23,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
-from fedsens.bench.measure import measuring, silence_logs
-from fedsens.bench.models import lenet, resnet18
+from fedsens.bench._measure import measuring, silence_logs
+from fedsens.bench._models import lenet, resnet18
 from fedsens.config import LEAST_CLIENTS, FedSensConfig
 from fedsens.crypto import Opens
 from fedsens.errors import BenchmarkError, ConfigurationError
@@ -36,9 +36,9 @@ from fedsens.flower import (
     size_of,
 )
 
-PLAIN = "Flower FedAvg"
+BASELINE = "Flower FedAvg"
 OPENED = "ratio 1, server opens"
-KEYS = "query.fedsens_key_sum"  # the second question of a round
+KEY_SUM = "query.fedsens_key_sum"  # the second question of a round
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
 # name: (classes to model, shape of an image)
 MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
@@ -81,7 +81,7 @@ def bench_round(
         net, shape = _seeded(model)
         state = net.state_dict()
         training = training_seconds(deepcopy(net), torch.randn(images, *shape))
-        rows = [measure_round(PLAIN, None, state, clients, repeats, preset)]
+        rows = [measure_round(BASELINE, None, state, clients, repeats, preset)]
         rows += [measure_round(f"ratio {r:g}", r, state, clients, repeats, preset) for r in ratios]
         rows.append(measure_round(OPENED, 1.0, state, clients, repeats, preset, "server"))
     parameters = sum(value.numel() for value in state.values())
@@ -90,12 +90,6 @@ def bench_round(
 
 def initial_state(model: str) -> dict[str, torch.Tensor]:
     """The state dict that :func:`bench_round` begins with; torch's random state stays.
-
-    Args:
-        model: ``"lenet"`` or ``"resnet18"``.
-
-    Returns:
-        Name to tensor.
 
     Raises:
         ConfigurationError: no such model.
@@ -160,8 +154,8 @@ def measure_round(
         BenchmarkError: a client was lost, so that a round is not what it should be.
     """
     # Plaintext and encrypted bytes of each message, by its type.
-    up: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
-    down: dict[str, list[tuple[int, int]]] = {"train": [], KEYS: []}
+    up: dict[str, list[tuple[int, int]]] = {"train": [], KEY_SUM: []}
+    down: dict[str, list[tuple[int, int]]] = {"train": [], KEY_SUM: []}
 
     def tap(message: Message) -> None:
         kind = message.metadata.message_type
@@ -205,14 +199,7 @@ def _each(sizes: Mapping[str, Sequence[tuple[int, int]]], clients: int) -> tuple
 
 
 def moving_app(protected: bool) -> ClientApp:
-    """An app whose training moves every weight a little.
-
-    Args:
-        protected: whether fedsens's mod is on.
-
-    Returns:
-        The app.
-    """
+    """An app whose training moves every weight a little, with or without fedsens's mod."""
     app = ClientApp(mods=[SelectiveEncryptionMod()] if protected else [])
 
     @app.train()
@@ -229,15 +216,7 @@ def moving_app(protected: bool) -> ClientApp:
 
 
 def training_seconds(model: nn.Module, x: torch.Tensor) -> float:
-    """CPU seconds of one epoch of SGD in batches of 32.
-
-    Args:
-        model: a classifier of ten classes; it is trained.
-        x: images.
-
-    Returns:
-        The seconds.
-    """
+    """CPU seconds of one epoch of SGD over images, in batches of 32; the model is trained."""
     y = torch.randint(CLASSES, (len(x),))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     start = time.process_time()
@@ -313,11 +292,8 @@ class RoundReport:
     def ratios(self, row: RoundRow) -> dict[str, float]:
         """A round's costs relative to the baseline.
 
-        Args:
-            row: the round.
-
-        Returns:
-            ``up`` and ``down`` (bytes), ``both`` (their sum) and ``time`` (CPU, training included).
+        They are ``up`` and ``down`` (bytes), ``both`` (their sum) and ``time`` (CPU, training
+        included).
         """
         base, training = self.rows[0], self.clients * self.training_seconds
         return {

@@ -17,9 +17,9 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsens.bench.measure import measuring, peak_of_process, silence_logs
-from fedsens.bench.remote import remote_grid
-from fedsens.bench.round import Stopwatch
+from fedsens.bench._measure import measuring, peak_of_process, silence_logs
+from fedsens.bench._remote import remote_grid
+from fedsens.bench._round import Stopwatch
 from fedsens.config import FedSensConfig
 from fedsens.errors import BenchmarkError
 from fedsens.flower import SelectiveEncryption
@@ -88,16 +88,7 @@ def bench_scale(
 
 
 def measure_scale(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
-    """Run a federation in processes of its own; BenchmarkError if a client is lost.
-
-    Args:
-        parameters: P.
-        clients: how many take part.
-        ratio: share of the parameters to encrypt; None for plain Flower.
-
-    Returns:
-        Its row.
-    """
+    """A federation in processes of its own; BenchmarkError if a client is lost."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure, parameters, clients, ratio).result()
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.data.dataset import RawImages
-from fedsens.data.readers.registry import register_reader
+from fedsens.data._dataset import RawImages
+from fedsens.data._readers import register_reader
 from fedsens.errors import DataError
 from fedsens.extras import require, require_datasets
 

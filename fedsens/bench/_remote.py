@@ -20,8 +20,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedsens.bench.measure import peak_of_process, silence_logs
-from fedsens.bench.round import moving_app
+from fedsens.bench._measure import peak_of_process, silence_logs
+from fedsens.bench._round import moving_app
 from fedsens.flower import LocalGrid
 from fedsens.protocol import LEAST_CONTRIBUTORS
 
@@ -47,13 +47,7 @@ class RemoteGrid(LocalGrid):
     """
 
     def __init__(self, connection: Connection, clients: int, protected: bool) -> None:
-        """Connect nodes.
-
-        Args:
-            connection: to the process of the clients.
-            clients: how many nodes there are.
-            protected: whether fedsens's mod is on.
-        """
+        """Connect so many nodes to the process of the clients."""
         super().__init__(moving_app(protected), clients)
         self._connection = connection
         self._store = TemporaryDirectory(prefix="fedsens-bench-")
@@ -96,16 +90,7 @@ class RemoteGrid(LocalGrid):
 def remote_grid(
     clients: int, protected: bool, state_dir: str
 ) -> Iterator[tuple[RemoteGrid, Clients]]:
-    """Start the process of the clients, and stop it in the end.
-
-    Args:
-        clients: how many nodes there are.
-        protected: whether fedsens's mod is on.
-        state_dir: folder for the clients' state.
-
-    Yields:
-        The grid, and what the clients used, which is filled in in the end.
-    """
+    """Start the process of the clients, and stop it in the end, which fills in what they used."""
     spawn, used = get_context("spawn"), Clients()
     mine, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(theirs, clients, protected, state_dir), daemon=True)
@@ -125,14 +110,7 @@ def remote_grid(
 
 
 def serve(connection: Connection, clients: int, protected: bool, state_dir: str) -> None:
-    """Answer messages until an empty one comes, then tell what that used.
-
-    Args:
-        connection: to the server.
-        clients: how many nodes there are.
-        protected: whether fedsens's mod is on.
-        state_dir: folder for the clients' state.
-    """
+    """Answer messages until an empty one comes, then tell what that used."""
     seconds = []
     with silence_logs():
         node = {

@@ -34,14 +34,7 @@ class Run(Generic[T]):
 
 
 def timed(work: Callable[[], T]) -> Run[T]:
-    """Run once.
-
-    Args:
-        work: what to run.
-
-    Returns:
-        Result and CPU time.
-    """
+    """Run once: the result and the CPU time."""
     gc.collect()
     start = time.process_time()
     result = work()
@@ -53,12 +46,6 @@ def timed_with_peak(work: Callable[[], T]) -> Run[T]:
 
     Freed memory goes back to the system first, so that the peak is not hidden in what earlier
     work left behind. The run is slower for it: every page has to be mapped anew.
-
-    Args:
-        work: what to run.
-
-    Returns:
-        Result, CPU time and peak memory.
     """
     gc.collect()
     before = _start_watching()

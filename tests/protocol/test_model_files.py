@@ -14,7 +14,7 @@ from fedsens.errors import FedSensError, ProtocolError
 from fedsens.files import digest_of, write_checked
 from fedsens.keys import open_model
 from fedsens.protocol import load_protected, save_model, save_protected
-from fedsens.protocol._modelfile import MASK, header_of, tensors_of
+from fedsens.protocol._model import MASK, header_of, tensors_of
 
 from .samples import KEY, mask_of, model, protect
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsens.bench.models import (
+from fedsens.bench._models import (
     BertWithMask,
     TextClassifier,
     VisionTransformer,
@@ -22,7 +22,7 @@ VOCABULARY, LENGTH = 1000, 32
 
 
 @dataclass(frozen=True)
-class Case:
+class MapCase:
     """A model on random data.
 
     Attributes:
@@ -83,11 +83,11 @@ def transformer(classes: int) -> nn.Module:
 _BATCHNORM = "BatchNorm in eval mode"
 _COLOUR, _GRAY = partial(images, 3, 32), partial(images, 1, 28)
 _ALL = (
-    Case("lenet28", "LeNet on 28x28x1, 10 classes", 10, partial(lenet, 1, 2), _GRAY, 256),
-    Case("lenet-100", "LeNet on 32x32x3, 100 classes", 100, partial(lenet, 3, 0), _COLOUR, 256),
-    Case("resnet18-10", f"ResNet-18, 10 classes, {_BATCHNORM}", 10, resnet18, _COLOUR, 48),
-    Case("resnet18-100", f"ResNet-18, 100 classes, {_BATCHNORM}", 100, resnet18, _COLOUR, 48),
-    Case(
+    MapCase("lenet28", "LeNet on 28x28x1, 10 classes", 10, partial(lenet, 1, 2), _GRAY, 256),
+    MapCase("lenet-100", "LeNet on 32x32x3, 100 classes", 100, partial(lenet, 3, 0), _COLOUR, 256),
+    MapCase("resnet18-10", f"ResNet-18, 10 classes, {_BATCHNORM}", 10, resnet18, _COLOUR, 48),
+    MapCase("resnet18-100", f"ResNet-18, 100 classes, {_BATCHNORM}", 100, resnet18, _COLOUR, 48),
+    MapCase(
         "transformer",
         "text transformer (4 blocks, d=256, T=32, V=1000), 4 classes",
         4,
@@ -95,7 +95,7 @@ _ALL = (
         texts,
         128,
     ),
-    Case(
+    MapCase(
         "hf-bert",
         "Hugging Face BERT with masks (4 blocks, d=128, T=32), 4 classes",
         4,
@@ -104,7 +104,7 @@ _ALL = (
         128,
         extra=True,
     ),
-    Case(
+    MapCase(
         "hf-vit",
         "Hugging Face ViT (4 blocks, d=64, 65 patches), 10 classes",
         10,
@@ -117,14 +117,8 @@ _ALL = (
 CASES = {case.name: case for case in _ALL}
 
 
-def chosen_cases(names: Sequence[str]) -> list[Case]:
-    """Look cases up by name.
-
-    Args:
-        names: names of cases; none for all that take no other library.
-
-    Returns:
-        The cases.
+def chosen_cases(names: Sequence[str]) -> list[MapCase]:
+    """Cases by name; all that take no other library if none is named.
 
     Raises:
         ConfigurationError: no case has the name.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.bench.measure import timed
+from fedsens.bench._measure import timed
 from fedsens.crypto import PRESETS, Aggregator, CkksParameters, Decryptor, Encryptor, OneTimeSecret
 
 Floats = NDArray[np.float64]
@@ -128,7 +128,7 @@ class CodecRow:
 def bench_codec(
     values: int = 2**20, clients: int = 10, repeats: int = 3, presets: Iterable[str] = PRESETS
 ) -> list[CodecRow]:
-    """Measure presets in this process.
+    """Measure presets in this process; see :func:`measure_codecs`.
 
     Args:
         values: how many values are encrypted.
@@ -152,18 +152,12 @@ def preset_codec(name: str) -> PresetCodec:
 def measure_codecs(
     codecs: Mapping[str, tuple[Codec, int]], clients: int, repeats: int
 ) -> list[CodecRow]:
-    """Measure codecs side by side.
+    """Measure codecs side by side, each on the number of values that comes with it.
 
     Time is process CPU time, so that other load on the machine does not count; the median over
-    ``repeats`` rounds, each of which runs every codec once, so that drift hits all alike.
-
-    Args:
-        codecs: name to codec and how many values it encrypts.
-        clients: how many clients' vectors are averaged, for the errors.
-        repeats: number of rounds.
-
-    Returns:
-        One row a codec. What a codec states of its errors is that of the preset of its name.
+    ``repeats`` rounds, each of which runs every codec once, so that drift hits all alike. Errors
+    are those of a mean over ``clients``. What a codec states of them is that of the preset of its
+    name.
     """
     rounds = [
         {name: _figures(codec, size) for name, (codec, size) in codecs.items()}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsens.bench.cases import Case
-from fedsens.bench.measure import measuring, timed, timed_with_peak
+from fedsens.bench._cases import MapCase
+from fedsens.bench._measure import measuring, timed, timed_with_peak
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 BATCH = 32  # of a training step
@@ -49,7 +49,7 @@ class MapRow:
 
 
 @dataclass(frozen=True)
-class MapReport:
+class MapCosts:
     """One case.
 
     Attributes:
@@ -67,7 +67,7 @@ class MapReport:
     rows: list[MapRow]
 
 
-def bench_map(case: Case, samples: int | None = None, repeats: int = 3) -> MapReport:
+def bench_map(case: MapCase, samples: int | None = None, repeats: int = 3) -> MapCosts:
     """Time the map's rules beside training steps, in this process alone and on one thread.
 
     Time is process CPU time, the median over interleaved rounds, so that drift hits all alike; a
@@ -105,18 +105,11 @@ def bench_map(case: Case, samples: int | None = None, repeats: int = 3) -> MapRe
         for name, run in first.items()
     ]
     size = sum(parameter.numel() for parameter in model.parameters())
-    return MapReport(case.name, case.title, size, case.classes, rows)
+    return MapCosts(case.name, case.title, size, case.classes, rows)
 
 
 def training_steps(model: nn.Module, x: Tensor, y: Tensor, batch: int = BATCH) -> None:
-    """Run forward and backward over batches, the yardstick; an update costs next to nothing.
-
-    Args:
-        model: the model, in eval mode as for the maps.
-        x: inputs.
-        y: labels.
-        batch: samples of a step.
-    """
+    """Forward and backward over batches, the yardstick; an update costs next to nothing."""
     leaves = list(model.parameters())
     for xs, ys in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
         torch.autograd.grad(cross_entropy(model(xs), ys), leaves)
