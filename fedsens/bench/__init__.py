@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from fedsens._lazy import attach
 
 if TYPE_CHECKING:
+    from fedsens.bench._cases import chosen_cases
     from fedsens.bench._codec import bench_codec
     from fedsens.bench._map import bench_map, machine
-    from fedsens.bench._cases import chosen_cases
     from fedsens.bench._round import (
         RATIOS,
         RoundReport,

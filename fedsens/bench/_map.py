@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsens.bench._measure import measuring, timed, timed_with_peak
 from fedsens.bench._cases import MapCase
+from fedsens.bench._measure import measuring, timed, timed_with_peak
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
 
 BATCH = 32  # of a training step

@@ -6,8 +6,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.bench._map import RULES, STEP, bench_map
 from fedsens.bench._cases import CASES
+from fedsens.bench._map import RULES, STEP, bench_map
 from fedsens.bench._tables import map_table
 from fedsens.cli import app
 from fedsens.sensitivity import sensitivity_map
