@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 BRINGS = {
     "backpack": "backpack-for-pytorch",
     "datasets": "flwr-datasets",
+    "dp_accounting": "dp-accounting",
     "flwr_datasets": "flwr-datasets",
     "pyarrow": "flwr-datasets",
     "ray": "flwr[simulation]",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -33,12 +34,19 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    out: OutFolder = RESULTS, rounds: Rounds = 5, clients: Clients = 4, fresh: Fresh = False
+    models: Annotated[
+        list[str] | None, typer.Argument(help="qwen2, llama or bert; default: qwen2 and bert.")
+    ] = None,
+    out: OutFolder = RESULTS,
+    rounds: Rounds = 5,
+    clients: Clients = 4,
+    fresh: Fresh = False,
 ) -> None:
-    """Fine-tune adapters of three models from the same seeds, with and without fedsens."""
+    """Fine-tune adapters from the same seeds, with and without fedsens."""
     common: Case = {"clients": clients, "rounds": rounds}
-    models = [{"model": model, "dtype": dtype} for model in MODELS for dtype in TYPES]
-    cases = [common | model | {"way": way} for model in models for way in WAYS]
+    pairs = product(models or MODELS, TYPES)
+    bases = [common | {"model": model, "dtype": dtype} for model, dtype in pairs]
+    cases = [base | {"way": way} for base in bases for way in WAYS]
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)  # peft's of transformers

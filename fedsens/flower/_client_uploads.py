@@ -211,7 +211,6 @@ class Uploader:
         Raises:
             MaskError: the mask would send a tied parameter in plaintext under its other name.
             ProtocolError: the answer holds a record that would leave unprotected.
-            DowngradeError: noise is to be added to a mean of which a part is not encrypted.
         """
         content, header = reply.content, received.header
         if not content.array_records:
@@ -241,14 +240,7 @@ class Uploader:
                 "(fedsens.force), or send one of them only"
             )
         weight = header.weight_of(examples_of(content, header.weighted_by))
-        if header.dp is not None:
-            if before is None or mask.k < mask.size:
-                raise DowngradeError(
-                    "expected every parameter to be encrypted, because noise is added to the mean "
-                    f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio "
-                    "to 1"
-                )
-            arrays = header.dp.protect(before, arrays)
+        arrays = _private(arrays, before, received)
         policy = header.remainder.policy()
         folder = self._client.store.folder
         budget = self._client.settings.max_epsilon
@@ -303,6 +295,19 @@ def _check_equal_weights(contributors: Contributors) -> None:
             "expected clients of equal weight, whose noise makes their mean private "
             "(fedsens.dp-noise), got others; the server deviates from the protocol"
         )
+
+
+def _private(arrays: Arrays, before: Arrays | None, received: Received) -> Arrays:
+    """The trained model with what central privacy asks for, as it is without."""
+    terms, mask = received.header.dp, received.mask
+    if terms is None:
+        return arrays
+    if before is None or mask.k < mask.size:
+        raise DowngradeError(
+            "expected every parameter to be encrypted, because noise is added to the mean "
+            f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
+        )
+    return terms.protect(before, arrays)
 
 
 def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:

@@ -1,5 +1,6 @@
 """D: equal exactly where everything that clients were told is equal."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,13 +10,19 @@ from pydantic import ValidationError
 
 from fedsens.crypto import PRESETS, CkksParameters
 from fedsens.protocol import RoundContext
-from fedsens.remainder import RemainderTerms
+from fedsens.remainder import CentralPrivacy, RemainderTerms
 from tests.keys.uploads import context_of, sender
 
 CONTEXT = context_of([sender(0), sender(1)])
 NAMED = "98" * 16
 OTHERS = {
     "opens": ["server"],
+    "dp": [
+        CentralPrivacy(clip=1.0, noise=1.0, shares=2),
+        CentralPrivacy(clip=2.0, noise=1.0, shares=2),
+        CentralPrivacy(clip=1.0, noise=2.0, shares=2),
+        CentralPrivacy(clip=1.0, noise=1.0, shares=3),
+    ],
     "kind": ["map"],
     "run": ["2", "11", "01"],
     "round": [2, 4],
@@ -52,6 +59,13 @@ def test_every_field_has_other_values_here():
 )
 def test_every_field_changes_the_digest(field, value):
     assert CONTEXT.model_copy(update={field: value}).digest != CONTEXT.digest
+
+
+def test_without_noise_the_digest_is_that_of_files_from_before_there_was_any():
+    fields = CONTEXT.model_dump(mode="json")
+    assert fields.pop("dp") is None
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    assert CONTEXT.digest == hashlib.sha256(b"fedsens context 3" + text.encode()).digest()
 
 
 def test_no_two_single_changes_have_one_digest():
