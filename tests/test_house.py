@@ -68,8 +68,8 @@ LIGHT = {
 LONG_FOR_A_REASON = {
     "flower/_client_uploads.py:protect": "the steps of an answer, in the order that keeps it safe",
 }
-# Of planning, which offers them, and the audit's and the maps' own, which nobody else sees.
-SHARED_NAMES = {"Federation", "Plan"}
+# Of planning, which offers it, and the maps' own, which nobody else sees.
+SHARED_NAMES = {"Plan"}
 
 
 def home_of(path):
