@@ -45,7 +45,10 @@ class Protection(NamedTuple):
         return name if self.remainder == PLAIN else f"{name} {self.remainder}"
 
 
-NOTHING, EVERYTHING = Protection("none", 0.0), Protection("all", 1.0)
+#: ratio 0
+NOTHING = Protection("none", 0.0)
+#: ratio 1
+EVERYTHING = Protection("all", 1.0)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from fedsens.flower import (
 BASELINE = "Flower FedAvg"
 OPENED = "ratio 1, server opens"
 KEY_SUM = "query.fedsens_key_sum"  # the second question of a round
-#: The ratios that are measured by default.
+#: ratios that :func:`bench_round` measures by default
 RATIOS = (0.0, 0.1, 0.3, 0.5, 1.0)
 # name: (classes to model, shape of an image)
 MODELS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {

@@ -26,9 +26,9 @@ from fedsens.flower import SelectiveEncryption
 
 TENSOR = 2**20  # parameters of a tensor at most
 ROUNDS = 2  # the model of the first is not encrypted yet; the second is measured
-#: Sizes of the model that are measured by default.
+#: P of the models that :func:`bench_scale` measures
 PARAMETERS = (10_000, 100_000, 1_000_000, 10_000_000)
-#: Numbers of clients that are measured by default.
+#: numbers of clients that :func:`bench_scale` measures
 CLIENTS = (1, 10, 50, 200)
 FEW_CLIENTS, FEW_PARAMETERS = 2, 2**18  # of the federations of the other sweep
 

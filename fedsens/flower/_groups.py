@@ -153,6 +153,8 @@ class RoundUpdates:
                 if len(result.replies) < least:
                     self._warn(number, f"{len(result.replies)} updates arrived of {least} needed")
         self.silent = frozenset(node for error in void for node in error.nodes)
+        if len(self._parts) == 1 and void:
+            raise void[0]  # which tells whose uploads are in a sum that holds nonsense
         if void and not results:
             raise PhaseError(str(void[0]), nodes=self.silent)
         return results

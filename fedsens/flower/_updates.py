@@ -292,7 +292,6 @@ def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message
         try:
             _check_metrics(reply.content)
             examples_of(reply.content, weighted_by)
-            _check_finite(reply.content)
         except ProtocolError as error:
             logger.warning("left out the metrics of node %s: %s", reply.metadata.src_node_id, error)
         else:
@@ -329,11 +328,6 @@ def schema_of(content: RecordDict) -> RecordSchema:
         for name, value in record.items()
     }
     return frozenset(metrics | {(key, "", False) for key in content.array_records})
-
-
-def _check_finite(content: RecordDict) -> None:
-    if broken := _not_finite(content):
-        raise ProtocolError(f"expected finite metrics, got NaN or infinity in {broken}")
 
 
 def _not_finite(content: RecordDict) -> list[str]:

@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 # In the order in which they are removed: while a secret is there, so is the list that it is for.
 SECRET, LIST, ANSWER, BEGUN = PARTS = ("secret", "list", "answer", "begun")
+#: what a client says to a mask that would show what an earlier one covered
 MOVED = (
     "expected a mask that covers whatever an earlier one of this model did, got one that would "
     "show it in plaintext; leave fedsens.moving-masks out, or allow it on this client with "

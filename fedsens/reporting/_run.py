@@ -71,6 +71,9 @@ def _figures(summary: SimulationSummary) -> list[tuple[str, str]]:
         figures.append(("server", "opens the mean of each round, and nobody's update"))
     if summary.probed_maps:
         figures.append((f"{summary.probed_maps}", "maps estimated from random probes, unbiased"))
+    if summary.central_epsilon is not None:
+        text = "epsilon (delta 1e-5) of a client that was in every mean"
+        figures.append((f"{summary.central_epsilon:.3g}", text))
     if summary.scores[-1] is not None:
         figures.append((f"{summary.scores[-1]:.4f}", f"{summary.metric} after the last round"))
     base = summary.baseline

@@ -69,6 +69,8 @@ class RunSummary(BaseModel):
         parameters: P.
         encrypted_parameters: k.
         opens: who opened the sums; None where nothing was encrypted.
+        central_epsilon: what the means cost a client that was in all of them (delta 1e-5); None
+            without central differential privacy.
         probed_maps: maps of clients that random probes estimated, without bias.
         metric: name of the metric that stands for the model's quality; None if the app reports
             none.
@@ -86,6 +88,7 @@ class RunSummary(BaseModel):
     parameters: int
     encrypted_parameters: int
     opens: Opens | None = None
+    central_epsilon: float | None = None
     probed_maps: int = 0
     metric: str | None
     bytes_up: Bytes
@@ -165,6 +168,8 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
     rows = [_row(r, outcome.reports, shown) for r in sorted({x.round for x in outcome.reports})]
     # A model that the server opened is whole, though the answers were encrypted.
     told = [each.encrypted_parameters for each in outcome.reports if each.phase == "train"]
+    costs = (each.central_epsilon for each in outcome.reports)
+    spent = [cost for cost in costs if cost is not None]
     encrypted = max([model.mask.k, *told[-1:]])
     return RunSummary(
         status=outcome.status,
@@ -172,6 +177,7 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
         ratio=encrypted / model.layout.size if model.layout.size else 0.0,
         parameters=model.layout.size,
         encrypted_parameters=encrypted,
+        central_epsilon=max(spent) if spent else None,
         opens=next((each.opens for each in outcome.reports if each.opens), None),
         probed_maps=sum(report.probed_maps for report in outcome.reports),
         metric=shown,

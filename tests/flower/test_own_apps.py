@@ -233,7 +233,7 @@ def test_lists_of_one_length_are_averaged():
     assert result.train_metrics_clientapp[1]["losses"] == pytest.approx([1.0, 1.0])
 
 
-def test_metrics_that_are_not_finite_cost_no_update():
+def test_a16_metrics_that_are_not_finite_cost_no_update(caplog):
     def lost(message, context):
         values = {1000: float("nan"), 1001: float("inf"), 1002: 1.0}
         metrics = {"num-examples": 10, "loss": values[context.node_id], "all": [float("nan")]}
@@ -245,7 +245,14 @@ def test_metrics_that_are_not_finite_cost_no_update():
     federation = Federation(lost, lost)
     federation.start()
     assert federation.clients() == federation.clients("evaluate") == [3, 3]
-    assert np.isnan(federation.result.train_metrics_clientapp[2]["loss"])
+    for metrics in (
+        federation.result.train_metrics_clientapp[2],
+        federation.result.evaluate_metrics_clientapp[2],
+    ):
+        assert not metrics
+    assert (
+        "left out the metrics 'all', 'loss', which are NaN or infinite at node 1000" in caplog.text
+    )
 
 
 # Names of records, and what a map is told.

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedsens.protocol import PhaseReport
+from fedsens.reporting._run import run_section
 from fedsens.simulation._figure import draw_curves
 from fedsens.simulation._runner import RunOutcome
 from fedsens.simulation._screen import SimulationScreen
@@ -140,3 +141,20 @@ def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):
     assert "1 of 4" in text
     assert "2 (-1)" in text
     assert "…" not in text.split("Rounds at ratio")[1]  # nothing is cut off at 80 columns
+
+
+def test_a_run_tells_who_opened_and_what_its_means_cost(model, tmp_path):
+    told = {"opens": "server", "central_epsilon": 3.25}
+    named = [r.model_copy(update=told if r.phase == "train" else {}) for r in reports()]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, named), model)
+    assert (run.opens, run.central_epsilon) == ("server", 3.25)
+    summary = SimulationSummary(
+        **dict(run), baseline=run, model_sha256=None, clients_agreeing=0, folder=tmp_path
+    )
+    (tmp_path / "summary.json").write_text(summary.model_dump_json())
+    _, page = run_section(tmp_path)
+    assert "opens the mean of each round" in page
+    assert "3.25" in page
+    console = Console(record=True, width=80)
+    SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary, tmp_path)
+    assert "the server" in console.export_text()
