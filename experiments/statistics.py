@@ -148,7 +148,8 @@ def main(clients: Clients = 4) -> None:
     with TemporaryDirectory(prefix="fedsens-") as folder:
         path = Path(folder) / "sites.key"
         FederationKey.generate().save(path)
-        node = {"fedsens-key-file": str(path), "fedsens-state-dir": folder}
+        files = {"fedsens-key-file": str(path), "fedsens-state-dir": folder}
+        node = {**files, "fedsens-min-ratio": 1.0}
         protected, records = pool(LocalGrid(app, clients, node_config=node))
         found = statistics(open_model(protected, FederationKey.load(path)), records)
     sites = [draw_patients(site) for site in range(clients)]

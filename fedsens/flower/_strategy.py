@@ -160,7 +160,8 @@ class SelectiveEncryption(Strategy):
             Flower's result.
 
         Raises:
-            StrategyError: ``evaluate_fn`` is given, but the server will not know the model; or a
+            StrategyError: ``evaluate_fn`` is given, but the server will not know the model; nothing
+                is trained, but something is to be encrypted; or a
                 resumed run is given what only Flower's own start understands.
             PhaseError: no round changed the model, or too many in a row did not.
         """  # noqa: DOC502 - raised by _check_start and _conclude
@@ -218,6 +219,12 @@ class SelectiveEncryption(Strategy):
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
                 "one; evaluate on the clients, or open an exported model with the key"
+            )
+        if self.config.encrypts and getattr(self.inner, "fraction_train", 1.0) <= 0:
+            raise StrategyError(
+                "expected a strategy that trains, because clients do not evaluate the initial "
+                "model in an encrypted run, got fraction_train 0; raise it, or set fedsens.ratio "
+                "to 0"
             )
         if further and self.config.resume:
             raise StrategyError(
@@ -539,7 +546,12 @@ class SelectiveEncryption(Strategy):
         shown = self._inner.shown(arrays, self._run.model)
         messages = self.inner.configure_evaluate(server_round, shown, config, grid)
         if self.config.encrypts and not self.model.round:
-            messages = []  # clients evaluate no initial model
+            logger.warning(
+                "round %d evaluates nothing: no round has changed the initial model yet, which "
+                "clients do not evaluate in an encrypted run",
+                server_round,
+            )
+            messages = []
         return self._prepare("evaluate", messages, server_round, grid)
 
     def aggregate_evaluate(

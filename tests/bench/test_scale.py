@@ -35,5 +35,5 @@ def test_a_lost_client_spoils_the_measurement(monkeypatch):
         return list(FedAvg.configure_train(strategy, *given))[:-1]
 
     monkeypatch.setattr(scale.Stopwatch, "_configure_train", all_but_one)
-    with pytest.raises(BenchmarkError, match="expected 6 answers of clients, got 4"):
-        scale._measure(100, 3, 1.0)
+    with pytest.raises(BenchmarkError, match="expected 8 answers of clients, got 6"):
+        scale._measure(100, 4, 1.0)

@@ -35,7 +35,7 @@ def pooled(sites, tmp_path):
     "sites",
     [
         [draw_patients(site) for site in range(3)],
-        [Patients(np.array([20.0 + 80 * n]), np.array([n]), np.array([n == 1])) for n in range(2)],
+        [Patients(np.array([20.0 + 40 * n]), np.array([n]), np.array([n == 1])) for n in range(3)],
     ],
 )
 def test_statistics_are_those_of_all_records_in_one_place(sites, tmp_path):

@@ -307,4 +307,5 @@ def test_state_is_where_it_should_be(capture):
         for part in ("begun", "secret", "list", "answer")
     }
     keys = {"identity", "run-identity", "key", "key.parties"}
-    assert names == keys | {"model.json"} | records
+    masks = {"mask", "mask-3.begun", ".mask.lock"}
+    assert names == keys | {"model.json", "initial"} | masks | records

@@ -6,7 +6,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsens import FedSensConfig
-from fedsens.errors import ConfigurationError, PhaseError
+from fedsens.errors import ConfigurationError, PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.keys import open_model
 
@@ -150,11 +150,13 @@ def test_initial_values_beyond_the_range_are_refused_by_name():
     assert run.reports("train")[0].clients == 3
 
 
-def test_evaluation_only_runs_have_a_model(recorder):
-    run = Run(inner=FedAvg(fraction_train=0.0), app=make_app(recorder), rounds=1, ratio=0.5)
+def test_runs_that_only_evaluate_are_plain_or_refused(recorder):
+    run = Run(inner=FedAvg(fraction_train=0.0), app=make_app(recorder), rounds=1, ratio=0)
     assert run.reports("evaluate")[0].clients == 3
     opened = open_model(run.strategy.model, None, 1)
     assert largest_difference(opened, arrays_of(initial_arrays())) == 0
+    with pytest.raises(StrategyError, match="expected a strategy that trains"):
+        Run(inner=FedAvg(fraction_train=0.0), app=make_app(recorder), rounds=1, ratio=0.5)
 
 
 def test_ratio_0_lets_through_what_only_the_inner_strategy_understands():

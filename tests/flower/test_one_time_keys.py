@@ -25,6 +25,7 @@ from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_ANSWER, MAP
 from fedsens.keys import _pads
 from fedsens.keys._stream import uint16s
 from fedsens.protocol import Contributors, ModelHeader, Party, RoundContext
+from fedsens.remainder import CentralPrivacy
 
 from .federation import (
     Recorder,
@@ -693,6 +694,7 @@ def test_a_context_differs_in_everything_that_a_client_is_told(stage):
         "remainder": context.remainder.model_copy(update={"scale": 2.0}),
         "opens": "server",
         "cohort": "cd" * 32,
+        "dp": CentralPrivacy(clip=1.0, noise=1.0, shares=2),
     }
     assert set(others) == set(RoundContext.model_fields) - {"version"}
     digests = {context.model_copy(update={k: v}).digest for k, v in others.items()}

@@ -272,7 +272,7 @@ def _client() -> Client:
     lasting, of_run = fixed.identities()[0]
     names = {"state-dir": "state", "identity-file": "identity", "key-file": "key"}
     config = {f"fedsens-{option}": str(top / name) for option, name in names.items()}
-    config["fedsens-min-ratio"] = "0"
+    config |= {"fedsens-min-ratio": "0", "fedsens-min-contributors": "2"}
     client = Client(Context(fixed.RUN, fixed.NODE, config, RecordDict(), {}))
     contents = {top / "identity": lasting, client.store.folder / "run-identity": of_run}
     for path, identity in contents.items():
