@@ -24,7 +24,8 @@ def pooled(sites, tmp_path):
     path = tmp_path / "key"
     FederationKey.generate().save(path)
     app = site_app(lambda context: sites[int(context.node_config["partition-id"])])
-    node = {"fedsens-key-file": str(path), "fedsens-state-dir": str(tmp_path / "state")}
+    files = {"fedsens-key-file": str(path), "fedsens-state-dir": str(tmp_path / "state")}
+    node = {**files, "fedsens-min-ratio": 1.0}
     protected, records = pool(LocalGrid(app, len(sites), node_config=node))
     assert all(np.isnan(array).all() for array in protected.visible().values())
     return statistics(open_model(protected, FederationKey.load(path)), records), records
