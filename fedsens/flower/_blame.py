@@ -130,8 +130,13 @@ def explanations(refused: Collection[frozenset[str]]) -> list[frozenset[str]]:
         All sets of the smallest size that has any, up to :data:`AT_ONCE` clients.
     """
     everybody = sorted(frozenset().union(*refused))
+    shortest = min(refused, key=lambda each: len(each), default=frozenset[str]())
+    first = sorted(shortest)  # one of these is in every explanation
     for size in range(1, AT_ONCE + 1):
-        sets = map(frozenset, itertools.combinations(everybody, size))
+        others = itertools.combinations(everybody, size - 1)
+        sets = dict.fromkeys(
+            frozenset((one, *rest)) for rest in others for one in first if one not in rest
+        )
         if found := [each for each in sets if all(each & one for one in refused)]:
             return found
     return []

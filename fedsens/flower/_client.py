@@ -262,8 +262,9 @@ class Client:
             )
         if mask.k == 0 and mask.size and self.settings.demands_encryption:
             raise DowngradeError(
-                "expected encryption, because this client pins a roster (fedsens-roster-file), got "
-                "an empty mask; leave the roster out to take part in an unencrypted run"
+                "expected encryption, because this client pins a roster or limits what its answers "
+                "tell (fedsens-roster-file, -min-dp-noise, -max-epsilon), got an empty mask; leave "
+                "these settings out to take part in an unencrypted run"
             )
         if mask.k == 0 and mask.size and self.store.record.last_round():
             raise DowngradeError(

@@ -35,7 +35,7 @@ from fedsens.flower._records import (
 )
 from fedsens.keys import PendingUpload, key_answer, make_tags
 from fedsens.layout import ParameterLayout
-from fedsens.mask import not_finite, tied_but_masked_apart
+from fedsens.mask import EncryptionMask, not_finite, tied_but_masked_apart
 from fedsens.protocol import (
     Contributor,
     Contributors,
@@ -299,15 +299,28 @@ def _check_equal_weights(contributors: Contributors) -> None:
 
 def _private(arrays: Arrays, before: Arrays | None, received: Received) -> Arrays:
     """The trained model with what central privacy asks for, as it is without."""
-    terms, mask = received.header.dp, received.mask
+    terms = received.header.dp
     if terms is None:
         return arrays
-    if before is None or mask.k < mask.size:
+    check_private(received.mask)
+    assert before is not None  # kept where there are terms
+    return terms.protect(before, arrays)
+
+
+def check_private(mask: EncryptionMask) -> None:
+    """Refuse to answer with less than the whole update where its noise must cover all of it.
+
+    Args:
+        mask: what the answer would be split by.
+
+    Raises:
+        DowngradeError: something would leave in plaintext.
+    """
+    if mask.k < mask.size:
         raise DowngradeError(
             "expected every parameter to be encrypted, because noise is added to the mean "
             f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
         )
-    return terms.protect(before, arrays)
 
 
 def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:

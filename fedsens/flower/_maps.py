@@ -208,13 +208,19 @@ def answer_map(
 
     Raises:
         ProtocolError: the app has no sensitivity function, or no examples.
-        DowngradeError: the server wants to see the map, which the data owner has not allowed.
+        DowngradeError: the server wants to see the map, which the data owner has not allowed, or
+            its sum without noise.
     """
     if sensitivity is None:
         raise ProtocolError("expected a sensitivity function in install(), got None; add one")
     received = client.open(message.content)
     request = take_header(message.content, MapRequest, REQUEST)
     header, number = received.header, examples(context)
+    if header.dp is not None or client.settings.min_dp_noise > 0:
+        raise DowngradeError(
+            "expected no question for a map, whose sum would have no noise, in a run with central "
+            "differential privacy (fedsens.dp-noise), got one; set fedsens.ratio to 1"
+        )
     if number <= 0:
         raise ProtocolError(f"expected a positive number of examples for a map, got {number}")
     plain = request.maps == "plain"

@@ -94,7 +94,8 @@ class ServerState:
         self.origin: MaskOrigin | None = None
         self._gathered = False
         self._left_out: frozenset[int] = frozenset()
-        self._blame = Blame(config.train_min_clients, config.seed)
+        self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
+        self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
         self.replace_plain(initial, 0)
         if config.encrypts:
@@ -494,7 +495,7 @@ class ServerState:
         """Those of some nodes that spoilt the last upload, or are left out to find who does."""
         by_name = {self.keys.parties[node].name: node for node in nodes}
         silent = self._left_out & frozenset(nodes)
-        if len(by_name) - len(silent) < self.config.train_min_clients:
+        if len(by_name) - len(silent) < self._least:
             silent = frozenset()
         others = {name: node for name, node in by_name.items() if node not in silent}
         left_out = silent | {others[name] for name in self._blame.leave_out(others)}

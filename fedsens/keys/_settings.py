@@ -117,7 +117,8 @@ class ClientSettings(BaseModel):
     def demands_encryption(self) -> bool:
         """Whether something that the owner has set makes sense with encryption only."""
         pinned = self.key_file, self.roster_file
-        return self.min_ratio > 0 or any(place is not None for place in pinned)
+        private = self.min_dp_noise > 0 or self.max_epsilon < math.inf
+        return self.min_ratio > 0 or private or any(place is not None for place in pinned)
 
     @classmethod
     def from_node(

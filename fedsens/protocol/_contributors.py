@@ -142,8 +142,9 @@ class Contributors(BaseModel):
                 f"{len(self.names)} named); wait for more clients, or lower "
                 "fedsens-min-contributors on this client"
             )
-        squares = math.fsum(each.weight**2 for each in self.members)
-        effective = self.weight**2 / squares if squares else 0.0
+        weights = [each.weight for each in self.members if roster is None or each.name in roster]
+        squares = math.fsum(weight**2 for weight in weights)
+        effective = math.fsum(weights) ** 2 / squares if squares else 0.0
         if effective < least / 2:
             raise ContributorsError(
                 f"expected contributors of which none outweighs the others, an effective number "

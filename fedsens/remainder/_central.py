@@ -27,11 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedsens.errors import ValueRangeError
 from fedsens.extras import require
 from fedsens.files import Arrays
 from fedsens.remainder._account import DELTA, PrivacyLoss
 from fedsens.remainder._noised import update_norm
 
+STEPS = 4  # of the type between neighbouring numbers; with fewer, rounding can hide the noise
 CHUNK = 2**20  # values whose noise is made at once
 LITTLE_NOISE = 1e4  # sum of 1 / multiplier^2, from which on a simple bound is close enough
 DISCRETIZATION = 1e-4  # of the privacy loss, where epsilon is of the order of one
@@ -70,10 +72,30 @@ class CentralPrivacy(BaseModel):
 
         Returns:
             The model to encrypt, in the types of ``after``; integer buffers are those received.
-        """
+
+        Raises:
+            ValueRangeError: a type is too coarse for the noise, which would round away.
+        """  # noqa: DOC502 - raised by _check_types
+        self._check_types(before, after)
         length = update_norm(before, after, 2)
         factor = 1.0 if length <= self.clip else self.clip / length
         return {name: self._value(before[name], array, factor) for name, array in after.items()}
+
+    def _check_types(self, before: Arrays, after: Arrays) -> None:
+        """Refuse values so large that their type would round the noise away, or the update."""
+        coarse = [
+            name
+            for name, array in after.items()
+            if array.size
+            and array.dtype.kind == "f"
+            and STEPS * _step(before[name], array) > self.deviation
+        ]
+        if coarse:
+            raise ValueRangeError(
+                f"expected noise of at least {STEPS} steps of the parameters' type, got a standard "
+                f"deviation of {self.deviation:.3g}, which rounds away in {', '.join(coarse)}; "
+                "train in float32 or wider, and keep large buffers out of the state dict"
+            )
 
     def _value(
         self, before: NDArray[np.generic], after: NDArray[np.generic], factor: float
@@ -84,6 +106,12 @@ class CentralPrivacy(BaseModel):
         moved = start + factor * (np.asarray(after, np.float64) - start)
         noise = self.deviation * gaussian(after.size)
         return np.asarray(moved + noise.reshape(after.shape), after.dtype)
+
+
+def _step(before: NDArray[np.generic], after: NDArray[np.generic]) -> float:
+    """The distance of neighbouring numbers of a type where an update's values are largest."""
+    largest = max(float(np.abs(each).max()) for each in (before, after))
+    return float(np.spacing(after.dtype.type(largest)))
 
 
 def gaussian(count: int) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "home").mkdir()
     prepare("README.md", folder)
-    run(["fedsens", "simulate", "--clients", "2", "--rounds", "1", "--no-baseline"], folder)
+    run(["fedsens", "simulate", "--clients", "3", "--rounds", "1", "--no-baseline"], folder)
     shutil.copy(folder / "runs" / "latest" / "model.safetensors", folder)
     shutil.copytree(ROOT / "experiments" / "accuracy", folder / "experiments" / "accuracy")
     return folder

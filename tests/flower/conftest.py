@@ -15,7 +15,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def chosen_by_owners():
     """What owners of few clients, and of clients with key files, must choose by themselves."""
     with pytest.MonkeyPatch.context() as patch:

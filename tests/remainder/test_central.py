@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsens.errors import ConfigurationError
+from fedsens.errors import ConfigurationError, ValueRangeError
 from fedsens.remainder._central import CHUNK, CentralPrivacy, epsilon_of, gaussian
 
 from .test_noised import remainder
@@ -43,16 +43,32 @@ def test_no_seed_repeats_the_noise():
 @pytest.mark.parametrize(("clip", "shortened"), [(1.0, True), (1e6, False)])
 def test_an_update_is_clipped_whole_and_integers_stay_as_received(clip, shortened):
     before, after = remainder()
-    protected = CentralPrivacy(clip=clip, noise=1e-14, shares=4).protect(before, after)
+    protected = CentralPrivacy(clip=clip, noise=4e-6 / clip, shares=4).protect(before, after)
     moved = [protected[n].astype(float) - before[n] for n in ("weight", "wide")]
     wanted = [after[n].astype(float) - before[n] for n in ("weight", "wide")]
     length = math.sqrt(sum(float((each**2).sum()) for each in wanted))
     assert (length > clip) == shortened
     factor = min(1, clip / length)
     for one, other in zip(moved, wanted, strict=True):
-        assert np.allclose(one, factor * other, atol=5e-6)
+        assert np.allclose(one, factor * other, atol=2e-5)
     assert protected["steps"] == before["steps"]
     assert {n: a.dtype for n, a in protected.items()} == {n: a.dtype for n, a in after.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "refused"),
+    [("float32", 1.5, False), ("float32", 6291456, True), ("float16", 384, True)],
+)
+@pytest.mark.parametrize("large", ["before", "after"])
+def test_a_type_that_rounds_the_noise_away_is_refused(dtype, weight, refused, large):
+    small, other = {"w": np.full(3, 0.5, dtype)}, {"w": np.full(3, weight, dtype)}
+    before, after = (other, small) if large == "before" else (small, other)
+    terms = CentralPrivacy(clip=0.5, noise=1.0, shares=40)
+    if not refused:
+        terms.protect(before, after)
+        return
+    with pytest.raises(ValueRangeError, match="rounds away in w"):
+        terms.protect(before, after)
 
 
 def test_the_shares_of_a_sum_make_its_noise():
