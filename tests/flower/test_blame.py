@@ -1,10 +1,13 @@
 """A client that spoils sums is left out by name, and the run goes on from an accepted model."""
 
+import itertools
 import random
 
 import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
@@ -57,6 +60,18 @@ def test_the_smallest_sets_explain_what_was_refused():
     assert explanations([one, two]) == [frozenset("b"), frozenset("c")]
     assert frozenset("ab") in explanations([one, two, three])
     assert explanations([frozenset("a"), frozenset("b"), frozenset("c")]) == []
+
+
+@given(st.lists(st.frozensets(st.sampled_from("abcdef"), min_size=1), min_size=1, max_size=6))
+def test_all_smallest_sets_are_found_and_no_other(refused):
+    everybody = sorted(frozenset().union(*refused))
+    right = []
+    for size in (1, 2):
+        sets = map(frozenset, itertools.combinations(everybody, size))
+        right = right or [each for each in sets if all(each & one for one in refused)]
+    found = explanations(refused)
+    assert len(found) == len(right)
+    assert set(found) == set(right)
 
 
 def test_who_was_named_wrongly_is_cleared_by_the_next_refused_sum():

@@ -856,3 +856,14 @@ def test_a07_a_pinned_roster_demands_encryption(put, tmp_path):
     assert put(in_plaintext, app=make_app(), **own).has_content()
     reply = put(in_plaintext, roster_file=str(roster), **own)
     assert_refused(reply, "DowngradeError", "pins a roster")
+
+    def noise_of_nothing(content):
+        in_plaintext(content)
+        edit(content, dp={"clip": 1.0, "noise": 1.0, "shares": 2})
+
+    assert_refused(
+        put(noise_of_nothing, app=make_app(), **own), "DowngradeError", "every parameter"
+    )
+    for limit in ({"min_dp_noise": 1.0}, {"max_epsilon": 2.0}):
+        reply = put(noise_of_nothing, **limit, **own)
+        assert_refused(reply, "DowngradeError", "limits what its answers tell")

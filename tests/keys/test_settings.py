@@ -125,3 +125,12 @@ def test_a_least_noise_that_would_not_be_looked_at_is_refused():
     for remainder in ("plain", "withheld"):
         with pytest.raises(ConfigurationError, match="set it too"):
             ClientSettings.from_node(noised | {"fedsens-remainder": remainder}, {})
+
+
+@pytest.mark.parametrize(
+    "option", [{"min-dp-noise": 1.0}, {"max-epsilon": 2.0}, {"min-ratio": 0.1}]
+)
+def test_whoever_limits_what_answers_tell_demands_encryption(option):
+    node = {f"fedsens-{name}": value for name, value in option.items()}
+    assert ClientSettings.from_node(node, {}).demands_encryption
+    assert not ClientSettings.from_node({}, {}).demands_encryption

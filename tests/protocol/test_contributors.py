@@ -169,3 +169,15 @@ def test_a_name_is_a_public_key_and_never_a_nodes_number(name):
         Contributor(name=name, weight=0.5, nonce="07" * 16)
     with pytest.raises(ValidationError):
         Party(name=name, run_key="ab" * 32)
+
+
+@pytest.mark.parametrize("outsiders", [0, 1, 2, 3])
+def test_outsiders_do_not_hide_that_one_member_of_the_roster_outweighs_the_others(outsiders):
+    weights = [0.98, 0.01, 0.01] + [1.0] * outsiders
+    members = [
+        Contributor(name=f"{n:064x}", weight=weight, nonce=f"{n:032x}")
+        for n, weight in enumerate(weights)
+    ]
+    roster = frozenset(each.name for each in members[:3])
+    with pytest.raises(ContributorsError, match="effective number"):
+        Contributors(members=tuple(members)).check(3, roster)
