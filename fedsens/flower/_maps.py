@@ -187,6 +187,15 @@ def drop_noise(scores: Scores, parameters: CkksParameters, weights: Collection[f
     scores[scores < parameters.error_bound(len(weights)) / math.fsum(weights)] = 0.0
 
 
+def _check_asked(header: ModelHeader, client: Client) -> None:
+    """Refuse a map where every sum must have noise, which that of maps has not."""
+    if header.dp is not None or client.settings.min_dp_noise > 0:
+        raise DowngradeError(
+            "expected no question for a map, whose sum would have no noise, in a run with central "
+            "differential privacy (fedsens.dp-noise), got one; set fedsens.ratio to 1"
+        )
+
+
 def answer_map(
     message: Message,
     context: Context,
@@ -216,11 +225,7 @@ def answer_map(
     received = client.open(message.content)
     request = take_header(message.content, MapRequest, REQUEST)
     header, number = received.header, examples(context)
-    if header.dp is not None or client.settings.min_dp_noise > 0:
-        raise DowngradeError(
-            "expected no question for a map, whose sum would have no noise, in a run with central "
-            "differential privacy (fedsens.dp-noise), got one; set fedsens.ratio to 1"
-        )
+    _check_asked(header, client)
     if number <= 0:
         raise ProtocolError(f"expected a positive number of examples for a map, got {number}")
     plain = request.maps == "plain"
