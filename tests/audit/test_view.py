@@ -28,6 +28,7 @@ def one_step(message, context):
 
 def test_a_captured_update_gives_the_gradient_where_it_is_visible(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSENS_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("FEDSENS_MIN_CONTRIBUTORS", "2")
     captured = []
 
     def tap(message):
