@@ -14,7 +14,7 @@ from tests.pages import ROOT, Block, blocks, pages
 
 from .page_setups import AFTER_A_RUN, NAMES, prepare
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 RUN = {
     path.relative_to(ROOT).as_posix(): [
         block for block in blocks(path.read_text()) if not (block.elsewhere or block.why)
