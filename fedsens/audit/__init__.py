@@ -12,8 +12,8 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.audit._attack import (
         Attack,
+        AttackBudget,
         AttackView,
-        Effort,
         attack_names,
         get_attack,
         register_attack,
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
     from fedsens.audit._imprint import Imprinted
     from fedsens.audit._inputs import leaking_lenet, load_samples
-    from fedsens.audit._membership import LabelLeak, Presence, label_leaks, membership
+    from fedsens.audit._membership import LabelLeak, MembershipResult, label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
         Interval,
-        class_mean,
         identified,
         interval,
         occurring,
+        prior_reconstruction,
         recall_and_precision,
         ssim,
     )
     from fedsens.audit._recommend import (
         Choice,
+        cheapest_first,
         choices,
         real_trials,
         recommendation,
         recommended,
-        walk,
     )
     from fedsens.audit._record import Record, read_settings, run_trials
     from fedsens.audit._report import (
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
         audit_table,
         case_table,
         choice_table,
-        rest_table,
+        inference_table,
         write_summary,
     )
-    from fedsens.audit._study import Study
+    from fedsens.audit._study import AttackStudy
     from fedsens.audit._target import mode_of
     from fedsens.audit._trial import (
-        EVERYTHING,
+        FULL_ENCRYPTION,
         PLAIN,
         WITHHELD,
         WORKS,
@@ -65,43 +65,44 @@ if TYPE_CHECKING:
         remainder_name,
         trials_of,
     )
-    from fedsens.audit._verdict import Line, verdict, verdicts
+    from fedsens.audit._verdict import VerdictRow, verdict, verdicts
 
 __all__ = [
     "CONFIDENCE",
-    "EVERYTHING",
+    "FULL_ENCRYPTION",
     "PLAIN",
     "WITHHELD",
     "WORKS",
     "Attack",
+    "AttackBudget",
+    "AttackStudy",
     "AttackView",
     "Case",
     "Choice",
-    "Effort",
     "FederatedTraining",
     "Imprinted",
     "Interval",
     "LabelLeak",
-    "Line",
+    "MembershipResult",
     "Outcome",
-    "Presence",
     "Protection",
     "Record",
-    "Study",
     "Summary",
     "Trial",
     "Update",
+    "VerdictRow",
     "attack_names",
     "audit_table",
     "case_table",
+    "cheapest_first",
     "choice_table",
     "choices",
-    "class_mean",
     "draw_choices",
     "draw_leakage",
     "draw_sheet",
     "get_attack",
     "identified",
+    "inference_table",
     "interval",
     "label_leaks",
     "leaking_lenet",
@@ -109,6 +110,7 @@ __all__ = [
     "membership",
     "mode_of",
     "occurring",
+    "prior_reconstruction",
     "protections_of",
     "read_settings",
     "real_trials",
@@ -117,14 +119,12 @@ __all__ = [
     "recommended",
     "register_attack",
     "remainder_name",
-    "rest_table",
     "run_trials",
     "ssim",
     "trials_of",
     "verdict",
     "verdicts",
     "view_of_gradient",
-    "walk",
     "write_summary",
 ]
 
@@ -132,7 +132,7 @@ _HOMES = {
     "fedsens.audit._attack": (
         "Attack",
         "AttackView",
-        "Effort",
+        "AttackBudget",
         "attack_names",
         "get_attack",
         "register_attack",
@@ -144,14 +144,14 @@ _HOMES = {
     "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
     "fedsens.audit._membership": (
         "LabelLeak",
-        "Presence",
+        "MembershipResult",
         "label_leaks",
         "membership",
     ),
     "fedsens.audit._metrics": (
         "CONFIDENCE",
         "Interval",
-        "class_mean",
+        "prior_reconstruction",
         "identified",
         "interval",
         "occurring",
@@ -164,7 +164,7 @@ _HOMES = {
         "real_trials",
         "recommendation",
         "recommended",
-        "walk",
+        "cheapest_first",
     ),
     "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
     "fedsens.audit._report": (
@@ -172,13 +172,13 @@ _HOMES = {
         "audit_table",
         "case_table",
         "choice_table",
-        "rest_table",
+        "inference_table",
         "write_summary",
     ),
-    "fedsens.audit._study": ("Study",),
+    "fedsens.audit._study": ("AttackStudy",),
     "fedsens.audit._target": ("mode_of",),
     "fedsens.audit._trial": (
-        "EVERYTHING",
+        "FULL_ENCRYPTION",
         "PLAIN",
         "WITHHELD",
         "WORKS",
@@ -189,6 +189,6 @@ _HOMES = {
         "remainder_name",
         "trials_of",
     ),
-    "fedsens.audit._verdict": ("Line", "verdict", "verdicts"),
+    "fedsens.audit._verdict": ("VerdictRow", "verdict", "verdicts"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

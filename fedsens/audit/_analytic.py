@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
 from fedsens.audit._matching import total_variation
 from fedsens.audit._spectrum import (
     coefficients_of,
@@ -23,7 +23,7 @@ from fedsens.audit._spectrum import (
     image_of,
     random_coefficients,
 )
-from fedsens.audit._target import answer_of
+from fedsens.audit._target import logits_of
 
 SWEEPS = 100  # of alternating least squares
 SMOOTHNESS = 1e-2
@@ -31,7 +31,7 @@ RIDGE = 1e-3  # relative to the mean diagonal of the kernel
 
 
 @register_attack("analytic", threat="analytic", applies=lambda view: view.batch == 1)
-def analytic(view: AttackView, effort: Effort) -> Tensor:
+def analytic(view: AttackView, budget: AttackBudget) -> Tensor:
     """The input of the first linear layer of which enough is visible, traced back to an image.
 
     Where that layer sees the image itself, its input is the image. Otherwise the image is sought
@@ -49,9 +49,9 @@ def analytic(view: AttackView, effort: Effort) -> Tensor:
             continue  # such as a layer that sees tokens
         if found.numel() == math.prod(view.shape) and _sees_image(view.model, module, blank):
             return found.nan_to_num(0.5).reshape(1, *view.shape).clamp(0, 1)
-        key = ("traced", name, effort.steps, effort.starts, found.numpy().tobytes())
+        key = ("traced", name, budget.steps, budget.starts, found.numpy().tobytes())
         if key not in view.memo:  # else another mask that leaves the layer whole was attacked
-            view.memo[key] = _invert(view, module, found, effort)
+            view.memo[key] = _invert(view, module, found, budget)
         made: Tensor = view.memo[key]
         return made.clone()
     return blank
@@ -59,10 +59,6 @@ def analytic(view: AttackView, effort: Effort) -> Tensor:
 
 def layer_input(view: AttackView, name: str) -> Tensor | None:
     """What a linear layer was given, for an update from one image.
-
-    Args:
-        view: the attacker's.
-        name: of the layer.
 
     Returns:
         The input's values, NaN where nothing tells; where no bias is visible, up to their scale,
@@ -86,9 +82,6 @@ def layer_input(view: AttackView, name: str) -> Tensor | None:
 
 def complete_rank_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The vectors a, b whose outer product is a partly known matrix, by alternating least squares.
-
-    Args:
-        matrix: NaN where it is not known.
 
     Returns:
         a and b, up to a factor between them; b is NaN for a column without a known entry in a row
@@ -120,7 +113,7 @@ def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
     caught: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     try:
-        answer_of(model, image)
+        logits_of(model, image)
     finally:
         hook.remove()
     return caught[0]
@@ -130,7 +123,7 @@ def _sees_image(model: nn.Module, module: nn.Module, image: Tensor) -> bool:
     return torch.equal(_features(model, module, image).flatten(), image.flatten())
 
 
-def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) -> Tensor:
+def _invert(view: AttackView, module: nn.Module, found: Tensor, budget: AttackBudget) -> Tensor:
     """The smooth image whose features are the ones found, by L-BFGS on cosine coefficients.
 
     It starts from what a ridge regression on public images makes of the features, if there are any.
@@ -143,12 +136,12 @@ def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) 
     )
     decoded, spread = _decoded(view, module, found)
     best, lowest = torch.full((1, *view.shape), 0.5), math.inf
-    for start in range(effort.starts):
-        guess = random_coefficients((1, *view.shape), effort.generator)
+    for start in range(budget.starts):
+        guess = random_coefficients((1, *view.shape), budget.generator)
         if start == 0 and decoded is not None:
             guess = coefficients_of(decoded)
         optimizer = torch.optim.LBFGS(
-            [guess], max_iter=effort.steps, history_size=50, line_search_fn="strong_wolfe"
+            [guess], max_iter=budget.steps, history_size=50, line_search_fn="strong_wolfe"
         )
 
         def objective(guess: Tensor) -> tuple[float, Tensor]:

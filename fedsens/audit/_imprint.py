@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
 
 SHARE = 1e-3  # of what the bins add to the image; it carries the gradient back
 NOISE = 1e-5  # differences below, relative to the largest, are rounding
@@ -54,7 +54,7 @@ class Imprinted(nn.Module):
 @register_attack(
     "imprint", threat="deviating", applies=lambda view: isinstance(view.model, Imprinted)
 )
-def imprint(view: AttackView, effort: Effort) -> Tensor:
+def imprint(view: AttackView, budget: AttackBudget) -> Tensor:
     """The images that are alone in a bin; grey for the others.
 
     Neighbouring rows between which no image lies are equal, so that what is hidden in one may be

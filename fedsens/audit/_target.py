@@ -34,19 +34,6 @@ def attackable(
     of an output with several parts the logits are taken: ``logits``, or else the first tensor of
     shape (samples, ..., at least ``classes``).
 
-    Args:
-        model: any module that classifies; it is not changed.
-        x: samples as a client has them in one step, the batch first.
-        y: their labels, one for each sample or for each of its tokens.
-        classes: number of them.
-        mode: ``train``: as clients train, with dropout, which the attacker does not know; ``eval``:
-            without, and BatchNorm normalises by its running statistics; ``auto``: what leaks most,
-            without dropout and with BatchNorm by the batch that is attacked, or by its running
-            statistics where it refuses such a batch.
-
-    Returns:
-        The copy, on the CPU, in that mode.
-
     Raises:
         ConfigurationError: it cannot be attacked; the text says why.
     """
@@ -73,42 +60,19 @@ def attackable(
 
 
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, the mean over samples, or over all tokens where each has a label.
-
-    Args:
-        logits: of shape (samples, classes) or (samples, tokens, classes).
-        y: labels, (samples,) or (samples, tokens), -100 where a token does not count.
-
-    Returns:
-        The loss.
-    """
+    """Cross-entropy, the mean over samples, or over all tokens where each has a label."""
     return cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
-def answer_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits of samples, leaving no trace in the model's buffers.
-
-    Args:
-        model: of :func:`attackable`.
-        x: samples.
-
-    Returns:
-        Logits.
-    """
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits of samples, leaving no trace in the model's buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     logits: Tensor = functional_call(model, buffers, (x,)) if buffers else model(x)
     return logits
 
 
 def without_records(model: nn.Module) -> nn.Module:
-    """A copy whose BatchNorm layers in training mode record no running statistics.
-
-    Args:
-        model: of :func:`attackable`.
-
-    Returns:
-        The copy; it gives the same logits.
-    """
+    """A copy whose BatchNorm layers in training mode record no running statistics."""
     mine = copy.deepcopy(model)
     for module in mine.modules():
         if isinstance(module, _BatchNorm) and module.training:
@@ -210,7 +174,7 @@ def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with torch.random.fork_rng(devices=[]):
-            logits = answer_of(model, x)
+            logits = logits_of(model, x)
         if logits.ndim != y.ndim + 1 or logits.shape[: y.ndim] != y.shape:
             return (
                 f"its output has shape {tuple(logits.shape)} instead of "

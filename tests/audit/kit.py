@@ -7,7 +7,7 @@ from torch import nn
 
 from fedsens.audit._clients import Case
 from fedsens.audit._inputs import leaking_lenet
-from fedsens.audit._study import Study
+from fedsens.audit._study import AttackStudy
 from fedsens.data import load_dataset
 
 
@@ -42,4 +42,6 @@ WORST = Case()
 
 def study(model="lenet", victims=2, steps=100, starts=1, case=WORST):
     made = MODELS[model]()
-    return Study(made, digits(), victims=victims, steps=steps, starts=starts, seed=0, cases=(case,))
+    return AttackStudy(
+        made, digits(), victims=victims, steps=steps, starts=starts, seed=0, cases=(case,)
+    )

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsens.audit._clients import Case, update_of
-from fedsens.audit._metrics import in_order, judge
+from fedsens.audit._metrics import assign_to_originals, judge
 from fedsens.audit._trial import Trial
 
 from .kit import MODELS, study
@@ -65,7 +65,7 @@ def test_the_global_model_is_not_changed():
 def test_reconstructions_are_told_apart_by_what_they_show():
     true = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     order = [2, 0, 3, 1]
-    assert torch.equal(in_order(true[order], true), true)
+    assert torch.equal(assign_to_originals(true[order], true), true)
     trial = Trial("none", 0.0, "dlg", 0)
     half = torch.cat([true[:2], torch.full((2, 1, 8, 8), torch.nan)])
     outcome = judge(trial, half, true, 0 * true, 1.0)
