@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fedsens._lazy import attach
 
 if TYPE_CHECKING:
+    from fedsens.audit._analytic import Imprinted
     from fedsens.audit._attack import (
         Attack,
         AttackBudget,
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     )
     from fedsens.audit._clients import Case, FederatedTraining, Update
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
-    from fedsens.audit._imprint import Imprinted
-    from fedsens.audit._inputs import leaking_lenet, load_samples
     from fedsens.audit._membership import LabelLeak, MembershipResult, label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
         write_summary,
     )
     from fedsens.audit._study import AttackStudy
-    from fedsens.audit._target import mode_of
+    from fedsens.audit._target import leaking_lenet, load_samples, mode_of
     from fedsens.audit._trial import (
         FULL_ENCRYPTION,
         PLAIN,
@@ -129,19 +128,26 @@ __all__ = [
 ]
 
 _HOMES = {
+    "fedsens.audit._analytic": ("Imprinted",),
     "fedsens.audit._attack": (
         "Attack",
-        "AttackView",
         "AttackBudget",
+        "AttackView",
         "attack_names",
         "get_attack",
         "register_attack",
         "view_of_gradient",
     ),
-    "fedsens.audit._clients": ("Case", "FederatedTraining", "Update"),
-    "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
-    "fedsens.audit._imprint": ("Imprinted",),
-    "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
+    "fedsens.audit._clients": (
+        "Case",
+        "FederatedTraining",
+        "Update",
+    ),
+    "fedsens.audit._figure": (
+        "draw_choices",
+        "draw_leakage",
+        "draw_sheet",
+    ),
     "fedsens.audit._membership": (
         "LabelLeak",
         "MembershipResult",
@@ -151,22 +157,26 @@ _HOMES = {
     "fedsens.audit._metrics": (
         "CONFIDENCE",
         "Interval",
-        "prior_reconstruction",
         "identified",
         "interval",
         "occurring",
+        "prior_reconstruction",
         "recall_and_precision",
         "ssim",
     ),
     "fedsens.audit._recommend": (
         "Choice",
+        "cheapest_first",
         "choices",
         "real_trials",
         "recommendation",
         "recommended",
-        "cheapest_first",
     ),
-    "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
+    "fedsens.audit._record": (
+        "Record",
+        "read_settings",
+        "run_trials",
+    ),
     "fedsens.audit._report": (
         "Summary",
         "audit_table",
@@ -176,7 +186,11 @@ _HOMES = {
         "write_summary",
     ),
     "fedsens.audit._study": ("AttackStudy",),
-    "fedsens.audit._target": ("mode_of",),
+    "fedsens.audit._target": (
+        "leaking_lenet",
+        "load_samples",
+        "mode_of",
+    ),
     "fedsens.audit._trial": (
         "FULL_ENCRYPTION",
         "PLAIN",
@@ -189,6 +203,10 @@ _HOMES = {
         "remainder_name",
         "trials_of",
     ),
-    "fedsens.audit._verdict": ("VerdictRow", "verdict", "verdicts"),
+    "fedsens.audit._verdict": (
+        "VerdictRow",
+        "verdict",
+        "verdicts",
+    ),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

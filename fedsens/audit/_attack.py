@@ -240,5 +240,5 @@ def get_attack(name: str) -> Attack:
 
 def _load() -> None:
     """Register the attacks of fedsens."""
-    for name in ("analytic", "imprint", "tokens", "learned", "matching"):
+    for name in ("analytic", "tokens", "learned", "matching"):
         import_module(f"fedsens.audit._{name}")

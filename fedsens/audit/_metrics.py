@@ -190,11 +190,12 @@ def prior_score_of_tokens(true: Tensor, others: Tensor, vocabulary: int) -> floa
     return f1(named, wanted)
 
 
-def upper_bound(found: float, tried: int, confidence: float = CONFIDENCE) -> float:
-    """How large a share may be of which so many were seen (Clopper and Pearson 1934), one-sided.
+def share_bounds(found: float, tried: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """How small and how large a share may be of which so many were seen, each one-sided.
 
-    Returns:
-        The bound: 0.31 for none of 8, 0.05 for none of 64.
+    Clopper and Pearson 1934: from 0.05 for one of one, up to 0.31 for none of 8, 0.05 for none of
+    64. The lower bound also holds where the first success ended the trials.
     """
-    hits = math.ceil(found - 1e-9)
-    return float(beta.ppf(confidence, hits + 1, tried - hits)) if hits < tried else 1.0
+    least, most = math.floor(found + 1e-9), math.ceil(found - 1e-9)
+    low = float(beta.ppf(1 - confidence, least, tried - least + 1)) if least else 0.0
+    return low, float(beta.ppf(confidence, most + 1, tried - most)) if most < tried else 1.0

@@ -96,13 +96,15 @@ def cost_rank(protection: Protection) -> tuple[int, float, float]:
 def answer_to(line: VerdictRow, margin: float = MARGIN) -> Answer:
     """What the union of all attacks says about a protection.
 
-    What is found leaks, whatever found it; that nothing is found counts where an attack works.
+    What is found leaks, whatever found it; that nothing is found counts where an attack works. The
+    interval of a score counts from 8 victims on: that of one is a point, whatever the others are.
     """
     if line.protection == FULL_ENCRYPTION or line.remainder == WITHHELD:
         return "holds"
+    enough = line.victims >= FEWEST
     if line.is_noise(margin):
-        return "holds" if line.works and line.victims >= FEWEST else "open"
-    return "leaks" if line.excess.low > margin or line.identified > 0 else "open"
+        return "holds" if line.works and enough else "open"
+    return "leaks" if line.identified > 0 or (enough and line.excess.low > margin) else "open"
 
 
 def cheapest_first(
@@ -223,7 +225,7 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
     if best.protection == FULL_ENCRYPTION:
         return (
             f"Only ratio 1: no smaller mask tried holds at a confidence of {confidence:g}. "
-            f"{_cost(best)} for a client and round.{more}"
+            f"{_cost(best)} for a client and round.{_weakest(found, confidence)}{more}"
         )
     if best.protection.remainder != PLAIN:
         more = f" A remainder that is not plain costs accuracy: measure it in a run.{more}"
@@ -250,6 +252,17 @@ def _named(found: Iterable[Choice], answer: Answer) -> list[str]:
 
 def _cost(choice: Choice) -> str:
     return f"{choice.bytes_up / 1e6:.3g} MB up and {choice.bytes_down / 1e6:.3g} MB down"
+
+
+def _weakest(found: Iterable[Choice], confidence: float) -> str:
+    """What is known of the masks that leak, of which one found victim refutes each."""
+    seen = [each.line.certain for each in found if each.answer == "leaks" and each.line.identified]
+    if not seen:
+        return ""
+    return (
+        f" Behind every one of them that leaks at least {max(min(seen), 0.001):.1%} of all are "
+        f"found at {confidence:.0%}."
+    )
 
 
 def power(line: VerdictRow, confidence: float) -> str:

@@ -60,7 +60,7 @@ def audit_table(
             *([line.remainder] if varied else []),
             str(line.victims),
             f"{line.score.mean:.3f}",
-            f"{line.score.low:.3f}-{line.score.high:.3f}",
+            f"{line.score.low:.3f}-{line.score.high:.3f}" if line.victims > 1 else "one victim",
             f"{line.identified:.0%}",
             style="bold" if union else None,
             end_section=union,
@@ -172,8 +172,8 @@ def choice_table(
         f"What {size:,} parameters leak to the strongest attack, from cheap to dear",
         f"MB (both ways), CPU s: of a client in a round, without training. excess: "
         f"{MEASURES[kind]} above a guess, interval of {confidence:.1%}; it holds up to {margin:g}. "
-        f"found: share of victims told from others, in brackets what it may be at "
-        f"{confidence:.1%}; a cheapest_first leaves a protection at its first victim that is told.",
+        f"found: share of victims told from others, in brackets what it may be of all "
+        f"at {confidence:.1%}; a walk leaves a protection at its first victim that is told.",
     )
     table.add_column("protection")  # wraps where the terminal is narrow: numbers must not be cut
     for name in ("MB", *(["CPU s"] if seconds else []), "excess", "found", ""):
@@ -185,7 +185,7 @@ def choice_table(
             f"{(each.bytes_up + each.bytes_down) / 1e6:.3g}",
             *([f"{seconds[each.protection]:.2g}"] if seconds else []),
             _span(line.excess, line.victims),
-            f"{line.identified:.0%} ({line.possible:.0%})",
+            f"{line.identified:.0%} ({line.certain:.0%}-{line.possible:.0%})",
             each.answer,
             style="bold" if each.answer == "holds" else None,
         )

@@ -1,18 +1,21 @@
-"""From any module to the classifier that is attacked, or a sentence that says why it cannot be."""
+"""What is attacked: samples, and any module as a classifier, or a sentence why it cannot be."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsens.errors import ConfigurationError
+from fedsens.data import Dataset, load_dataset
+from fedsens.errors import ConfigurationError, DataError
 
 Mode = Literal["auto", "train", "eval"]
 WRAPPERS = ("_orig_mod", "module")  # of torch.compile, and of DataParallel and its kin
@@ -194,3 +197,65 @@ def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
 
 def _first(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def load_samples(source: str, classes: int | None = None) -> Dataset:
+    """Images as :func:`fedsens.data.load_dataset` reads them, or sentences of an ``.npz`` file.
+
+    Sentences are an integer array ``x`` of token ids, (n, length), with ``y``, a label for each
+    sentence, (n,), or for each token, (n, length), -100 where a token does not count.
+
+    Args:
+        source: name or path.
+        classes: number of classes; None to find out.
+
+    Returns:
+        The samples; ``x`` is floating point for images and int64 for tokens.
+
+    Raises:
+        DataError: the sentences and labels do not fit each other.
+    """
+    if not (source.endswith(".npz") and Path(source).is_file()):
+        return load_dataset(source, classes)
+    with np.load(source, allow_pickle=False) as archive:
+        x, y = (archive[name] if name in archive.files else np.empty(0) for name in ("x", "y"))
+    if x.ndim != 2 or x.dtype.kind not in "iu":
+        return load_dataset(source, classes)
+    if y.dtype.kind not in "iu" or y.shape not in {x.shape[:1], x.shape} or not y.size:
+        raise DataError(
+            f"{source}: expected an integer label for each of {len(x)} sentences or each of their "
+            f"tokens, got y of shape {y.shape} and type {y.dtype}; correct y"
+        )
+    if x.min() < 0:
+        raise DataError(f"{source}: expected token ids from 0, got {x.min()}; correct x")
+    labels = torch.from_numpy(y.astype(np.int64))
+    return Dataset(
+        torch.from_numpy(x.astype(np.int64)), labels, classes or int(labels.max().clamp_min(1)) + 1
+    )
+
+
+def leaking_lenet(channels: int, size: int, classes: int, seed: int = 0) -> nn.Module:
+    """The LeNet of DLG (arXiv 1906.08935): strided convolutions, sigmoids, uniform weights.
+
+    88,648 parameters for 3 channels, 32 pixels and 100 classes, as in FedML-HE.
+
+    Args:
+        channels: of an image.
+        size: its height and width in pixels.
+        classes: number of outputs.
+        seed: of the weights.
+
+    Returns:
+        The model, untrained.
+    """
+    layers: list[nn.Module] = []
+    side, inputs = size, channels
+    for stride in (2, 2, 1, 1):
+        layers += [nn.Conv2d(inputs, 12, 5, padding=2, stride=stride), nn.Sigmoid()]
+        side, inputs = -(-side // stride), 12
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * side * side, classes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+    return model

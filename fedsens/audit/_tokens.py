@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, AttackBudget, register_attack
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
 from fedsens.audit._target import logits_of
 
 RANK = 1e-6  # singular values below, relative to the largest, are rounding

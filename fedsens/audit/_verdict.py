@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsens.audit._attack import get_attack
-from fedsens.audit._metrics import CONFIDENCE, Interval, interval, upper_bound
+from fedsens.audit._metrics import CONFIDENCE, Interval, interval, share_bounds
 from fedsens.audit._trial import FIRST, FULL_ENCRYPTION, NO_ENCRYPTION, WORKS, Outcome, Protection
 
 IDENTIFIED = 0.01  # of the victims, by chance
@@ -32,8 +32,8 @@ class VerdictRow:
         identified: share of the victims that were told from the candidates, those left out that
             are told with everything encrypted, too: the grey image of an attack that sees nothing
             is nearest to them by chance.
-        possible: upper bound on that share among all updates, one-sided (Clopper and Pearson
-            1934): what so many victims allow for.
+        certain: lower bound on that share among all updates (Clopper and Pearson 1934).
+        possible: upper bound likewise: what so many victims allow for.
         works: whether the attack works with nothing encrypted; if not, its failure means nothing.
         case: what the client of the update did.
     """
@@ -47,6 +47,7 @@ class VerdictRow:
     score: Interval
     excess: Interval
     identified: float
+    certain: float
     possible: float
     works: bool
     case: str
@@ -183,6 +184,7 @@ def _line(
     confidence: float,
 ) -> VerdictRow:
     shares = _shares_identified(some, by_chance)
+    certain, possible = share_bounds(sum(shares), len(shares), confidence)
     return VerdictRow(
         *protection,
         attack=name,
@@ -191,7 +193,8 @@ def _line(
         score=interval([o.score for o in some], confidence=confidence),
         excess=interval([o.score - floor[o.trial.image] for o in some], confidence=confidence),
         identified=sum(shares) / len(shares) if shares else 0.0,
-        possible=upper_bound(sum(shares), len(shares), confidence),
+        certain=certain,
+        possible=possible,
         works=works,
         case=some[0].trial.case,
     )

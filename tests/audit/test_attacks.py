@@ -15,7 +15,7 @@ from fedsens.audit._study import AttackStudy
 from fedsens.audit._trial import Trial
 from fedsens.errors import ConfigurationError
 
-from .kit import digits, study
+from .models import digits, study
 
 PLACES = {  # a model on which the attack works with nothing encrypted
     "dlg-naive": "lenet",
@@ -37,7 +37,7 @@ def outcome(made, attack, policy, ratio, image=0):
     found, seconds = made.attack(trial)
     assert found.shape == (1, 1, 8, 8)
     assert 0 <= found.min() <= found.max() <= 1  # so that no NaN of an encrypted value is in it
-    return made.judge(trial, found, seconds)
+    return made.measure(trial, found, seconds)
 
 
 def test_every_attack_has_a_place():

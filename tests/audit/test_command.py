@@ -30,7 +30,7 @@ from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 
-from .kit import MODELS, digits, study
+from .models import MODELS, digits, study
 
 PRIOR = [0.3, 0.3]
 
@@ -277,7 +277,7 @@ def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
     monkeypatch.setattr("fedsens.cli._auditing.REAL_IMAGES", 16)
     options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-membership"]
     options += ["--policy", "random", "--attack", "idlg", "--setting", "real"]
-    options += ["--model", "tests.audit.kit:perceptron"]
+    options += ["--model", "tests.audit.models:perceptron"]
     text = said(invoke(*options))
     assert "The worst case, and what federated learning really sends" in text
     content = json.loads((tmp_path / "audit.json").read_text())
@@ -304,7 +304,7 @@ def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     assert attack_names()  # which registers those of fedsens
     monkeypatch.setattr("fedsens.audit._attack._attacks", deepcopy(registry._attacks))
     (tmp_path / "ones_own_attack.py").write_text(ONES_OWN)
-    options = ["--model", "tests.audit.kit:perceptron", "--ratio", 0.5]
+    options = ["--model", "tests.audit.models:perceptron", "--ratio", 0.5]
     options += ["--attack", "analytic", "--no-membership", "--policy", "random", "--images", 1]
     assert invoke("--attack", "one-grey", "--out", tmp_path / "x").exit_code == 1
     own = ["--import", "ones_own_attack", "--attack", "one-grey", "--out", tmp_path / "a"]

@@ -10,7 +10,7 @@ from fedsens.audit._labels import label_accuracy, label_shares, share_error
 from fedsens.audit._membership import label_leaks
 from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Protection
 
-from .kit import study
+from .models import study
 
 
 @pytest.mark.parametrize("batch", [1, 32])

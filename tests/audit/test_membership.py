@@ -7,7 +7,7 @@ from fedsens.audit._learned import gradients_of
 from fedsens.audit._membership import area_under_curve, membership, membership_scores
 from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Protection
 
-from .kit import study
+from .models import study
 
 
 def test_members_are_told_from_others_unless_everything_is_encrypted():

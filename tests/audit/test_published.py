@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedsens.audit._analytic import Imprinted
 from fedsens.audit._clients import Case
 from fedsens.audit._distance import StatisticsDistance
-from fedsens.audit._imprint import Imprinted
 from fedsens.audit._labels import infer_label
 from fedsens.audit._matching import total_variation
 from fedsens.audit._study import AttackStudy
@@ -20,7 +20,7 @@ from fedsens.audit._target import logits_of
 from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
 
-from .kit import MODELS, digits, study
+from .models import MODELS, digits, study
 
 TOLERANCE, SIGNED_TOLERANCE = 0.02, 0.05
 # Mean SSIM that breaching 0.1.2 reaches on the same four digits and models: `deepleakage`, 300
@@ -38,7 +38,7 @@ DEEP_INVERSION, SEE_THROUGH = 0.9911, 0.9785
 
 def ours(made, attack, victims):
     trials = [Trial("none", 0.0, attack, victim) for victim in range(victims)]
-    return sum(made.judge(t, *made.attack(t)).score for t in trials) / victims
+    return sum(made.measure(t, *made.attack(t)).score for t in trials) / victims
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def of_batch(mode="train", case=Case(4), steps=60):  # noqa: B008 - frozen
 
 def scored(made, attack, policy="none", ratio=0.0):
     trial = Trial(policy, ratio, attack, 0, case=str(made.case))
-    return made.judge(trial, *made.attack(trial))
+    return made.measure(trial, *made.attack(trial))
 
 
 def experienced():
@@ -113,7 +113,7 @@ def test_batches_by_their_statistics_as_a_third_partys_program_finds_them(attack
         mode="eval",
     )
     trials = [Trial("none", 0.0, attack, victim, case=str(made.case)) for victim in range(2)]
-    assert sum(made.judge(t, *made.attack(t)).score for t in trials) / 2 >= least
+    assert sum(made.measure(t, *made.attack(t)).score for t in trials) / 2 >= least
 
 
 def test_a_group_helps_a_batch_and_statistics_do_not_harm_it():

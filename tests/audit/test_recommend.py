@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedsens.audit._metrics import share_bounds
 from fedsens.audit._recommend import cheapest_first, choices, cost_rank, recommendation
 from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Outcome, Protection
 from fedsens.audit._verdict import verdict
@@ -84,6 +85,14 @@ def test_few_victims_leave_it_open():
     assert "Not decided with 7 attacked: first_layers 0.1" in recommendation(found, 0.95)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_score_of_few_victims_is_no_interval(count):
+    weak = chosen(outcomes(FRONT, dlg=[0.45] * count), count=count)  # above the guess, none found
+    assert answers(weak)["first_layers 0.1"] == "open"
+    text = recommendation(chosen(outcomes(FRONT, dlg=[0.9]), count=1), 0.95)
+    assert "Behind every one of them that leaks at least 5.0% of all are found at 95%." in text
+
+
 def test_one_image_found_is_a_leak():
     assert answers(chosen(outcomes(FRONT, dlg=[0.1] * 7 + [0.6])))["first_layers 0.1"] == "leaks"
 
@@ -93,12 +102,15 @@ def test_the_share_that_may_be_found_is_bounded():
     bounds = {str(each.protection): each.line.possible for each in found}
     assert bounds["first_layers 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
     assert bounds["nothing"] == 1
+    assert found[0].line.certain == pytest.approx(0.05 ** (1 / 8))  # eight of eight
+    assert share_bounds(1, 1)[0] == pytest.approx(0.05)  # one of one
+    assert share_bounds(0.5, 4) == (0, share_bounds(1, 4)[1])  # half of an update's images
 
 
 def test_nothing_is_recommended_where_no_attack_works():
     void = [*outcomes(NO_ENCRYPTION, dlg=[0.5, 0.5]), *outcomes(FULL_ENCRYPTION, dlg=[0, 0])]
     found = choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset(PRESET))
-    assert answers(found) == {"nothing": "leaks", "everything": "holds"}
+    assert answers(found) == {"nothing": "open", "everything": "holds"}
     assert recommendation(found, 0.95).startswith("Only ratio 1: no attack tried works")
     first = Protection("first_layers", 0.1)
     assert walked({first: 0}, [first], bare=0.5) == {

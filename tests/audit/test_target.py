@@ -15,7 +15,7 @@ from fedsens.audit._trial import NO_ENCRYPTION, Trial
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 
-from .kit import digits
+from .models import digits
 
 X, Y = digits().x[:4], digits().y[:4]
 
@@ -209,7 +209,7 @@ def test_a_token_classifier_is_attacked():
     x = torch.randint(30, (60, 5), generator=torch.Generator().manual_seed(0))
     y = torch.where(x > 25, -100, x % 3)
     made = AttackStudy(net, Dataset(x, y, 3), victims=1, steps=1, starts=1, seed=0)
-    outcome = made.judge(t := Trial("none", 0.0, "span", 0), *made.attack(t))
+    outcome = made.measure(t := Trial("none", 0.0, "span", 0), *made.attack(t))
     counted = made.images(0)[0][made.images(0)[1] != -100]
     assert outcome.score >= len(set(counted.tolist())) / 5 - 1e-9
     logits = torch.randn(2, 5, 3)

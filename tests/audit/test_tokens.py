@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from experiments.privacy.text import TextClassifier, zipf_sentences
 from fedsens.audit._attack import AttackBudget, AttackView, get_attack
-from fedsens.audit._inputs import load_samples
 from fedsens.audit._metrics import f1, measure_tokens, occurring, recall_and_precision
 from fedsens.audit._study import AttackStudy
+from fedsens.audit._target import load_samples
 from fedsens.audit._tokens import moved_rows, row_space, visible_block, within
 from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
@@ -185,10 +185,10 @@ def test_a_study_of_sentences_has_a_verdict():
     assert made.kind == "tokens"
     for attack in ("embedding", "span"):
         trial = Trial("none", 0.0, attack, 1)
-        outcome = made.judge(trial, *made.attack(trial))
+        outcome = made.measure(trial, *made.attack(trial))
         assert (outcome.score, outcome.identified) == (1, 1)
     trial = Trial("first_layers", 0.9, "span", 1)
-    assert made.judge(trial, *made.attack(trial)).score == 0
+    assert made.measure(trial, *made.attack(trial)).score == 0
     assert 0 < made.prior()[0] < 1
 
 

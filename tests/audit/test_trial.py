@@ -8,7 +8,7 @@ from fedsens.audit._trial import Protection, noise_share, protected_remainder, r
 from fedsens.errors import ConfigurationError
 from fedsens.remainder import add_noise
 
-from .kit import study
+from .models import study
 
 
 @pytest.mark.parametrize(
