@@ -32,8 +32,8 @@ TABLES = {
     "allows for; works: finds what nothing encrypts; union: the best attack on each victim.",
     "labels.csv": "Labels. error: distance of the labels' shares, as the update tells them, from "
     "the true ones; uniform: that of a uniform guess, at which nothing was learned.",
-    "presence.csv": "Presence of an image. auc: how well images of the batch are told from others; "
-    "0.5 is a coin's, at which nothing was learned.",
+    "membership.csv": "Membership of an image. auc: how well images of the batch are told from "
+    "others; 0.5 is a coin's, at which nothing was learned.",
 }
 
 
