@@ -136,7 +136,7 @@ def test_without_a_key_a_round_has_no_metrics_and_the_next_one_has(caplog):
     assert run.strategy._run._left_out["evaluate"] == {1001}
 
 
-def test_a18_who_spoils_the_metrics_is_left_out_and_named(caplog):
+def test_a18_who_spoils_the_metrics_is_suspected_like_who_spoils_updates(caplog):
     def spoil(message):
         if is_reply(message, "evaluate") and message.metadata.src_node_id == 1002:
             record = message.content[CIPHERTEXT]
@@ -144,10 +144,14 @@ def test_a18_who_spoils_the_metrics_is_left_out_and_named(caplog):
             data = data[:-4096] + bytes(byte ^ 0x1F for byte in data[-4096:])  # the highest bits
             message.content[CIPHERTEXT] = bytes_to_record(data + checksum(data))
 
-    run = Run(grid=LocalGrid(make_app(), 4, tap=spoil), rounds=8, **SUMMED)
-    assert "excluded from this run: client" in caplog.text
-    assert run.result.evaluate_metrics_clientapp[8]
-    assert run.strategy.model.round == 8
+    run = Run(grid=LocalGrid(make_app(), 4, tap=spoil), rounds=5, **SUMMED)
+    state = run.strategy._run
+    assert "round 1 has no metrics: expected a sum that honest clients" in caplog.text
+    assert "left out of this round" in caplog.text
+    assert state._blame.refused
+    assert all(state.keys.parties[1002].name in each for each in state._blame.refused)
+    assert run.result.evaluate_metrics_clientapp
+    assert run.strategy.model.round == 5
 
 
 def test_an_owner_can_demand_sums(monkeypatch, tmp_path):
