@@ -82,7 +82,11 @@ def test_a_higher_confidence_and_a_smaller_margin_ask_for_more():
 def test_few_victims_leave_it_open():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 7), count=7)
     assert answers(found)["first_layers 0.1"] == "open"
-    assert "Not decided with 7 attacked: first_layers 0.1" in recommendation(found, 0.95)
+    assert "Not decided with 7 attacked: first_layers 0.1; attack" in recommendation(found, 0.95)
+    many = [outcomes(("random", ratio), dlg=[0.1] * 7) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert "random 0.2, random 0.3 and 2 more; attack" in recommendation(
+        chosen(*many, count=7), 0.95
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -90,7 +94,7 @@ def test_a_score_of_few_victims_is_no_interval(count):
     weak = chosen(outcomes(FRONT, dlg=[0.45] * count), count=count)  # above the guess, none found
     assert answers(weak)["first_layers 0.1"] == "open"
     text = recommendation(chosen(outcomes(FRONT, dlg=[0.9]), count=1), 0.95)
-    assert "Behind every one of them that leaks at least 5.0% of all are found at 95%." in text
+    assert "Behind each that leaks, at least 5.0% of all are found" in text
 
 
 def test_one_image_found_is_a_leak():
