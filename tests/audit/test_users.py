@@ -25,6 +25,7 @@ def sentences(path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # about two CPU minutes in all, on a machine busy with other work
 @pytest.mark.parametrize("name", ["resnet18", "flower", "lightning", "bert"])
 def test_a_users_model_goes_through_both_commands(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # a broken one must not stop transformers
