@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from fedsens.planning._plan import (
         Budget,
         Federation,
+        ModelSize,
         Plan,
         Speed,
         largest_plan,
         make_plan,
         plan_table,
+        size_of_file,
+        size_of_state,
     )
-    from fedsens.planning._size import ModelSize, size_of_file, size_of_state
 
 __all__ = [
     "Budget",
@@ -43,12 +45,14 @@ _HOMES = {
     "fedsens.planning._plan": (
         "Budget",
         "Federation",
+        "ModelSize",
         "Plan",
         "Speed",
         "largest_plan",
         "make_plan",
         "plan_table",
+        "size_of_file",
+        "size_of_state",
     ),
-    "fedsens.planning._size": ("ModelSize", "size_of_file", "size_of_state"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)
