@@ -33,6 +33,8 @@ from fedsens.protocol import Party
 
 Words = NDArray[np.uint64]
 
+COEFFICIENTS = 4096
+
 
 def stream(seed: bytes) -> CipherContext:
     """A stream for a seed of 32 bytes, which must be used for one purpose only."""
@@ -57,9 +59,6 @@ def residues_below(source: CipherContext, count: int, modulus: int) -> Words:
         words = np.frombuffer(source.update(bytes(8 * missing)), "<u8") & mask
         found = np.concatenate((found, words[words < np.uint64(modulus)]))
     return found
-
-
-COEFFICIENTS = 4096
 
 
 def key_answer(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from fedsens.planning._calibrate import calibrate, predicted_memory, predicted_rounds
     from fedsens.planning._plan import (
         Budget,
+        CostPlan,
         Federation,
         ModelSize,
-        Plan,
         Speed,
         largest_plan,
         make_plan,
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "CostPlan",
     "Federation",
     "ModelSize",
-    "Plan",
     "Speed",
     "calibrate",
     "largest_plan",
@@ -46,7 +46,7 @@ _HOMES = {
         "Budget",
         "Federation",
         "ModelSize",
-        "Plan",
+        "CostPlan",
         "Speed",
         "largest_plan",
         "make_plan",

@@ -75,7 +75,7 @@ class Federation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """The costs at one ratio. Bytes are one client's in one round.
 
     Attributes:
@@ -124,7 +124,7 @@ class Budget:
     megabytes: float | None = None
     seconds: float | None = None
 
-    def fits(self, plan: Plan, clients: int) -> bool:
+    def fits(self, plan: CostPlan, clients: int) -> bool:
         """Whether a plan for a number of clients is within the budget."""
         megabytes, seconds = _spent(plan, clients)
         return (self.megabytes is None or megabytes <= self.megabytes) and (
@@ -132,7 +132,7 @@ class Budget:
         )
 
 
-def make_plan(federation: Federation, ratio: float) -> Plan:
+def make_plan(federation: Federation, ratio: float) -> CostPlan:
     """Plan a federation at a ratio.
 
     Args:
@@ -145,7 +145,7 @@ def make_plan(federation: Federation, ratio: float) -> Plan:
     return _plan(federation, ratio, mask_count(ratio, federation.parameters))
 
 
-def largest_plan(federation: Federation, budget: Budget) -> Plan:
+def largest_plan(federation: Federation, budget: Budget) -> CostPlan:
     """The plan with the largest ratio within a budget.
 
     Args:
@@ -160,7 +160,7 @@ def largest_plan(federation: Federation, budget: Budget) -> Plan:
     """
     size, clients = federation.parameters, federation.clients
 
-    def plan_of(count: int) -> Plan:
+    def plan_of(count: int) -> CostPlan:
         return _plan(federation, count / size, count)
 
     # Ciphertexts of wide types are smaller than what they replace, so that all may fit alone.
@@ -180,13 +180,13 @@ def largest_plan(federation: Federation, budget: Budget) -> Plan:
     return plan_of(count)
 
 
-def _spent(plan: Plan, clients: int) -> tuple[float, float]:
+def _spent(plan: CostPlan, clients: int) -> tuple[float, float]:
     """Megabytes and seconds of one client in a round."""
     both_ways, cpu_seconds = plan.round
     return both_ways / 1e6, plan.link_seconds + cpu_seconds / clients
 
 
-def _plan(federation: Federation, ratio: float, count: int) -> Plan:
+def _plan(federation: Federation, ratio: float, count: int) -> CostPlan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
     withheld = federation.withheld and count > 0
     up, down = traffic(
@@ -202,7 +202,7 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0
     seconds += speed.split * 4 * count * (size - count) / size
-    return Plan(
+    return CostPlan(
         ratio=ratio,
         encrypted=count,
         bytes_up=round(up),
@@ -230,7 +230,7 @@ def client_memory(size: int, count: int) -> int:
     return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
 
 
-def plan_table(federation: Federation, plans: Sequence[Plan]) -> Table:
+def plan_table(federation: Federation, plans: Sequence[CostPlan]) -> Table:
     """One line per ratio.
 
     Args:
