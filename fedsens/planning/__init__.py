@@ -44,9 +44,9 @@ _HOMES = {
     "fedsens.planning._calibrate": ("calibrate", "predicted_memory", "predicted_rounds"),
     "fedsens.planning._plan": (
         "Budget",
+        "CostPlan",
         "Federation",
         "ModelSize",
-        "CostPlan",
         "Speed",
         "largest_plan",
         "make_plan",
