@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.lora.run import load_app, run_app
 
+CLIENTS = 3  # the fewest that clients take part with by default
+
 
 def opened(model, folder):
     """Fine-tune, open the protected model as an adapter, and load that into a new base."""
@@ -20,20 +22,25 @@ def opened(model, folder):
 
     from fedsens.cli import app
 
-    traffic = run_app(model, {"fedsens.ratio": 1.0}, 2, 2, out=folder)
+    traffic = run_app(model, {"fedsens.ratio": 1.0}, 2, CLIENTS, out=folder)
     key = next((folder / "state").rglob("key"))
     arguments = ["open", folder / "protected.safetensors", "--key", key, "--out", folder / "new"]
     result = CliRunner().invoke(app, [*map(str, arguments), "--adapter", str(folder / "adapter")])
     assert not result.exit_code, result.output
     base = task.get_model(model)
-    before = [task.test(base, task.load_data(model, part, 2)[1])["loss"] for part in range(2)]
+    before = [
+        task.test(base, task.load_data(model, part, CLIENTS)[1])["loss"] for part in range(CLIENTS)
+    ]
     loaded = PeftModel.from_pretrained(task.get_model(model).unload(), folder / "new")
     state = load_file(folder / "new" / "adapter_model.safetensors")
-    after = [task.test(loaded, task.load_data(model, part, 2)[1])["loss"] for part in range(2)]
+    after = [
+        task.test(loaded, task.load_data(model, part, CLIENTS)[1])["loss"]
+        for part in range(CLIENTS)
+    ]
     return {
         "types": sorted({str(value.dtype) for value in state.values()}),
         "missing": sorted(state.keys() ^ task.adapter_of(loaded).keys()),
-        "clients": sorted(each["loss"] for each in traffic.metrics[-2:]),
+        "clients": sorted(each["loss"] for each in traffic.metrics[-CLIENTS:]),
         "opened": sorted(after),
         "base": sorted(before),
     }
