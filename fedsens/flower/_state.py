@@ -97,6 +97,7 @@ class ServerState:
         self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
         self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
+        self._void = ""  # why the present round changes nothing
         self.replace_plain(initial, 0)
         if config.encrypts:
             layout.check_real()
@@ -264,6 +265,7 @@ class ServerState:
             grid: Flower's grid.
             told: what clients are told to make a map, like what they are told to train.
         """
+        self._void = ""
         if self.config.effective_ratio == 0:
             return
         first, every = not self.mask.k, self.config.refresh_every
@@ -290,18 +292,36 @@ class ServerState:
         config, known = self.config, self.keys.fingerprint
         if config.effective_ratio == 0:
             return
-        nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
+        least = max(config.key_min_clients, self._least if config.groups > 1 else 0)
+        nodes = wait_for_nodes(grid, least, config.key_timeout)
         self._agree(grid, nodes, server_round)
-        if len(self.keys.examples) < config.key_min_clients:
+        if len(self.keys.examples) < least:
             wanted = f"with the key {known}".rstrip()
             if config.server_opens:
                 wanted = "that let the server open the mean"
             raise PhaseError(
-                f"expected at least {config.key_min_clients} clients {wanted}, got "
-                f"{len(self.keys.examples)}: "
-                f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
+                f"expected at least {least} clients {wanted}, got {len(self.keys.examples)}: "
+                f"{listed(self._absent())}; mend these, or lower fedsens.key-min-clients"
+                + (" and fedsens.groups" if config.groups > 1 else "")
             )
         self._gathered = True
+
+    def _absent(self) -> dict[int, str]:
+        """Node to why it does not take part in key agreement, and so in no round."""
+        known = self.keys.examples
+        return {node: why for node, why in self.keys.reasons.items() if node not in known}
+
+    def changes_nothing(self, server_round: int, why: str) -> None:
+        """Say that a round leaves the model as it is, and remember why: the first cause counts."""
+        if not self._void:
+            logger.warning("round %d changes nothing: %s", server_round, why)
+            self._void = why
+
+    def why_void(self) -> str:
+        """Why this round changes nothing, and why clients do not take part; "" if unknown."""
+        absent = self._absent()
+        told = [f"without keys are {listed(absent)}"] if absent else []
+        return "; ".join([self._void] * bool(self._void) + told)
 
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
         report = self.keys.agree(grid, nodes, server_round)
@@ -369,9 +389,7 @@ class ServerState:
             elif must and not error.nodes:
                 raise
             if must:
-                logger.warning(
-                    "round %d changes nothing, as it has no mask: %s", server_round, error
-                )
+                self.changes_nothing(server_round, f"it has no mask: {error}")
                 return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
@@ -452,13 +470,11 @@ class ServerState:
         seed = config.seed, server_round
         groups = split(messages, config.groups, config.train_min_clients, seed)
         if not groups:
-            logger.warning(
-                "round %d changes nothing: %d clients are too few for %d groups of at least %d; "
-                "wait for more, or lower fedsens.groups",
+            self.changes_nothing(
                 server_round,
-                len(messages),
-                config.groups,
-                config.train_min_clients,
+                f"{len(messages)} clients are too few for {config.groups} groups of at least "
+                f"{config.train_min_clients}; have the strategy sample more, or lower "
+                "fedsens.groups",
             )
             return [[]]
         for group in groups:

@@ -241,8 +241,8 @@ class SelectiveEncryption(Strategy):
         trains = getattr(self.inner, "fraction_train", 1.0) > 0  # else it evaluates only
         if self._state is not None and trains and not self.model.round:
             raise PhaseError(
-                f"expected a round that changed the model, got none of {num_rounds}; see the "
-                "warnings above, and mend the clients or raise the number of rounds"
+                f"expected a round that changed the model, got none of {num_rounds}: "
+                f"{self._empty_rounds.why}; mend this, or raise the number of rounds"
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
@@ -250,8 +250,8 @@ class SelectiveEncryption(Strategy):
             result.arrays = to_record(self.model.visible())
             logger.warning(
                 "result.arrays has NaN at the %d of %d parameters that the server does not know; "
-                "save the model with save_protected(strategy.model, path), and open it with "
-                "fedsens open where the key is",
+                "save it by fedsens.protocol.save_protected(strategy.model, path), and open that "
+                "with fedsens open where the key is",
                 self.model.mask.k,
                 self.model.mask.size,
             )
@@ -383,8 +383,9 @@ class SelectiveEncryption(Strategy):
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        if not (back or spoilt):
-            self._empty_rounds.count(server_round, clients, reasons, first)
+        self._empty_rounds.count(
+            server_round, clients, reasons, first, run.why_void(), search=back or spoilt
+        )
         return arrays, metrics
 
     def _opened(self, results: list[RoundResult]) -> list[Message]:
@@ -411,8 +412,14 @@ class SelectiveEncryption(Strategy):
         clients = sum(reply.has_content() for reply in good)
         self._finish_training(server_round, clients, metrics)
         first = not self._run.model.round
-        if not self._run.searching:
-            self._empty_rounds.count(server_round, clients, self._asked.reasons(), first)
+        self._empty_rounds.count(
+            server_round,
+            clients,
+            self._asked.reasons(),
+            first,
+            self._run.why_void(),
+            search=self._run.searching,
+        )
         return arrays, metrics
 
     def _add_updates(
@@ -442,7 +449,7 @@ class SelectiveEncryption(Strategy):
         try:
             results = updates.results(self._grid, least, config.key_timeout)
         except PhaseError as error:
-            logger.warning("round %d changes nothing: %s", server_round, error)
+            self._run.changes_nothing(server_round, str(error))
             self._run.leave_out(error.nodes)
             nodes = error.refused if isinstance(error, SumError) else ()
             connected = len(list(self._grid.get_node_ids()))
@@ -454,13 +461,11 @@ class SelectiveEncryption(Strategy):
         if config.groups > 1:
             return self._enough_groups(results, server_round)
         if 0 < len(results[0].replies) < least:
-            logger.warning(
-                "round %d changes nothing: %d updates arrived, %d are needed; wait for more "
+            self._run.changes_nothing(
+                server_round,
+                f"{len(results[0].replies)} updates arrived, {least} are needed; wait for more "
                 "clients, or lower fedsens.train-min-clients if all accept so few "
                 "(fedsens-min-contributors)",
-                server_round,
-                len(results[0].replies),
-                least,
             )
             return []
         return results
@@ -475,14 +480,11 @@ class SelectiveEncryption(Strategy):
         ]
         needed = least_groups(self.inner)
         if len(usable) < needed:
-            logger.warning(
-                "round %d changes nothing: %d of %d groups came to a mean, and %s needs %d; see "
-                "above why the others did not, or raise fedsens.groups",
+            self._run.changes_nothing(
                 server_round,
-                len(usable),
-                self.config.groups,
-                type(self.inner).__name__,
-                needed,
+                f"{len(usable)} of {self.config.groups} groups came to a mean, and "
+                f"{type(self.inner).__name__} needs {needed}; see in the log why the others did "
+                "not, or raise fedsens.groups",
             )
             return []
         return usable

@@ -188,8 +188,9 @@ def _walk(
 def _as_type(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """The array in a type; None if that type has no such number."""
     if dtype.kind not in "biu" or array.dtype == dtype:
-        return array.astype(dtype, copy=False)
-    rounded = np.rint(array) if array.dtype.kind == "f" else array
+        return np.asarray(array, dtype)
+    # NumPy makes a scalar of an array without axes, which torch.from_numpy does not take.
+    rounded = np.asarray(np.rint(array)) if array.dtype.kind == "f" else np.asarray(array)
     if not array.size:
         return rounded.astype(dtype)
     low, high = rounded.min(), rounded.max()

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from fedsens.simulation._figure import draw_curves
     from fedsens.simulation._runner import RunOptions, RunOutcome
     from fedsens.simulation._screen import SimulationScreen, tables
-    from fedsens.simulation._simulate import check_options, simulate, with_baseline
+    from fedsens.simulation._simulate import (
+        check_options,
+        configured,
+        no_baseline,
+        simulate,
+        with_baseline,
+    )
     from fedsens.simulation._submit import follow, submit
     from fedsens.simulation._summary import RunSummary, SimulationSummary, summarize
 
@@ -26,8 +32,10 @@ __all__ = [
     "SimulationScreen",
     "SimulationSummary",
     "check_options",
+    "configured",
     "draw_curves",
     "follow",
+    "no_baseline",
     "simulate",
     "submit",
     "summarize",
@@ -43,7 +51,13 @@ _HOMES = {
         "RunOutcome",
     ),
     "fedsens.simulation._screen": ("SimulationScreen", "tables"),
-    "fedsens.simulation._simulate": ("check_options", "simulate", "with_baseline"),
+    "fedsens.simulation._simulate": (
+        "check_options",
+        "configured",
+        "no_baseline",
+        "simulate",
+        "with_baseline",
+    ),
     "fedsens.simulation._submit": ("follow", "submit"),
     "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
 }

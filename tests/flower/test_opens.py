@@ -255,7 +255,7 @@ def test_the_mask_is_the_one_that_clients_would_make():
 )
 def test_a_strategy_that_needs_single_updates_is_refused(strategy):
     with pytest.raises(StrategyError, match="function of the mean"):
-        SelectiveEncryption(strategy, FedSensConfig.create(opens="server"))
+        SelectiveEncryption(strategy, FedSensConfig(opens="server"))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_strategy_that_needs_single_updates_is_refused(strategy):
 )
 def test_options_without_sense_are_refused(options):
     with pytest.raises(ConfigurationError, match="opens"):
-        FedSensConfig.create(**({"opens": "server"} | options))
+        FedSensConfig(**({"opens": "server"} | options))
 
 
 def test_a_wrong_key_answer_voids_the_round(monkeypatch, caplog):
@@ -429,17 +429,39 @@ def test_a_void_group_is_named_and_the_round_goes_on_with_the_others(caplog):
 def test_with_too_few_groups_the_round_is_void_by_name(caplog):
     grid = silent_keys({1000})(6)
     options = {"ratio": 1.0, "train_min_clients": 2, "groups": 3}
-    with pytest.raises(PhaseError, match="changed the model, got none of 1"):
+    with pytest.raises(PhaseError, match=r"got none of 1: 2 of 3 groups .* FedMedian needs 3"):
         run(FedMedian(), 1, grid=grid, **options)
     assert "2 of 3 groups came to a mean, and FedMedian needs 3" in caplog.text
 
 
 def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
     kinds = []
-    with pytest.raises(PhaseError):
-        in_groups(FedMedian(), 4, tap=lambda message: kinds.append(message.metadata.message_type))
-    assert "6 clients are too few for 4 groups of at least 2" in caplog.text
+    told = "4 clients are too few for 3 groups of at least 2"
+    inner = FedMedian(fraction_train=0.6)
+    with pytest.raises(PhaseError, match=told):
+        in_groups(inner, 3, 7, tap=lambda message: kinds.append(message.metadata.message_type))
+    assert told in caplog.text
     assert "train" not in kinds
+
+
+def test_groups_that_the_clients_connected_cannot_fill_are_an_error_before_the_first_round():
+    kinds = []
+    with pytest.raises(PhaseError, match=r"at least 8 connected nodes .* got 6; .*fedsens.groups"):
+        in_groups(
+            FedMedian(),
+            4,
+            key_timeout=0.05,
+            tap=lambda message: kinds.append(message.metadata.message_type),
+        )
+    assert not kinds
+
+
+def test_clients_that_refuse_the_mode_are_quoted_where_groups_are_too_few():
+    grid = LocalGrid(make_app(), 6)
+    with pytest.raises(
+        PhaseError, match=r"at least 6 clients .* got 0: node 1000: .*fedsens-opens"
+    ):
+        run(FedMedian(), 1, grid=grid, ratio=1.0, train_min_clients=2, groups=3)
 
 
 @pytest.mark.parametrize(
@@ -457,20 +479,40 @@ def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
 )
 def test_groups_need_a_strategy_that_can_use_them(inner, groups, text):
     with pytest.raises(StrategyError, match=text):
-        SelectiveEncryption(inner, FedSensConfig.create(opens="server", groups=groups))
+        SelectiveEncryption(inner, FedSensConfig(opens="server", groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("inner", "shown"),
+    [
+        (FedAdam(), True),
+        (FedAvgM(server_momentum=0.9), True),
+        (FedYogi(), True),
+        (type("Mine", (FedAvg,), {"aggregate_train": FedAdam.aggregate_train})(), True),
+        (QFedAvg(client_learning_rate=0.1), False),
+        (FedXgbBagging(), False),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_strategy_that_the_server_mode_can_run_is_shown_the_way_there(inner, shown):
+    with pytest.raises(StrategyError) as caught:
+        SelectiveEncryption(inner, FedSensConfig())
+    assert ("Set fedsens.opens to server" in str(caught.value)) is shown
+    if shown:
+        SelectiveEncryption(inner, FedSensConfig(opens="server"))
 
 
 @pytest.mark.parametrize("opens", ["clients", "server"])
 def test_a_refused_robust_strategy_is_shown_the_way_to_groups(opens):
     inner = Krum(num_malicious_nodes=1)
     with pytest.raises(StrategyError, match=r"fedsens\.groups to 5 or more"):
-        SelectiveEncryption(inner, FedSensConfig.create(opens=opens))
+        SelectiveEncryption(inner, FedSensConfig(opens=opens))
 
 
 @pytest.mark.parametrize("options", [{"opens": "clients"}, {"opens": "server", "ratio": 0}])
 def test_groups_need_a_server_that_opens(options):
     with pytest.raises(ConfigurationError, match="leave groups out"):
-        FedSensConfig.create(groups=3, **options)
+        FedSensConfig(groups=3, **options)
 
 
 # Central differential privacy: the noise is in the sum, whoever opens it.
@@ -612,7 +654,7 @@ def test_an_owner_demands_noise(noise, allowed):
 )
 def test_noise_needs_a_norm_and_everything_encrypted(options, text):
     with pytest.raises(ConfigurationError, match=text):
-        FedSensConfig.create(**({"ratio": 1.0} | options))
+        FedSensConfig(**({"ratio": 1.0} | options))
 
 
 def test_a_robust_strategy_gets_private_group_means():
