@@ -12,8 +12,8 @@ from fedsens.audit._metrics import interval
 from fedsens.audit._recommend import Choice, recommended
 from fedsens.audit._record import Known, place_of
 from fedsens.audit._report import MEASURES
-from fedsens.audit._trial import EVERYTHING, NOTHING, PLAIN
-from fedsens.audit._verdict import Line, union_of
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, PLAIN, WITHHELD
+from fedsens.audit._verdict import VerdictRow, union_of
 
 STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
 COLORS = ("#4c78a8", "#e45756", "#72b7b2", "#f58518", "#54a24b", "#b279a2")
@@ -22,7 +22,7 @@ ANSWERS = {"holds": "#2a7f3f", "leaks": "#c8323c", "open": "#a06a00"}
 
 
 def draw_leakage(
-    lines: Sequence[Line],
+    lines: Sequence[VerdictRow],
     prior: Sequence[float],
     megabytes: Mapping[float, float],
     kind: str,
@@ -40,8 +40,8 @@ def draw_leakage(
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     unions = union_of(lines)
-    ends = [line for key, line in unions.items() if key in {NOTHING, EVERYTHING}]
-    between = [line for key, line in unions.items() if key not in {NOTHING, EVERYTHING}]
+    ends = [line for key, line in unions.items() if key in {NO_ENCRYPTION, FULL_ENCRYPTION}]
+    between = [line for key, line in unions.items() if key not in {NO_ENCRYPTION, FULL_ENCRYPTION}]
     policies = list(dict.fromkeys(line.policy for line in between if line.ratio))
     remainders = sorted({line.remainder for line in between}, key=lambda r: (r != PLAIN, r))
     curves = [(p, r) for p in policies for r in remainders]
@@ -50,7 +50,7 @@ def draw_leakage(
         own = [
             line
             for line in between
-            if line.remainder == remainder and line.policy in {policy, NOTHING.policy}
+            if line.remainder == remainder and line.policy in {policy, NO_ENCRYPTION.policy}
         ]
         own = sorted([*own, *(e for e in ends if remainder == PLAIN or e.ratio)], key=_ratio)
         axes.plot(
@@ -71,7 +71,8 @@ def draw_leakage(
             linewidth=0,
         )
     usual = interval(prior)
-    axes.axhspan(usual.low, usual.high, color=GREY, alpha=0.4, label="guess without an update")
+    axes.axhspan(usual.low, usual.high, color=GREY, alpha=0.4)
+    axes.axhline(usual.mean, color=GREY, linewidth=2, label="guess without an update")
     axes.set(xlabel="share of the parameters that is encrypted", ylim=(-0.05, 1.05))
     axes.set_ylabel(f"{MEASURES[kind]} of the strongest attack tried")
     axes.grid(alpha=0.3)
@@ -84,7 +85,7 @@ def draw_leakage(
     figure.savefig(path, dpi=120)
 
 
-def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path) -> None:
+def draw_sheet(lines: Sequence[VerdictRow], known: Known, victims: Tensor, path: Path) -> None:
     """The originals above the best reconstruction of each under every mask.
 
     Args:
@@ -134,8 +135,10 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
         low, high = (max(start, min(1.0, value)) for value in (excess.low, excess.high))
         axes.plot([low, high], [row, row], color=color, linewidth=5, alpha=0.35)
         axes.plot([max(start, excess.mean)], [row], "o", color=color)
-        told = round(each.line.identified * each.line.victims, 1)
-        text = f"{told:g} of {each.line.victims} found: {each.answer}"
+        hits = round(each.line.identified * each.line.victims, 1)
+        text = f"{hits:g} of {each.line.victims} found: {each.answer}"
+        if each.protection == FULL_ENCRYPTION or each.line.remainder == WITHHELD:
+            text = f"nothing to attack: {each.answer}"
         strong = "bold" if each is best else "normal"
         axes.text(1.04, row, text, va="center", color=color, fontsize=9, fontweight=strong)
     axes.axvspan(start, margin, color=GREY, alpha=0.2)
@@ -144,16 +147,17 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
     for label, each in zip(axes.get_yticklabels(), found, strict=True):
         label.set_fontweight("bold" if each is best else "normal")
     axes.set(xlim=(start, 1.02), ylim=(len(found) - 0.4, -1.1))
-    title = (
-        f"Recommended: {best.protection}" if best else "Nothing that was tried can be recommended"
-    )
+    title = "Nothing that was tried can be recommended"
+    if best:
+        ratio = " (ratio 1)" if best.protection == FULL_ENCRYPTION else ""
+        title = f"Recommended: {best.protection}{ratio}"
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, 95 % interval")
+    axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, with its interval")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def _ratio(line: Line) -> float:
+def _ratio(line: VerdictRow) -> float:
     return line.ratio
 
 

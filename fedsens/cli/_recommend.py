@@ -11,14 +11,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedsens.audit import (
-    EVERYTHING,
+    FULL_ENCRYPTION,
     WITHHELD,
+    AttackStudy,
     Choice,
     Protection,
-    Study,
     Trial,
+    cheapest_first,
     choice_table,
     choices,
+    cost_rank,
     draw_choices,
     get_attack,
     mode_of,
@@ -26,7 +28,6 @@ from fedsens.audit import (
     recommendation,
     recommended,
     verdict,
-    walk,
 )
 from fedsens.cli._audit import StudySettings
 from fedsens.cli._auditing import (
@@ -64,13 +65,6 @@ class Judgement:
 def own_settings(folder: Path, given: StudySettings) -> StudySettings:
     """The study's own settings where the folder holds one and no others were asked for.
 
-    Args:
-        folder: of the study.
-        given: what was asked for.
-
-    Returns:
-        The settings.
-
     Raises:
         ConfigurationError: those in the folder are of another version.
     """
@@ -95,16 +89,7 @@ def recommend_study(
     minutes: float | None,
     judgement: Judgement,
 ) -> None:
-    """Find the cheapest protection that holds, and say and write it.
-
-    Args:
-        settings: of the study.
-        folder: its folder; a study in it goes on.
-        wanted: policies, ratios and remainders to consider, each with each.
-        attacks: to try; those that the study has tried, or all that apply, if there are none.
-        minutes: after which no trial is begun; 0 for all, None for none at all.
-        judgement: when a protection holds.
-    """
+    """Find the cheapest protection that holds, and say and write it."""
     codec = CkksParameters.preset(judgement.preset or PRESET)
     study, protections = make_study(settings), protections_in(wanted)
     record, case = open_record(folder, settings, study), str(study.case)
@@ -122,10 +107,26 @@ def recommend_study(
         known = [trial.protection for trial in record.known if trial.case == case]
         names = attacks_on(study, attacks or _tried(record.known))
         count = study.count(case)
-        trials = walk([*protections, *known], names, count, record.known, holds, case)
+        trials = cheapest_first([*protections, *known], names, count, record.known, holds, case)
         most = (len({*protections, *known})) * count * len(names)
         try_all(study, record, trials, most, minutes)
-    _show(study, found(), folder, judgement)
+    made = found()
+    _show(study, made, left_over(made, protections) if minutes else "", folder, judgement)
+
+
+def left_over(found: Sequence[Choice], protections: Iterable[Protection]) -> str:
+    """Which protections a time budget left untried, of those cheaper than the recommended one."""
+    best = recommended(found)
+    if best is None or not any(each.line.works for each in found):
+        return ""
+    cheaper = {p for p in protections if cost_rank(p) < cost_rank(best.protection)}
+    left = sorted(cheaper - {each.protection for each in found}, key=cost_rank)
+    if not left:
+        return ""
+    return (
+        f"The time budget left cheaper protections untried, {left[0]} the first of {len(left)}. "
+        "The same command again goes on."
+    )
 
 
 def _tried(known: Iterable[Trial]) -> list[str]:
@@ -134,9 +135,11 @@ def _tried(known: Iterable[Trial]) -> list[str]:
     return [name for name in names if get_attack(name).threat != "naive"]
 
 
-def _show(study: Study, found: list[Choice], folder: Path, judgement: Judgement) -> None:
+def _show(
+    study: AttackStudy, found: list[Choice], left_over: str, folder: Path, judgement: Judgement
+) -> None:
     text = recommendation(found, judgement.confidence)
-    body = f"<p><b>{escape(text)}</b></p>\n"
+    body = f"<p><b>{escape(text)}</b></p>\n<p>{escape(left_over)}</p>\n"
     if found:
         margin = judgement.margin
         seconds = _seconds(found, study.layout.size, judgement.preset or PRESET)
@@ -148,7 +151,7 @@ def _show(study: Study, found: list[Choice], folder: Path, judgement: Judgement)
         body += cards(_figures(found, seconds, judgement.confidence))
         body += picture(folder / "recommend.png", "What each protection leaks above a guess")
         body += to_html(table)
-    console.print(text, soft_wrap=True)
+    console.print(f"{text} {left_over}".strip(), soft_wrap=True)
     (folder / "recommend.json").write_text(json.dumps({"verdict": text}) + "\n")
     (folder / "recommend.html").write_text(
         page("What to encrypt", _attacked(study, folder), [("Verdict", body)])
@@ -168,7 +171,7 @@ def _figures(
         (f"{(best.bytes_up + best.bytes_down) / 1e6:.3g} MB", "both ways, a client and round"),
         (f"{seconds[best.protection]:.2g} s", "CPU time of it, without training"),
     ]
-    if best.protection == EVERYTHING or best.line.remainder == WITHHELD:
+    if best.protection == FULL_ENCRYPTION or best.line.remainder == WITHHELD:
         return [*figures, ("none", "values in plaintext to attack")]
     return [
         *figures,
@@ -177,7 +180,7 @@ def _figures(
     ]
 
 
-def _attacked(study: Study, folder: Path) -> str:
+def _attacked(study: AttackStudy, folder: Path) -> str:
     """What was attacked, in a line."""
     settings = read_settings(folder) or {}
     model = settings.get("model") or "the LeNet of DLG"
