@@ -54,7 +54,7 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
 )
 def test_the_largest_ratio_is_marked_and_listed_once(budget, ratios, said):
     result = plan_command("--parameters", 50_000, "--preset", "exact", "--max-mb", budget)
-    lines = [line.split("  ")[0].strip() for line in result.output.splitlines()]
+    lines = [line.strip().split("  ")[0].strip() for line in result.output.splitlines()]
     assert lines[lines.index("0" if "0" in ratios else "0.1") :][: len(ratios)] == ratios
     assert said in " ".join(result.output.split())
 
