@@ -301,7 +301,7 @@ class ServerState:
                 wanted = "that let the server open the mean"
             raise PhaseError(
                 f"expected at least {least} clients {wanted}, got {len(self.keys.examples)}: "
-                f"{listed(self._absent())}; mend these, or lower fedsens.key-min-clients"
+                f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
                 + (" and fedsens.groups" if config.groups > 1 else "")
             )
         self._gathered = True
