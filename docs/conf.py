@@ -30,9 +30,9 @@ author = "the fedsens authors"
 copyright = author
 release = version = fedsens.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "experiments/**.md", "[A-Z]*.md"]
+include_patterns = ["docs/**.md", "docs/notebooks/*.ipynb", "experiments/**.md", "[A-Z]*.md"]
 exclude_patterns = [".*", ".*/**", "build", "dist", "runs", "docs/_build", "fedsens", "tests"]
 suppress_warnings = ["myst.header", "toc.not_included"]
 nitpicky = True
@@ -41,6 +41,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"fedsens\.bench\..*|.*\._terms\.(P|_known)"),  # benchmarks; a type variable
 ]
 
+nb_execution_mode = "off"  # a test runs them; shown is what they keep
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 autodoc_typehints = "description"

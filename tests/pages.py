@@ -55,9 +55,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page with its own text: the README, CONTRIBUTING and the docs."""
+    """Every page with its own text: the README, CONTRIBUTING, the docs and the experiments."""
     top = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))
-    return [*top, *sorted((ROOT / "docs").rglob("*.md"))]
+    experiments = sorted((ROOT / "experiments").glob("*/README.md"))
+    return [*top, *sorted((ROOT / "docs").rglob("*.md")), *experiments]
 
 
 def blocks(page: str) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""Writes the sums of docs/reliability.md from tests and results, see ``make docs``.
+"""Writes the numbers of docs/reliability.md from tests and results, see ``make docs``.
 
 The cases of a test are its parameters, so what was tried is what the tests try. Inputs fuzzed have
 a page of their own: see tests.fuzz.

@@ -2,8 +2,10 @@
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
+from typer import Typer
 from typer.main import get_command
 
 from fedsens.cli import app
@@ -60,6 +62,16 @@ def test_commands_of_fedsens_have_the_options_that_pages_show(page):
             known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
             given = {word.split("=")[0] for word in words if re.match("--?[a-z]", word)}
             assert given <= known | {"--help"}, f"{page}, line {block.line}"
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_commands_of_experiments_parse(page):
+    for block in (each for each in SHOWN[page] if each.language == "sh"):
+        for name, words in re.findall(r"^python -m (experiments\S+)(.*)", block.text, re.M):
+            whole = (ROOT / name.replace(".", "/")).is_dir()
+            command = Typer()
+            command.command()(import_module(f"{name}.__main__" if whole else name).main)
+            get_command(command).make_context(name, shlex.split(words, comments=True))
 
 
 def test_the_readmes_lines_are_those_of_the_tutorial_which_runs():

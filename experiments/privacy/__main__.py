@@ -23,7 +23,7 @@ ATTACKS = {  # attacker to the policies that it is tried on
     "dlg-naive": ("sensitivity", "random"),
     "dlg-tv": ("sensitivity", "random", "gradient", "first_layers", "critical_layers"),
 }
-NOTHING, EVERYTHING = ("none", 0.0), ("all", 1.0)
+NO_ENCRYPTION, FULL_ENCRYPTION = ("none", 0.0), ("all", 1.0)
 OUTPUTS = 100  # of the network: 88,648 parameters for CIFAR's images, as in FedML-HE
 
 app = typer.Typer(add_completion=False)
@@ -44,7 +44,7 @@ def main(
     rows = measure_cases(cases, _measuring(data), name, out, fresh)
     draw(rows, name, out / f"{name}.png")
     columns = ("attack, encrypted by", "at 0", *(f"{ratio:g}" for ratio in RATIOS), "1")
-    guess = mean_of(rows, GUESS, *NOTHING, "ssim")
+    guess = mean_of(rows, GUESS, *NO_ENCRYPTION, "ssim")
     show(
         f"SSIM of {images} images, {name}",
         columns,
@@ -65,7 +65,10 @@ def cases_of(data: str, steps: int, image: int) -> list[Case]:
         The cases.
     """
     common: Case = {"data": data, "steps": steps, "image": image}
-    tried = [(GUESS, *NOTHING), *((a, *end) for end in (NOTHING, EVERYTHING) for a in ATTACKS)]
+    tried = [
+        (GUESS, *NO_ENCRYPTION),
+        *((a, *end) for end in (NO_ENCRYPTION, FULL_ENCRYPTION) for a in ATTACKS),
+    ]
     tried += [
         (attack, policy, ratio)
         for attack, policies in ATTACKS.items()
@@ -93,7 +96,7 @@ def _measuring(data: str) -> Callable[[Case], Iterable[Row]]:
 
 
 def _line(rows: Sequence[Row], attack: str, policy: str) -> list[str]:
-    masks = [NOTHING, *((policy, ratio) for ratio in RATIOS), EVERYTHING]
+    masks = [NO_ENCRYPTION, *((policy, ratio) for ratio in RATIOS), FULL_ENCRYPTION]
     cells = [f"{mean_of(rows, attack, *mask, 'ssim'):.2f}" for mask in masks]
     return [f"{attack}, {policy}", *cells]
 

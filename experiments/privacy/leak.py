@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy
 from experiments.cases import Row
 from experiments.privacy.fidelity import psnr, uqi, vif
 from fedsens.audit import (
+    AttackBudget,
     AttackView,
-    Effort,
-    class_mean,
     get_attack,
     identified,
+    prior_reconstruction,
     ssim,
     view_of_gradient,
 )
@@ -117,12 +117,12 @@ def attack_image(
     true, label = scene.victims.x[image], scene.victims.y[image]
     started = time.process_time()
     if attack == GUESS:
-        found = class_mean(int(label), scene.others.x, scene.others.y)
+        found = prior_reconstruction(int(label), scene.others.x, scene.others.y)
     else:
-        effort = Effort(steps, 1, torch.Generator().manual_seed(image))
+        budget = AttackBudget(steps, 1, torch.Generator().manual_seed(image))
         view = _view(model, scene, mask, image)
         kept: dict[Any, Any] = {} if memo is None else memo
-        found = get_attack(attack).run(replace(view, memo=kept), effort)[0]
+        found = get_attack(attack).run(replace(view, memo=kept), budget)[0]
     seconds = time.process_time() - started
     return _figures(found, true, scene.others.x[:CANDIDATES]) | {"seconds": round(seconds, 2)}
 

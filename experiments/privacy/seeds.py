@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedsens.audit import CONFIDENCE, Line, Protection, Record, read_settings, verdicts
+from fedsens.audit import CONFIDENCE, Protection, Record, VerdictRow, read_settings, verdicts
 from fedsens.errors import ConfigurationError
 from fedsens.tables import make_table, to_markdown
 
@@ -41,7 +41,7 @@ def main(
     for line in (line for line in pooled if line.attack == UNION):
         own = [scores.get((_key(line), attack)) for attack in attacks]
         low, high = line.score.low, line.score.high
-        told = rest.get(_key(line), {})
+        extra = rest.get(_key(line), {})
         rows.append([
             str(line.protection) + ("" if line.case == first else f", {line.case}"),
             *("-" if one is None else f"{one.score.mean:.2f}" for one in own),
@@ -50,7 +50,7 @@ def main(
             f"{line.identified:.0%}",
             f"{line.possible:.0%}",
             str(line.victims),
-            *(f"{told[name]:.2f}" if name in told else "-" for name in further),
+            *(f"{extra[name]:.2f}" if name in extra else "-" for name in further),
         ])  # fmt: skip
     title = f"union, {CONFIDENCE:.0%}"
     seeds = f"of {len(folders)} seeds"
@@ -61,7 +61,7 @@ def main(
 Key = tuple[str, Protection]  # of a line: its case and protection
 
 
-def together(folders: Sequence[Path]) -> tuple[list[Line], list[list[Line]]]:
+def together(folders: Sequence[Path]) -> tuple[list[VerdictRow], list[list[VerdictRow]]]:
     """The verdict on the victims of all studies, and that on each study's.
 
     Args:
@@ -114,14 +114,14 @@ def leaks(folders: Iterable[Path]) -> dict[Key, dict[str, float]]:
         summary = _summary(folder)
         case = next(iter(summary["prior"]))
         figures = [("label error", row, row["error"]) for row in summary["labels"]]
-        figures += [(f"AUC {row['batch']}", row, row["auc"]) for row in summary["presence"]]
+        figures += [(f"AUC {row['batch']}", row, row["auc"]) for row in summary["membership"]]
         for name, row, interval in figures:
             key = case, Protection(row["policy"], row["ratio"], row["remainder"])
             found.setdefault(key, {}).setdefault(name, []).append(interval["mean"])
     return {key: {n: mean(values) for n, values in own.items()} for key, own in found.items()}
 
 
-def _key(line: Line) -> Key:
+def _key(line: VerdictRow) -> Key:
     return line.case, line.protection
 
 

@@ -16,7 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from experiments.privacy.text import TextClassifier, zipf_sentences
-from fedsens.audit import Effort, get_attack, occurring, recall_and_precision, view_of_gradient
+from fedsens.audit import (
+    AttackBudget,
+    get_attack,
+    occurring,
+    recall_and_precision,
+    view_of_gradient,
+)
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, get_policy, select_mask
 from fedsens.sensitivity import SensitivityMap, sensitivity_map
@@ -98,8 +104,8 @@ class _Setting:
             self._model, made, mask, self._layout, (LENGTH,), CLASSES, SENTENCES
         )
         view = replace(view, public=self._known, memo=self._memo)
-        true, effort = _present(tokens), Effort(1, 1, torch.Generator())
-        embedding, span = (get_attack(name).run(view, effort) for name in ("embedding", "span"))
+        true, budget = _present(tokens), AttackBudget(1, 1, torch.Generator())
+        embedding, span = (get_attack(name).run(view, budget) for name in ("embedding", "span"))
         both = embedding | span
         recall, precision = recall_and_precision(both, true)
         new = true & absent

@@ -25,7 +25,7 @@ from experiments.privacy.leak import (
     scene_of,
 )
 from experiments.staleness.audit_figure import draw
-from experiments.staleness.union import NEW, NOTHING, attacks_of, lines_of
+from experiments.staleness.union import NEW, NO_ENCRYPTION, attacks_of, lines_of
 from fedsens.audit import FederatedTraining, leaking_lenet
 from fedsens.mask import EncryptionMask
 
@@ -76,11 +76,14 @@ def cases_of(common: Case, image: int) -> list[Case]:
     Returns:
         The cases.
     """
-    tried: list[tuple[Row, str]] = [({"round": 0, "policy": NOTHING, "made": NEW}, GUESS)]
+    tried: list[tuple[Row, str]] = [({"round": 0, "policy": NO_ENCRYPTION, "made": NEW}, GUESS)]
     tried += [(mask, attack) for mask in attacks_of(ROUNDS, POLICIES) for attack in ATTACKS]
     bare: Case = {"ratio": 0.0}
     return [
-        common | mask | (bare if mask["policy"] == NOTHING else {}) | {"attack": a, "image": image}
+        common
+        | mask
+        | (bare if mask["policy"] == NO_ENCRYPTION else {})
+        | {"attack": a, "image": image}
         for mask, a in tried
     ]
 

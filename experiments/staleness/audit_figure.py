@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cases import Row, rows_of
-from experiments.staleness.union import NEW, NOTHING, OLD
+from experiments.staleness.union import NEW, NO_ENCRYPTION, OLD
 
 STYLES = {OLD: ("s--", "#e45756"), NEW: ("o-", "#4c78a8")}
 
@@ -23,7 +23,7 @@ def draw(lines: Sequence[Row], guess: float, title: str, path: Path) -> None:
         title: of the figure.
         path: the PNG file.
     """
-    policies = [p for p in dict.fromkeys(line["policy"] for line in lines) if p != NOTHING]
+    policies = [p for p in dict.fromkeys(line["policy"] for line in lines) if p != NO_ENCRYPTION]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]
     for axes, policy in zip(panels, policies, strict=True):
@@ -41,7 +41,7 @@ def draw(lines: Sequence[Row], guess: float, title: str, path: Path) -> None:
 
 def _draw_one(axes: Axes, lines: Sequence[Row], policy: str) -> None:
     rounds = list(dict.fromkeys(line["round"] for line in lines))
-    anchors = [line["ssim"] for line in rows_of(lines, {"policy": NOTHING})]
+    anchors = [line["ssim"] for line in rows_of(lines, {"policy": NO_ENCRYPTION})]
     at = range(len(rounds))
     axes.plot(at, anchors, ".:", color="#9d9da1", label="nothing encrypted")
     for made, (style, color) in STYLES.items():

@@ -8,7 +8,7 @@ from experiments.cases import Row, rows_of
 from experiments.privacy.leak import GUESS
 from fedsens.audit import WORKS
 
-NOTHING = "none"  # the policy of the anchor
+NO_ENCRYPTION = "none"  # the policy of the anchor
 OLD, NEW = "initialisation", "this round"  # when a mask was made
 
 
@@ -22,7 +22,7 @@ def attacks_of(rounds: Sequence[int], policies: Sequence[str]) -> list[Row]:
     Returns:
         ``round``, ``policy`` and ``made`` of each; at round 0 an old mask is the new one.
     """
-    anchors = [{"round": number, "policy": NOTHING, "made": NEW} for number in rounds]
+    anchors = [{"round": number, "policy": NO_ENCRYPTION, "made": NEW} for number in rounds]
     return anchors + [
         {"round": number, "policy": policy, "made": made}
         for number in rounds
@@ -63,7 +63,7 @@ def working(rows: Sequence[Row], number: int) -> list[str]:
     Returns:
         Those of a mean SSIM, or a share of images found, of at least 0.95, as in the audit.
     """
-    own = rows_of(rows, {"round": number, "policy": NOTHING})
+    own = rows_of(rows, {"round": number, "policy": NO_ENCRYPTION})
     names = dict.fromkeys(row["attack"] for row in own if row["attack"] != GUESS)
     return [
         name for name in names if max(_mean(own, name, "ssim"), _mean(own, name, "found")) >= WORKS

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from fedsens._lazy import attach
 
 if TYPE_CHECKING:
+    from fedsens.audit._analytic import Imprinted
     from fedsens.audit._attack import (
         Attack,
+        AttackBudget,
         AttackView,
-        Effort,
         attack_names,
         get_attack,
         register_attack,
@@ -21,26 +22,24 @@ if TYPE_CHECKING:
     )
     from fedsens.audit._clients import Case, FederatedTraining, Update
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
-    from fedsens.audit._imprint import Imprinted
-    from fedsens.audit._inputs import leaking_lenet, load_samples
-    from fedsens.audit._membership import LabelLeak, Presence, label_leaks, membership
+    from fedsens.audit._membership import LabelLeak, MembershipResult, label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
         Interval,
-        class_mean,
         identified,
         interval,
         occurring,
+        prior_reconstruction,
         recall_and_precision,
         ssim,
     )
     from fedsens.audit._recommend import (
         Choice,
+        cheapest_first,
         choices,
         real_trials,
         recommendation,
         recommended,
-        walk,
     )
     from fedsens.audit._record import Record, read_settings, run_trials
     from fedsens.audit._report import (
@@ -48,13 +47,13 @@ if TYPE_CHECKING:
         audit_table,
         case_table,
         choice_table,
-        rest_table,
+        inference_table,
         write_summary,
     )
-    from fedsens.audit._study import Study
-    from fedsens.audit._target import mode_of
+    from fedsens.audit._study import AttackStudy
+    from fedsens.audit._target import leaking_lenet, load_samples, mode_of
     from fedsens.audit._trial import (
-        EVERYTHING,
+        FULL_ENCRYPTION,
         PLAIN,
         WITHHELD,
         WORKS,
@@ -65,43 +64,44 @@ if TYPE_CHECKING:
         remainder_name,
         trials_of,
     )
-    from fedsens.audit._verdict import Line, verdict, verdicts
+    from fedsens.audit._verdict import VerdictRow, verdict, verdicts
 
 __all__ = [
     "CONFIDENCE",
-    "EVERYTHING",
+    "FULL_ENCRYPTION",
     "PLAIN",
     "WITHHELD",
     "WORKS",
     "Attack",
+    "AttackBudget",
+    "AttackStudy",
     "AttackView",
     "Case",
     "Choice",
-    "Effort",
     "FederatedTraining",
     "Imprinted",
     "Interval",
     "LabelLeak",
-    "Line",
+    "MembershipResult",
     "Outcome",
-    "Presence",
     "Protection",
     "Record",
-    "Study",
     "Summary",
     "Trial",
     "Update",
+    "VerdictRow",
     "attack_names",
     "audit_table",
     "case_table",
+    "cheapest_first",
     "choice_table",
     "choices",
-    "class_mean",
     "draw_choices",
     "draw_leakage",
     "draw_sheet",
     "get_attack",
     "identified",
+    "inference_table",
     "interval",
     "label_leaks",
     "leaking_lenet",
@@ -109,6 +109,7 @@ __all__ = [
     "membership",
     "mode_of",
     "occurring",
+    "prior_reconstruction",
     "protections_of",
     "read_settings",
     "real_trials",
@@ -117,68 +118,81 @@ __all__ = [
     "recommended",
     "register_attack",
     "remainder_name",
-    "rest_table",
     "run_trials",
     "ssim",
     "trials_of",
     "verdict",
     "verdicts",
     "view_of_gradient",
-    "walk",
     "write_summary",
 ]
 
 _HOMES = {
+    "fedsens.audit._analytic": ("Imprinted",),
     "fedsens.audit._attack": (
         "Attack",
+        "AttackBudget",
         "AttackView",
-        "Effort",
         "attack_names",
         "get_attack",
         "register_attack",
         "view_of_gradient",
     ),
-    "fedsens.audit._clients": ("Case", "FederatedTraining", "Update"),
-    "fedsens.audit._figure": ("draw_choices", "draw_leakage", "draw_sheet"),
-    "fedsens.audit._imprint": ("Imprinted",),
-    "fedsens.audit._inputs": ("leaking_lenet", "load_samples"),
+    "fedsens.audit._clients": (
+        "Case",
+        "FederatedTraining",
+        "Update",
+    ),
+    "fedsens.audit._figure": (
+        "draw_choices",
+        "draw_leakage",
+        "draw_sheet",
+    ),
     "fedsens.audit._membership": (
         "LabelLeak",
-        "Presence",
+        "MembershipResult",
         "label_leaks",
         "membership",
     ),
     "fedsens.audit._metrics": (
         "CONFIDENCE",
         "Interval",
-        "class_mean",
         "identified",
         "interval",
         "occurring",
+        "prior_reconstruction",
         "recall_and_precision",
         "ssim",
     ),
     "fedsens.audit._recommend": (
         "Choice",
+        "cheapest_first",
         "choices",
         "real_trials",
         "recommendation",
         "recommended",
-        "walk",
     ),
-    "fedsens.audit._record": ("Record", "read_settings", "run_trials"),
+    "fedsens.audit._record": (
+        "Record",
+        "read_settings",
+        "run_trials",
+    ),
     "fedsens.audit._report": (
         "Summary",
         "audit_table",
         "case_table",
         "choice_table",
-        "rest_table",
+        "inference_table",
         "write_summary",
     ),
-    "fedsens.audit._study": ("Study",),
-    "fedsens.audit._target": ("mode_of",),
+    "fedsens.audit._study": ("AttackStudy",),
+    "fedsens.audit._target": (
+        "leaking_lenet",
+        "load_samples",
+        "mode_of",
+    ),
     "fedsens.audit._trial": (
-        "EVERYTHING",
+        "FULL_ENCRYPTION",
         "PLAIN",
         "WITHHELD",
         "WORKS",
@@ -189,6 +203,10 @@ _HOMES = {
         "remainder_name",
         "trials_of",
     ),
-    "fedsens.audit._verdict": ("Line", "verdict", "verdicts"),
+    "fedsens.audit._verdict": (
+        "VerdictRow",
+        "verdict",
+        "verdicts",
+    ),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -4,6 +4,12 @@ For one image the gradient of a linear layer's weight is an outer product d x^T 
 and of the layer's input x, and that of its bias is d (Phong et al. 2018; Fan et al. 2020). A few
 visible entries of every row and column determine a matrix of rank 1, so hiding most of it hides
 nothing.
+
+A server that deviates puts such a layer in front of the model, which writes samples into its
+gradient (Robbing the Fed, Fowl et al. 2022, arXiv 2110.13057): all rows of a linear layer measure
+the mean pixel, and biases at its quantiles sort the images of a batch into bins. A row's gradient
+is the sum of all images above its threshold, so the difference of neighbours is the image that is
+alone in its bin, whatever the size of the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
 from fedsens.audit._matching import total_variation
 from fedsens.audit._spectrum import (
     coefficients_of,
@@ -23,15 +29,17 @@ from fedsens.audit._spectrum import (
     image_of,
     random_coefficients,
 )
-from fedsens.audit._target import answer_of
+from fedsens.audit._target import logits_of
 
 SWEEPS = 100  # of alternating least squares
 SMOOTHNESS = 1e-2
 RIDGE = 1e-3  # relative to the mean diagonal of the kernel
+SHARE = 1e-3  # of what the bins add to the image; it carries the gradient back
+NOISE = 1e-5  # differences below, relative to the largest, are rounding
 
 
 @register_attack("analytic", threat="analytic", applies=lambda view: view.batch == 1)
-def analytic(view: AttackView, effort: Effort) -> Tensor:
+def analytic(view: AttackView, budget: AttackBudget) -> Tensor:
     """The input of the first linear layer of which enough is visible, traced back to an image.
 
     Where that layer sees the image itself, its input is the image. Otherwise the image is sought
@@ -49,9 +57,9 @@ def analytic(view: AttackView, effort: Effort) -> Tensor:
             continue  # such as a layer that sees tokens
         if found.numel() == math.prod(view.shape) and _sees_image(view.model, module, blank):
             return found.nan_to_num(0.5).reshape(1, *view.shape).clamp(0, 1)
-        key = ("traced", name, effort.steps, effort.starts, found.numpy().tobytes())
+        key = ("traced", name, budget.steps, budget.starts, found.numpy().tobytes())
         if key not in view.memo:  # else another mask that leaves the layer whole was attacked
-            view.memo[key] = _invert(view, module, found, effort)
+            view.memo[key] = _invert(view, module, found, budget)
         made: Tensor = view.memo[key]
         return made.clone()
     return blank
@@ -59,10 +67,6 @@ def analytic(view: AttackView, effort: Effort) -> Tensor:
 
 def layer_input(view: AttackView, name: str) -> Tensor | None:
     """What a linear layer was given, for an update from one image.
-
-    Args:
-        view: the attacker's.
-        name: of the layer.
 
     Returns:
         The input's values, NaN where nothing tells; where no bias is visible, up to their scale,
@@ -86,9 +90,6 @@ def layer_input(view: AttackView, name: str) -> Tensor | None:
 
 def complete_rank_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The vectors a, b whose outer product is a partly known matrix, by alternating least squares.
-
-    Args:
-        matrix: NaN where it is not known.
 
     Returns:
         a and b, up to a factor between them; b is NaN for a column without a known entry in a row
@@ -120,7 +121,7 @@ def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
     caught: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     try:
-        answer_of(model, image)
+        logits_of(model, image)
     finally:
         hook.remove()
     return caught[0]
@@ -130,7 +131,7 @@ def _sees_image(model: nn.Module, module: nn.Module, image: Tensor) -> bool:
     return torch.equal(_features(model, module, image).flatten(), image.flatten())
 
 
-def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) -> Tensor:
+def _invert(view: AttackView, module: nn.Module, found: Tensor, budget: AttackBudget) -> Tensor:
     """The smooth image whose features are the ones found, by L-BFGS on cosine coefficients.
 
     It starts from what a ridge regression on public images makes of the features, if there are any.
@@ -143,12 +144,12 @@ def _invert(view: AttackView, module: nn.Module, found: Tensor, effort: Effort) 
     )
     decoded, spread = _decoded(view, module, found)
     best, lowest = torch.full((1, *view.shape), 0.5), math.inf
-    for start in range(effort.starts):
-        guess = random_coefficients((1, *view.shape), effort.generator)
+    for start in range(budget.starts):
+        guess = random_coefficients((1, *view.shape), budget.generator)
         if start == 0 and decoded is not None:
             guess = coefficients_of(decoded)
         optimizer = torch.optim.LBFGS(
-            [guess], max_iter=effort.steps, history_size=50, line_search_fn="strong_wolfe"
+            [guess], max_iter=budget.steps, history_size=50, line_search_fn="strong_wolfe"
         )
 
         def objective(guess: Tensor) -> tuple[float, Tensor]:
@@ -194,3 +195,82 @@ def _decoded(view: AttackView, module: nn.Module, found: Tensor) -> tuple[Tensor
     direction = found[known].double() / found[known].norm().clamp_min(1e-30)
     decoded: Tensor = mean + (direction - centre) @ matrix
     return decoded.clamp(0, 1).reshape(1, *view.shape), spread
+
+
+class Imprinted(nn.Module):
+    """A model behind an imprint layer, which hands images on nearly unchanged."""
+
+    def __init__(self, model: nn.Module, public: Tensor, bins: int) -> None:
+        """Place the thresholds.
+
+        Args:
+            model: the model that clients expect.
+            public: images whose mean pixels are as the clients', (n, channels, height, width).
+            bins: how many, more than images of a step.
+        """
+        super().__init__()
+        pixels = public[0].numel()
+        levels = torch.quantile(public.flatten(1).mean(dim=1), torch.arange(bins) / bins)
+        self.imprint = nn.Linear(pixels, bins)
+        with torch.no_grad():
+            self.imprint.weight.fill_(1 / pixels)
+            self.imprint.bias.copy_(-levels)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's answer.
+
+        Args:
+            images: (n, channels, height, width).
+
+        Returns:
+            What the model returns.
+        """
+        above = torch.relu(self.imprint(images.flatten(1))).sum(dim=1)
+        answer: Tensor = self.model(images + SHARE * above[:, None, None, None])
+        return answer
+
+
+@register_attack(
+    "imprint", threat="deviating", applies=lambda view: isinstance(view.model, Imprinted)
+)
+def imprint(view: AttackView, budget: AttackBudget) -> Tensor:
+    """The images that are alone in a bin; grey for the others.
+
+    Neighbouring rows between which no image lies are equal, so that what is hidden in one may be
+    visible in another. A hidden bias is made up for by the mean pixel, which the thresholds tell.
+    Pixels that are hidden nevertheless are those of the mean public image.
+    """
+    blank = torch.full((view.batch, *view.shape), 0.5)
+    if not isinstance(view.model, Imprinted) or view.public is None:
+        return blank
+    rows, back = (view.gradients[f"imprint.{name}"].float() for name in ("weight", "bias"))
+    levels = -view.model.imprint.bias.detach().float()
+    if rows.isnan().all():
+        return blank
+    rows, back, last = _merged(rows, back)
+    sums, weights = rows[:-1] - rows[1:], back[:-1] - back[1:]
+    above = torch.cat([levels[1:], levels[-1:]])[last]
+    centres = (levels[last] + above) / 2
+    weights = torch.where(weights.isnan(), sums.nanmean(dim=1) / centres.clamp_min(1e-6), weights)
+    used = (weights.abs() > 0) & ~weights.isnan()
+    found = sums[used] / weights[used, None]
+    off = (found.nanmean(dim=1) - centres[used]).abs().nan_to_num(torch.inf)
+    best = found[off.argsort()[: view.batch]]
+    usual = view.public[0].mean(dim=0).flatten().float()
+    blank[: len(best)] = torch.where(best.isnan(), usual, best).reshape(-1, *view.shape)
+    return blank.clamp(0, 1)
+
+
+def _merged(rows: Tensor, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs of rows that are equal where both are visible, a zero row after them, and their ends.
+
+    Nothing is above the last threshold, so a row of zeros follows the last one.
+    """
+    rows = torch.cat([rows, torch.zeros_like(rows[:1])])
+    back = torch.cat([back, torch.zeros(1)])
+    steps = (rows[:-1] - rows[1:]).abs().nan_to_num().amax(dim=1)
+    last = (steps > NOISE * rows.abs().nan_to_num().max()).nonzero().flatten()
+    runs = torch.tensor_split(torch.arange(len(rows)), (last + 1).tolist())
+    merged = torch.stack([rows[run].nanmean(dim=0) for run in runs])
+    return merged, torch.stack([back[run].nanmean() for run in runs]), last

@@ -3,7 +3,7 @@
 An attack is one decorated function from what the attacker has to images::
 
     @register_attack("blank", threat="aware")
-    def blank(view: AttackView, effort: Effort) -> Tensor:
+    def blank(view: AttackView, budget: AttackBudget) -> Tensor:
         return torch.full((view.batch, *view.shape), 0.5)
 """
 
@@ -81,22 +81,6 @@ def view_of_update(
 
     The gradient is (before - after) / step, exact for one step of SGD without momentum and an
     average over several.
-
-    Args:
-        model: the global model that was sent out; its parameters are not changed.
-        before: name to array, the whole state as it was sent to the client.
-        plain: the remainder as it travels: whole tensors, and of masked tensors the visible values;
-            None where it is withheld.
-        mask: the mask of the round.
-        layout: the model's layout.
-        step: learning rate times the number of local steps.
-        shape: of one sample.
-        classes: outputs of the model.
-        batch: how many samples the update is from, which the server is told.
-        local_steps: of the client.
-
-    Returns:
-        The view.
     """
     if plain is None:
         after = {name: np.full_like(array, np.nan, float) for name, array in before.items()}
@@ -121,15 +105,6 @@ def batch_statistics(
 
     After one step in training mode they are (1 - m) old + m batch; after s steps the average of
     the batches has the weight 1 - (1 - m)^s.
-
-    Args:
-        model: whose BatchNorm layers moved, where they are in training mode.
-        before: the state that was sent to the client.
-        after: the one that came back, NaN where it is encrypted.
-        steps: s, of the client.
-
-    Returns:
-        Layer to mean and variance of its inputs.
     """
     found = {}
     for name, module in model.named_modules():
@@ -173,7 +148,7 @@ def view_of_gradient(
 
 
 @dataclass(frozen=True)
-class Effort:
+class AttackBudget:
     """How hard an attack tries.
 
     Attributes:
@@ -187,7 +162,7 @@ class Effort:
     generator: torch.Generator
 
 
-Run = Callable[[AttackView, Effort], Tensor]
+Run = Callable[[AttackView, AttackBudget], Tensor]
 
 
 @dataclass(frozen=True)
@@ -265,5 +240,5 @@ def get_attack(name: str) -> Attack:
 
 def _load() -> None:
     """Register the attacks of fedsens."""
-    for name in ("analytic", "imprint", "tokens", "learned", "matching"):
+    for name in ("analytic", "tokens", "learned", "matching"):
         import_module(f"fedsens.audit._{name}")

@@ -68,12 +68,6 @@ class Update:
 def update_of(model: nn.Module, x: Tensor, y: Tensor, case: Case) -> Update:
     """Train as the case says.
 
-    Args:
-        model: the global model, of :func:`~fedsens.audit._target.attackable`; it is not changed.
-        x: the client's samples, as many as the case has.
-        y: their labels.
-        case: what the client does.
-
     Returns:
         The update. For a gradient the trained parameters in ``before`` are zeros and those in
         ``after`` the negative gradient, so that nothing is lost in rounding.
@@ -103,7 +97,7 @@ def _count(number: int, noun: str) -> str:
     return f"{'one' if number == 1 else number} {noun}{'s' if number > 1 else ''}"
 
 
-def dealt(samples: Dataset, clients: int = CLIENTS) -> list[Dataset]:
+def split_equally(samples: Dataset, clients: int = CLIENTS) -> list[Dataset]:
     """Equal shares of samples in random order, of each client that has at least two."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
     parts = [part.numpy() for part in order.tensor_split(clients)]
@@ -121,26 +115,12 @@ class FederatedTraining:
     def __init__(
         self, model: nn.Module, clients: Sequence[Dataset], rate: float, seed: int = 0
     ) -> None:
-        """Start at round 0.
-
-        Args:
-            model: before the first round; it is not changed.
-            clients: the samples of each.
-            rate: learning rate.
-            seed: of the order of the samples.
-        """
+        """Start at round 0."""
         self._clients, self._rate, self._seed = list(clients), rate, seed
         self._models = [model]
 
     def after(self, rounds: int) -> nn.Module:
-        """The model after some rounds; trained only once.
-
-        Args:
-            rounds: how many, 0 for the initial model.
-
-        Returns:
-            The model.
-        """
+        """The model after some rounds; trained only once."""
         while len(self._models) <= rounds:
             self._models.append(self._next(self._models[-1], len(self._models)))
         return self._models[rounds]

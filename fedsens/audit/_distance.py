@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsens.audit._attack import AttackView
-from fedsens.audit._target import answer_of
+from fedsens.audit._target import logits_of
 
 Distance = Literal["euclidean", "cosine"]
 STEP = 1e-6  # of the parameters, in norm: the square root of double precision and a margin
@@ -109,7 +109,7 @@ def _derivatives(
     images, logits = images.detach().requires_grad_(), logits.detach().requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        answer = answer_of(model, images)
+        answer = logits_of(model, images)
     loss = -(torch.softmax(logits, dim=1) * log_softmax(answer, dim=1)).sum(dim=1).mean()
     wanted = [*parameters, images, logits]
     return torch.autograd.grad(loss, wanted, materialize_grads=True)
@@ -151,7 +151,7 @@ class StatisticsDistance:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
-                answer_of(self._model, images)
+                logits_of(self._model, images)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -12,8 +12,8 @@ from fedsens.audit._metrics import interval
 from fedsens.audit._recommend import Choice, recommended
 from fedsens.audit._record import Known, place_of
 from fedsens.audit._report import MEASURES
-from fedsens.audit._trial import EVERYTHING, NOTHING, PLAIN
-from fedsens.audit._verdict import Line, union_of
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, PLAIN
+from fedsens.audit._verdict import VerdictRow, union_of
 
 STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
 COLORS = ("#4c78a8", "#e45756", "#72b7b2", "#f58518", "#54a24b", "#b279a2")
@@ -22,7 +22,7 @@ ANSWERS = {"holds": "#2a7f3f", "leaks": "#c8323c", "open": "#a06a00"}
 
 
 def draw_leakage(
-    lines: Sequence[Line],
+    lines: Sequence[VerdictRow],
     prior: Sequence[float],
     megabytes: Mapping[float, float],
     kind: str,
@@ -40,8 +40,8 @@ def draw_leakage(
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     unions = union_of(lines)
-    ends = [line for key, line in unions.items() if key in {NOTHING, EVERYTHING}]
-    between = [line for key, line in unions.items() if key not in {NOTHING, EVERYTHING}]
+    ends = [line for key, line in unions.items() if key in {NO_ENCRYPTION, FULL_ENCRYPTION}]
+    between = [line for key, line in unions.items() if key not in {NO_ENCRYPTION, FULL_ENCRYPTION}]
     policies = list(dict.fromkeys(line.policy for line in between if line.ratio))
     remainders = sorted({line.remainder for line in between}, key=lambda r: (r != PLAIN, r))
     curves = [(p, r) for p in policies for r in remainders]
@@ -50,7 +50,7 @@ def draw_leakage(
         own = [
             line
             for line in between
-            if line.remainder == remainder and line.policy in {policy, NOTHING.policy}
+            if line.remainder == remainder and line.policy in {policy, NO_ENCRYPTION.policy}
         ]
         own = sorted([*own, *(e for e in ends if remainder == PLAIN or e.ratio)], key=_ratio)
         axes.plot(
@@ -84,7 +84,7 @@ def draw_leakage(
     figure.savefig(path, dpi=120)
 
 
-def draw_sheet(lines: Sequence[Line], known: Known, victims: Tensor, path: Path) -> None:
+def draw_sheet(lines: Sequence[VerdictRow], known: Known, victims: Tensor, path: Path) -> None:
     """The originals above the best reconstruction of each under every mask.
 
     Args:
@@ -153,7 +153,7 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def _ratio(line: Line) -> float:
+def _ratio(line: VerdictRow) -> float:
     return line.ratio
 
 

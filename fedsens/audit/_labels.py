@@ -21,9 +21,6 @@ def label_scores(view: AttackView) -> Tensor | None:
     weights of the class's row say the same, up to the sign of the layer's inputs, which follow a
     sigmoid or ReLU as a rule.
 
-    Args:
-        view: the attacker's.
-
     Returns:
         Vector of ``classes`` scores, NaN for classes of which nothing is visible; None where there
         is no such layer, or nothing of it is visible.
@@ -49,12 +46,6 @@ def infer_label(view: AttackView) -> int | None:
     """The label of a single image: the class with the lowest score.
 
     A class of which nothing is visible is chosen only if every visible one has a positive score.
-
-    Args:
-        view: the attacker's, of one image.
-
-    Returns:
-        The class; None where nothing tells.
     """
     scores = label_scores(view)
     if scores is None:
@@ -67,14 +58,7 @@ def infer_label(view: AttackView) -> int | None:
 
 
 def inferred_labels(view: AttackView) -> Tensor | None:
-    """The labels of an update's images, as many as there are.
-
-    Args:
-        view: the attacker's.
-
-    Returns:
-        Classes, (batch,); None where nothing tells.
-    """
+    """The labels of an update's images, as many as there are."""
     if view.batch == 1:
         label = infer_label(view)
         return None if label is None else torch.tensor([label])
@@ -91,9 +75,6 @@ def label_shares(view: AttackView) -> Tensor | None:
     from public images under the same model; the shares are the non-negative least-squares fit,
     each coordinate weighed by how much it varies within a class and by the noise in it. Only the
     last layer is used where anything of it is visible: it tells classes apart best.
-
-    Args:
-        view: the attacker's.
 
     Returns:
         Vector of ``classes`` shares that add up to 1; None where nothing visible tells, or without
@@ -128,11 +109,6 @@ def label_shares(view: AttackView) -> Tensor | None:
 def share_error(found: Tensor | None, labels: Tensor, classes: int) -> tuple[float, float]:
     """Total-variation distance of shares from the truth, and that of a uniform guess.
 
-    Args:
-        found: what was inferred; None counts as the uniform guess.
-        labels: of the images.
-        classes: number of them.
-
     Returns:
         Both distances, from 0 to 1. For one image the first is 0 if its label is certain.
     """
@@ -144,10 +120,6 @@ def share_error(found: Tensor | None, labels: Tensor, classes: int) -> tuple[flo
 
 def label_accuracy(found: Tensor | None, labels: Tensor) -> float:
     """Share of the images whose label is named, if as many labels are named as there are images.
-
-    Args:
-        found: the inferred shares; None names none.
-        labels: of the images.
 
     Returns:
         Overlap of the two multisets of labels, from 0 to 1.

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
-from fedsens.audit._target import answer_of, loss_of, without_records
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
+from fedsens.audit._target import logits_of, loss_of, without_records
 
 LOGGER = logging.getLogger(__name__)
 CHUNK = 50  # images at a time
-MOST = 2**28  # values that all gradients together may have: 1 GiB
+MAX_VALUES = 2**28  # values that all gradients together may have: 1 GiB
 PerSample = Callable[[Tensor, Tensor], Tensor]
 RIDGE = 1e-4  # relative to the mean diagonal of the kernel
 LEVELS = 2  # of the noise's size in a factor of two, so that victims can share a regression
@@ -26,9 +26,6 @@ def public_gradients(view: AttackView) -> tuple[Tensor, Tensor, Tensor] | None:
 
     The attacker has model and images, so no coordinate of these is hidden from it.
 
-    Args:
-        view: the attacker's.
-
     Returns:
         Gradients as rows, of as many of the first images as 1 GiB holds, and those images and their
         labels; None without public images.
@@ -38,7 +35,7 @@ def public_gradients(view: AttackView) -> tuple[Tensor, Tensor, Tensor] | None:
     if "public" not in view.memo:
         x, y = view.public
         size = sum(gradient.numel() for gradient in view.gradients.values())
-        count = max(1, min(len(x), MOST // max(1, size)))
+        count = max(1, min(len(x), MAX_VALUES // max(1, size)))
         rows = gradients_of(view.model, list(view.gradients), x[:count], y[:count])
         view.memo["public"] = (rows, x[:count], y[:count])
     kept: tuple[Tensor, Tensor, Tensor] = view.memo["public"]
@@ -51,12 +48,6 @@ def gradients_of(model: nn.Module, names: list[str], x: Tensor, y: Tensor) -> Te
     ``torch.func`` computes many at once. Where it refuses the model (such as one that writes
     buffers or looks at values), or the first sample's gradient is not what autograd says, they are
     computed one by one.
-
-    Args:
-        model: of :func:`~fedsens.audit._target.attackable`.
-        names: of the parameters.
-        x: samples.
-        y: their labels.
 
     Returns:
         One float32 row for each sample, the parameters in the order of the names.
@@ -114,16 +105,13 @@ def _agrees(row: Tensor, model: nn.Module, names: list[str], x: Tensor, y: Tenso
 
 def _one(model: nn.Module, names: list[str], x: Tensor, y: Tensor) -> Tensor:
     named = dict(model.named_parameters())
-    loss = loss_of(answer_of(model, x), y)
+    loss = loss_of(logits_of(model, x), y)
     made = torch.autograd.grad(loss, [named[name] for name in names], materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in made]).float()
 
 
 def visible(view: AttackView) -> tuple[Tensor, Tensor]:
     """The view as one vector.
-
-    Args:
-        view: the attacker's.
 
     Returns:
         Which coordinates are visible, and all values, NaN where they are not.
@@ -133,7 +121,7 @@ def visible(view: AttackView) -> tuple[Tensor, Tensor]:
 
 
 @register_attack("learned", threat="learned", applies=lambda view: view.batch == 1)
-def learned(view: AttackView, effort: Effort) -> Tensor:
+def learned(view: AttackView, budget: AttackBudget) -> Tensor:
     """Ridge regression from the visible coordinates of a gradient to the image behind it.
 
     The attacker computes the gradients of public images of the same kind under the same model and

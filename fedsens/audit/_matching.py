@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
 from fedsens.audit._distance import Distance, GradientDistance, StatisticsDistance, known_statistics
 from fedsens.audit._labels import inferred_labels
 from fedsens.audit._spectrum import gradient_by_coefficients, image_of, random_coefficients
@@ -58,13 +58,8 @@ class Matching:
 Objective = Callable[[Tensor, Tensor], tuple[float, Tensor, Tensor]]
 
 
-def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
+def match(view: AttackView, matching: Matching, budget: AttackBudget) -> Tensor:
     """Find images whose gradient matches; the start with the lowest loss wins.
-
-    Args:
-        view: the attacker's.
-        matching: what to minimise and how.
-        effort: steps and starts.
 
     Returns:
         Images of shape (batch, channels, height, width) in [0, 1]; grey where nothing but zeros is
@@ -77,14 +72,14 @@ def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
         return best.float()
     objective = _objective(view, distance, matching)
     labels = inferred_labels(view) if matching.infer else None
-    for _ in range(effort.starts):
-        logits = torch.randn((view.batch, view.classes), generator=effort.generator).double()
+    for _ in range(budget.starts):
+        logits = torch.randn((view.batch, view.classes), generator=budget.generator).double()
         if labels is not None:
             logits = 1e3 * one_hot(labels, view.classes).double()  # softmax of it is one-hot
         if matching.signed:
-            image, loss = _signed_adam(objective, shape, logits, labels is None, effort, matching)
+            image, loss = _signed_adam(objective, shape, logits, labels is None, budget, matching)
         else:
-            image, loss = _lbfgs(objective, shape, logits, labels is None, effort)
+            image, loss = _lbfgs(objective, shape, logits, labels is None, budget)
         if loss < lowest:
             best, lowest = image, loss
     return best.float().clamp(0, 1)
@@ -92,9 +87,6 @@ def match(view: AttackView, matching: Matching, effort: Effort) -> Tensor:
 
 def total_variation(images: Tensor) -> tuple[float, Tensor]:
     """Mean absolute difference of neighbours down plus that across, and its derivative.
-
-    Args:
-        images: of shape (..., height, width).
 
     Returns:
         The variation, and its derivative by the pixels.
@@ -128,12 +120,12 @@ def _objective(view: AttackView, distance: GradientDistance, matching: Matching)
 
 
 def _lbfgs(
-    objective: Objective, shape: tuple[int, ...], logits: Tensor, free: bool, effort: Effort
+    objective: Objective, shape: tuple[int, ...], logits: Tensor, free: bool, budget: AttackBudget
 ) -> tuple[Tensor, float]:
-    guess = random_coefficients(shape, effort.generator)
+    guess = random_coefficients(shape, budget.generator)
     optimizer = torch.optim.LBFGS(
         [guess, logits] if free else [guess],
-        max_iter=effort.steps,
+        max_iter=budget.steps,
         history_size=HISTORY,
         line_search_fn="strong_wolfe",
         tolerance_grad=CONVERGED,
@@ -155,16 +147,16 @@ def _signed_adam(
     shape: tuple[int, ...],
     logits: Tensor,
     free: bool,
-    effort: Effort,
+    budget: AttackBudget,
     matching: Matching,
 ) -> tuple[Tensor, float]:
     """The best of a group of guesses, each step pulled to their mean."""
     many = (matching.group, *shape)
-    guesses = torch.rand(many, generator=effort.generator).double()
+    guesses = torch.rand(many, generator=budget.generator).double()
     beliefs = logits.repeat(matching.group, 1, 1)
     optimizer = torch.optim.Adam([guesses, beliefs] if free else [guesses], lr=0.1)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
-    for _ in range(effort.steps):
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
+    for _ in range(budget.steps):
         pull = 2 * matching.consistency / guesses[0].numel() * (guesses - guesses.mean(dim=0))
         made = [objective(*pair) for pair in zip(guesses, beliefs, strict=True)]
         guesses.grad = (torch.stack([by_images for _, by_images, _ in made]) + pull).sign()
@@ -178,43 +170,43 @@ def _signed_adam(
 
 
 @register_attack("dlg-naive", threat="naive")
-def dlg_naive(view: AttackView, effort: Effort) -> Tensor:
+def dlg_naive(view: AttackView, budget: AttackBudget) -> Tensor:
     """DLG that takes encrypted coordinates for zeros, as in FedML-HE's evaluation."""
-    return match(view, Matching(naive=True, infer=False), effort)
+    return match(view, Matching(naive=True, infer=False), budget)
 
 
 @register_attack("dlg-tv", threat="aware")
-def dlg_tv(view: AttackView, effort: Effort) -> Tensor:
+def dlg_tv(view: AttackView, budget: AttackBudget) -> Tensor:
     """IDLG with a total-variation prior: images are smooth. What it settles ``dlg`` has not to."""
-    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), effort)
+    return match(view, Matching(smoothness=EUCLIDEAN_SMOOTHNESS), budget)
 
 
 @register_attack("dlg", threat="aware")
-def dlg(view: AttackView, effort: Effort) -> Tensor:
+def dlg(view: AttackView, budget: AttackBudget) -> Tensor:
     """DLG on the visible coordinates: image and label are guessed together."""
-    return match(view, Matching(infer=False), effort)
+    return match(view, Matching(infer=False), budget)
 
 
 @register_attack("idlg", threat="aware", applies=lambda view: view.batch > 1)
-def idlg(view: AttackView, effort: Effort) -> Tensor:
+def idlg(view: AttackView, budget: AttackBudget) -> Tensor:
     """IDLG (Zhao et al. 2020, arXiv 2001.02610): the label is read off the last layer.
 
     Of single images it finds nothing that neither ``dlg`` nor ``dlg-tv`` finds, so that only an
     update of several is attacked by it unless it is asked for.
     """
-    return match(view, Matching(), effort)
+    return match(view, Matching(), budget)
 
 
 @register_attack("inverting-naive", threat="naive")
-def inverting_naive(view: AttackView, effort: Effort) -> Tensor:
+def inverting_naive(view: AttackView, budget: AttackBudget) -> Tensor:
     """Cosine distance, total variation and signed Adam, with zeros for what is encrypted."""
-    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, naive=True), effort)
+    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, naive=True), budget)
 
 
 @register_attack("inverting", threat="aware")
-def inverting(view: AttackView, effort: Effort) -> Tensor:
+def inverting(view: AttackView, budget: AttackBudget) -> Tensor:
     """Cosine distance on the visible coordinates, total variation and signed Adam."""
-    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True), effort)
+    return match(view, Matching("cosine", COSINE_SMOOTHNESS, signed=True), budget)
 
 
 def _has_statistics(view: AttackView) -> bool:
@@ -222,19 +214,19 @@ def _has_statistics(view: AttackView) -> bool:
 
 
 @register_attack("inverting-bn", threat="aware", applies=_has_statistics)
-def inverting_bn(view: AttackView, effort: Effort) -> Tensor:
+def inverting_bn(view: AttackView, budget: AttackBudget) -> Tensor:
     """The same, pulled to BatchNorm statistics: the batch's own where the update tells them.
 
     Without any that are known it is ``inverting``.
     """
     weight = STATISTICS if _has_statistics(view) else 0.0
     return match(
-        view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, statistics=weight), effort
+        view, Matching("cosine", COSINE_SMOOTHNESS, signed=True, statistics=weight), budget
     )
 
 
 @register_attack("group", threat="aware", applies=lambda view: view.batch > 1)
-def group(view: AttackView, effort: Effort) -> Tensor:
+def group(view: AttackView, budget: AttackBudget) -> Tensor:
     """GradInversion (Yin et al. 2021, arXiv 2104.07586): several guesses, pulled to their mean.
 
     With BatchNorm statistics where they are known; images are not registered to each other before
@@ -249,4 +241,4 @@ def group(view: AttackView, effort: Effort) -> Tensor:
         group=GROUP,
         consistency=CONSISTENCY,
     )
-    return match(view, matching, effort)
+    return match(view, matching, budget)

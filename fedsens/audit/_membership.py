@@ -14,16 +14,16 @@ from fedsens.audit._clients import Case, Update
 from fedsens.audit._labels import label_accuracy, label_shares, share_error
 from fedsens.audit._learned import gradients_of, visible
 from fedsens.audit._metrics import Interval, interval
-from fedsens.audit._study import Study
+from fedsens.audit._study import AttackStudy
 from fedsens.audit._trial import Protection
 
 BATCHES = (1, 8, 32, 128)
 UPDATES = 20  # of each size
-POOL, MOST = 512, 2**27  # candidates, and values that all their gradients together may have
+POOL, MAX_VALUES = 512, 2**27  # candidates, and values that all their gradients together may have
 
 
 @dataclass(frozen=True)
-class Presence:
+class MembershipResult:
     """How well members of a batch are told from other images.
 
     Attributes:
@@ -48,10 +48,6 @@ def membership_scores(view: AttackView, candidates: Tensor) -> Tensor:
     another image is not. What most images have in common tells nothing, so the candidates' mean is
     taken off both.
 
-    Args:
-        view: the attacker's.
-        candidates: whole gradients as rows, the parameters in the view's order.
-
     Returns:
         One score for each candidate, higher for likely members; all 0 where nothing is visible.
     """
@@ -68,23 +64,15 @@ def _scores(updates: Tensor, rows: Tensor) -> Tensor:
 
 
 def area_under_curve(members: Tensor, others: Tensor) -> float:
-    """Share of pairs in which the member has the higher score; ties count half.
-
-    Args:
-        members: scores.
-        others: scores.
-
-    Returns:
-        From 0 to 1.
-    """
+    """Share of pairs in which the member has the higher score; ties count half."""
     higher = (members[:, None] > others[None]).double().mean()
     equal = (members[:, None] == others[None]).double().mean()
     return float(higher + equal / 2)
 
 
 def membership(
-    study: Study, protections: Sequence[Protection], batches: Sequence[int] = BATCHES
-) -> list[Presence]:
+    study: AttackStudy, protections: Sequence[Protection], batches: Sequence[int] = BATCHES
+) -> list[MembershipResult]:
     """Attack mean gradients of random batches of a pool of images that nobody trained on.
 
     Args:
@@ -97,20 +85,20 @@ def membership(
     """
     free = {name: p for name, p in study.model.named_parameters() if p.requires_grad}
     size = sum(parameter.numel() for parameter in free.values())
-    pool = min(POOL, MOST // max(1, size), len(study.others))
+    pool = min(POOL, MAX_VALUES // max(1, size), len(study.others))
     usable = [batch for batch in batches if 2 * batch <= pool]
     if not usable:
         return []
     x, y = study.others.x[-pool:], study.others.y[-pool:]  # the attacker's own come first
     rows = gradients_of(study.model, list(free), x, y)
     return [
-        Presence(*protection, batch, interval(_areas(study, protection, rows, batch)))
+        MembershipResult(*protection, batch, interval(_areas(study, protection, rows, batch)))
         for protection in protections
         for batch in usable
     ]
 
 
-def _areas(study: Study, protection: Protection, rows: Tensor, batch: int) -> list[float]:
+def _areas(study: AttackStudy, protection: Protection, rows: Tensor, batch: int) -> list[float]:
     rng = np.random.default_rng([study.seed, batch])
     drawn = torch.zeros(UPDATES, len(rows), dtype=torch.bool)
     for members in drawn:
@@ -125,7 +113,7 @@ def _areas(study: Study, protection: Protection, rows: Tensor, batch: int) -> li
     return [area_under_curve(s[m], s[~m]) for s, m in zip(scores, drawn, strict=True)]
 
 
-def _update(study: Study, gradient: Tensor) -> Update:
+def _update(study: AttackStudy, gradient: Tensor) -> Update:
     state = {name: value.detach().numpy() for name, value in study.model.state_dict().items()}
     named = [(n, p) for n, p in study.model.named_parameters() if p.requires_grad]
     parts = torch.split(gradient, [p.numel() for _, p in named])
@@ -155,7 +143,9 @@ class LabelLeak:
     accuracy: float
 
 
-def label_leaks(study: Study, protections: Sequence[Protection], victims: int) -> list[LabelLeak]:
+def label_leaks(
+    study: AttackStudy, protections: Sequence[Protection], victims: int
+) -> list[LabelLeak]:
     """Infer the labels of every victim under every protection.
 
     Args:

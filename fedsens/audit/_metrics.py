@@ -81,18 +81,11 @@ def interval(values: Sequence[float], seed: int = 0, confidence: float = CONFIDE
     return Interval(float(array.mean()), float(low), float(high))
 
 
-def in_order(found: Tensor, true: Tensor) -> Tensor:
+def assign_to_originals(found: Tensor, true: Tensor) -> Tensor:
     """Put reconstructions into the order of the images that they are of.
 
     An update does not say in which order its images came, so the assignment with the least total
     squared error counts.
-
-    Args:
-        found: reconstructions, of shape (n, channels, height, width).
-        true: as many images.
-
-    Returns:
-        The reconstructions.
     """
     if len(true) == 1:
         return found
@@ -102,19 +95,10 @@ def in_order(found: Tensor, true: Tensor) -> Tensor:
     return found[columns]
 
 
-def judge(trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: float) -> Outcome:
-    """Measure reconstructed images.
-
-    Args:
-        trial: that they are of.
-        found: in the order of the images.
-        true: the images that were attacked.
-        others: candidates that were not.
-        seconds: of CPU time that it took.
-
-    Returns:
-        The outcome, the mean over the images.
-    """
+def measure_images(
+    trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: float
+) -> Outcome:
+    """Measure reconstructed images."""
     usable = found.nan_to_num(0.5)  # an attack that reads an encrypted coordinate ends in NaN
     pairs = list(zip(usable, true, strict=True))
     count = len(pairs)
@@ -126,24 +110,16 @@ def judge(trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: fl
     )
 
 
-def guess(x: Tensor, y: Tensor, others_x: Tensor, others_y: Tensor) -> float:
-    """SSIM of what can be said of images without their update: the mean of each one's class.
-
-    Args:
-        x: the images.
-        y: their labels.
-        others_x: public images.
-        others_y: their labels.
-
-    Returns:
-        The mean over the images.
-    """
+def prior_score(x: Tensor, y: Tensor, others_x: Tensor, others_y: Tensor) -> float:
+    """SSIM of what can be said of images without their update: the mean of each one's class."""
     pairs = zip(x, y, strict=True)
-    found = [ssim(class_mean(int(label), others_x, others_y), image) for image, label in pairs]
+    found = [
+        ssim(prior_reconstruction(int(label), others_x, others_y), image) for image, label in pairs
+    ]
     return sum(found) / len(found)
 
 
-def class_mean(label: int, others_x: Tensor, others_y: Tensor) -> Tensor:
+def prior_reconstruction(label: int, others_x: Tensor, others_y: Tensor) -> Tensor:
     """The guess at an image of a class: the mean of public images.
 
     Args:
@@ -174,15 +150,7 @@ def recall_and_precision(found: Tensor, true: Tensor) -> tuple[float, float]:
 
 
 def f1(found: Tensor, true: Tensor) -> float:
-    """Harmonic mean of recall and precision; 0 where nothing right is found.
-
-    Args:
-        found: whether each token is taken to occur.
-        true: whether it does.
-
-    Returns:
-        From 0 to 1.
-    """
+    """Harmonic mean of recall and precision; 0 where nothing right is found."""
     recall, precision = recall_and_precision(found, true)
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
@@ -200,40 +168,21 @@ def occurring(tokens: Tensor, vocabulary: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=vocabulary) > 0
 
 
-def judge_tokens(
+def measure_tokens(
     trial: Trial, found: Tensor, true: Tensor, others: Tensor, seconds: float
 ) -> Outcome:
     """Measure recovered tokens.
 
     A sentence is told from others if a larger share of its tokens is found than of any other.
-
-    Args:
-        trial: that they are of.
-        found: whether each token is taken to occur, (vocabulary,).
-        true: the sentences that were attacked, (n, length).
-        others: candidates that were not.
-        seconds: of CPU time that it took.
-
-    Returns:
-        The outcome; its score is F1 of the tokens.
     """
     score = f1(found, occurring(true, len(found)))
     covered = found[others].double().mean(dim=1).max()
-    told = float((found[true].double().mean(dim=1) > covered).double().mean())
-    return Outcome(trial, score, told, seconds)
+    identified_share = float((found[true].double().mean(dim=1) > covered).double().mean())
+    return Outcome(trial, score, identified_share, seconds)
 
 
-def guess_tokens(true: Tensor, others: Tensor, vocabulary: int) -> float:
-    """F1 of naming the most frequent tokens of public sentences, as many as there are.
-
-    Args:
-        true: the sentences.
-        others: public ones.
-        vocabulary: number of tokens.
-
-    Returns:
-        The score.
-    """
+def prior_score_of_tokens(true: Tensor, others: Tensor, vocabulary: int) -> float:
+    """F1 of naming the most frequent tokens of public sentences, as many as there are."""
     wanted = occurring(true, vocabulary)
     likely = torch.bincount(others.flatten(), minlength=vocabulary).argsort(descending=True)
     named = torch.zeros(vocabulary, dtype=torch.bool)
@@ -241,16 +190,12 @@ def guess_tokens(true: Tensor, others: Tensor, vocabulary: int) -> float:
     return f1(named, wanted)
 
 
-def upper_bound(found: float, tried: int, confidence: float = CONFIDENCE) -> float:
-    """How large a share may be of which so many were seen (Clopper and Pearson 1934), one-sided.
+def share_bounds(found: float, tried: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """How small and how large a share may be of which so many were seen, each one-sided.
 
-    Args:
-        found: successes, rounded up to a whole number.
-        tried: trials.
-        confidence: that the share is not larger.
-
-    Returns:
-        The bound: 0.31 for none of 8, 0.05 for none of 64.
+    Clopper and Pearson 1934: from 0.05 for one of one, up to 0.31 for none of 8, 0.05 for none of
+    64. The lower bound also holds where the first success ended the trials.
     """
-    hits = math.ceil(found - 1e-9)
-    return float(beta.ppf(confidence, hits + 1, tried - hits)) if hits < tried else 1.0
+    least, most = math.floor(found + 1e-9), math.ceil(found - 1e-9)
+    low = float(beta.ppf(1 - confidence, least, tried - least + 1)) if least else 0.0
+    return low, float(beta.ppf(confidence, most + 1, tried - most)) if most < tried else 1.0

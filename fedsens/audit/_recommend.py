@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsens.audit._record import Known
-from fedsens.audit._study import Study
+from fedsens.audit._study import AttackStudy
 from fedsens.audit._trial import (
-    EVERYTHING,
-    NOTHING,
+    FULL_ENCRYPTION,
+    NO_ENCRYPTION,
     PLAIN,
     WITHHELD,
     WORST,
@@ -18,7 +18,7 @@ from fedsens.audit._trial import (
     Trial,
     trials_of,
 )
-from fedsens.audit._verdict import MARGIN, UNION, Line, works_at
+from fedsens.audit._verdict import MARGIN, UNION, VerdictRow, works_at
 from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.protocol import traffic
@@ -42,7 +42,7 @@ class Choice:
         bytes_down: likewise, the mask included.
     """
 
-    line: Line
+    line: VerdictRow
     answer: Answer
     bytes_up: float
     bytes_down: float
@@ -54,7 +54,7 @@ class Choice:
 
 
 def choices(
-    lines: Iterable[Line], size: int, codec: CkksParameters, margin: float = MARGIN
+    lines: Iterable[VerdictRow], size: int, codec: CkksParameters, margin: float = MARGIN
 ) -> list[Choice]:
     """Every protection of the first case with its cost, from cheap to dear.
 
@@ -76,46 +76,38 @@ def choices(
     unions = [line for line in some if line.case == some[0].case and line.attack == UNION]
     return [
         Choice(line, answer_to(line, margin), *_bytes(line.protection, size, codec))
-        for line in sorted(unions, key=lambda line: dearness(line.protection))
+        for line in sorted(unions, key=lambda line: cost_rank(line.protection))
     ]
 
 
-def dearness(protection: Protection) -> tuple[int, float, float]:
+def cost_rank(protection: Protection) -> tuple[int, float, float]:
     """The order in which protections are tried: a plain remainder, noise, withheld, ratio 1.
-
-    Args:
-        protection: to place.
 
     Returns:
         Its place: first what it costs in accuracy, then in encryption.
     """
     kind, _, scale = protection.remainder.partition(":")
-    if protection == EVERYTHING:
+    if protection == FULL_ENCRYPTION:
         return 3, 1.0, 0.0
     rank = 0 if kind == PLAIN else 2 if kind == WITHHELD else 1
     return rank, float(scale or 0), protection.ratio
 
 
-def answer_to(line: Line, margin: float = MARGIN) -> Answer:
+def answer_to(line: VerdictRow, margin: float = MARGIN) -> Answer:
     """What the union of all attacks says about a protection.
 
-    What is found leaks, whatever found it; that nothing is found counts where an attack works.
-
-    Args:
-        line: of the union.
-        margin: of the score.
-
-    Returns:
-        The answer.
+    What is found leaks, whatever found it; that nothing is found counts where an attack works. The
+    interval of a score counts from 8 victims on: that of one is a point, whatever the others are.
     """
-    if line.protection == EVERYTHING or line.remainder == WITHHELD:
+    if line.protection == FULL_ENCRYPTION or line.remainder == WITHHELD:
         return "holds"
+    enough = line.victims >= FEWEST
     if line.is_noise(margin):
-        return "holds" if line.works and line.victims >= FEWEST else "open"
-    return "leaks" if line.excess.low > margin or line.identified > 0 else "open"
+        return "holds" if line.works and enough else "open"
+    return "leaks" if line.identified > 0 or (enough and line.excess.low > margin) else "open"
 
 
-def walk(
+def cheapest_first(
     protections: Sequence[Protection],
     attacks: Sequence[str],
     victims: int,
@@ -140,16 +132,16 @@ def walk(
     Yields:
         Trials.
     """
-    yield from trials_of([NOTHING, EVERYTHING], attacks, victims, case)
-    some = [known[t][0] for t in known if (t.case, t.protection) == (case, NOTHING)]
+    yield from trials_of([NO_ENCRYPTION, FULL_ENCRYPTION], attacks, victims, case)
+    some = [known[t][0] for t in known if (t.case, t.protection) == (case, NO_ENCRYPTION)]
     if not any(works_at(name, [o for o in some if o.trial.attack == name]) for name in attacks):
         return  # no failure would say anything
-    closed = trials_of([EVERYTHING], attacks, victims, case)
-    lucky = {trial.image for trial in closed if trial in known and known[trial][0].identified}
-    for protection in sorted({*protections} - {NOTHING, EVERYTHING}, key=dearness):
+    closed = trials_of([FULL_ENCRYPTION], attacks, victims, case)
+    by_chance = {trial.image for trial in closed if trial in known and known[trial][0].identified}
+    for protection in sorted({*protections} - {NO_ENCRYPTION, FULL_ENCRYPTION}, key=cost_rank):
         for trial in trials_of([protection], attacks, victims, case):
             yield trial
-            if trial.image not in lucky and trial in known and known[trial][0].identified:
+            if trial.image not in by_chance and trial in known and known[trial][0].identified:
                 break
         else:
             if holds(protection):
@@ -159,7 +151,7 @@ def walk(
 def real_trials(
     protections: Sequence[Protection],
     attacks: Sequence[str],
-    study: Study,
+    study: AttackStudy,
     known: Known,
     case: str,
 ) -> Iterator[Trial]:
@@ -179,16 +171,16 @@ def real_trials(
     """
     count = study.count(case)
     own = [name for name in attacks if study.applies(name, case)]
-    anchors = trials_of([NOTHING, EVERYTHING], own, count, case)
+    anchors = trials_of([NO_ENCRYPTION, FULL_ENCRYPTION], own, count, case)
     yield from anchors
-    some = [known[t][0] for t in anchors if t in known and t.protection == NOTHING]
+    some = [known[t][0] for t in anchors if t in known and t.protection == NO_ENCRYPTION]
     prior = study.prior(case)
     if any(o.identified or o.score > prior[o.trial.image] + MARGIN for o in some):
         smallest: dict[str, Protection] = {}
         for each in protections:
             if 0 < each.ratio < 1 and each.remainder == PLAIN:
                 best = smallest.setdefault(each.policy, each)
-                smallest[each.policy] = min(best, each, key=dearness)
+                smallest[each.policy] = min(best, each, key=cost_rank)
         yield from trials_of(list(smallest.values()), own, count, case)
 
 
@@ -202,7 +194,7 @@ def recommended(found: Sequence[Choice]) -> Choice | None:
         The choice; None where nothing that was tried holds.
     """
     trusted = any(each.line.works for each in found)
-    fit = (each for each in found if trusted or each.protection == EVERYTHING)
+    fit = (each for each in found if trusted or each.protection == FULL_ENCRYPTION)
     return next((each for each in fit if each.answer == "holds"), None)
 
 
@@ -230,10 +222,10 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
         )
     if best is None:
         return f"Nothing that was tried can be recommended.{more}"
-    if best.protection == EVERYTHING:
+    if best.protection == FULL_ENCRYPTION:
         return (
             f"Only ratio 1: no smaller mask tried holds at a confidence of {confidence:g}. "
-            f"{_cost(best)} for a client and round.{more}"
+            f"{_cost(best)} for a client and round.{_weakest(found, confidence)}{more}"
         )
     if best.protection.remainder != PLAIN:
         more = f" A remainder that is not plain costs accuracy: measure it in a run.{more}"
@@ -244,9 +236,9 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
             f"no attack tried is above a guess without any update at a confidence of "
             f"{confidence:g}; {power(best.line, confidence)}"
         )
-    whole = next((each for each in found if each.protection == EVERYTHING), None)
+    whole = next((each for each in found if each.protection == FULL_ENCRYPTION), None)
     return (
-        f"{best.protection}: {reason}. {_cost(best)} for a client and round. Labels and presence "
+        f"{best.protection}: {reason}. {_cost(best)} for a client and round. Labels and membership "
         f"are tables of their own. Ratio 1{f', {_cost(whole)},' if whole else ''} needs no belief "
         f"in the attacks.{more}"
     )
@@ -255,19 +247,26 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
 def _named(found: Iterable[Choice], answer: Answer) -> list[str]:
     """The protections with an answer, but that of none at all."""
     some = (each.protection for each in found if each.answer == answer)
-    return [str(protection) for protection in some if protection != NOTHING]
+    return [str(protection) for protection in some if protection != NO_ENCRYPTION]
 
 
 def _cost(choice: Choice) -> str:
     return f"{choice.bytes_up / 1e6:.3g} MB up and {choice.bytes_down / 1e6:.3g} MB down"
 
 
-def power(line: Line, confidence: float) -> str:
-    """What so few victims can tell.
+def _weakest(found: Iterable[Choice], confidence: float) -> str:
+    """What is known of the masks that leak, of which one found victim refutes each."""
+    seen = [each.line.certain for each in found if each.answer == "leaks" and each.line.identified]
+    if not seen:
+        return ""
+    return (
+        f" Behind every one of them that leaks at least {max(min(seen), 0.001):.1%} of all are "
+        f"found at {confidence:.0%}."
+    )
 
-    Args:
-        line: of a union.
-        confidence: of the bound.
+
+def power(line: VerdictRow, confidence: float) -> str:
+    """What so few victims can tell.
 
     Returns:
         Such as "none of 8 found allows for up to 31 % at 95 %".

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedsens.audit._attack import get_attack
-from fedsens.audit._study import Study
-from fedsens.audit._trial import FIRST, NOTHING, Outcome, Protection, Trial
+from fedsens.audit._study import AttackStudy
+from fedsens.audit._trial import FIRST, NO_ENCRYPTION, Outcome, Protection, Trial
 from fedsens.errors import ConfigurationError
 
 Known = dict[Trial, tuple[Outcome, Tensor]]
@@ -108,7 +108,7 @@ def _read(line: str) -> tuple[Outcome, Tensor]:
 
 
 def run_trials(
-    study: Study,
+    study: AttackStudy,
     trials: Iterable[Trial],
     record: Record | None = None,
     minutes: float = 0.0,
@@ -138,7 +138,7 @@ def run_trials(
             if clock() >= end:
                 return
             found, seconds = study.attack(trial)
-            outcome = study.judge(trial, found, seconds)
+            outcome = study.measure(trial, found, seconds)
             if record:
                 record.add(outcome, found)
             if _settles(outcome):
@@ -157,5 +157,5 @@ def _settles(outcome: Outcome) -> bool:
 
 def _is_spared(trial: Trial) -> bool:
     """Whether a trial whose victim is recovered already is left out."""
-    first = trial.protection == NOTHING and trial.image < FIRST
+    first = trial.protection == NO_ENCRYPTION and trial.image < FIRST
     return not first and get_attack(trial.attack).threat != "naive"

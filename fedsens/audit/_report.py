@@ -13,17 +13,19 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from fedsens.audit._membership import LabelLeak, Presence
+from fedsens.audit._membership import LabelLeak, MembershipResult
 from fedsens.audit._metrics import Interval
-from fedsens.audit._recommend import Choice, dearness
+from fedsens.audit._recommend import Choice, cost_rank
 from fedsens.audit._trial import PLAIN, Protection
-from fedsens.audit._verdict import UNION, Line
+from fedsens.audit._verdict import UNION, VerdictRow
 
 MEASURES = {"images": "SSIM", "tokens": "F1"}  # of what is recovered
 NOUNS = {"images": "images", "tokens": "tokens"}
 
 
-def audit_table(lines: Sequence[Line], prior: Sequence[float], kind: str, mode: str = "") -> Table:
+def audit_table(
+    lines: Sequence[VerdictRow], prior: Sequence[float], kind: str, mode: str = ""
+) -> Table:
     """One line for each protection and attack of a case.
 
     Args:
@@ -43,10 +45,10 @@ def audit_table(lines: Sequence[Line], prior: Sequence[float], kind: str, mode: 
         "naive attacks. In brackets: naive, or too weak with nothing encrypted, so that its "
         "failure says nothing. A victim that one attack has recovered is not attacked further.",
     )
-    treated = any(line.remainder != PLAIN for line in lines)
+    varied = any(line.remainder != PLAIN for line in lines)
     for name in ("policy", "attack"):
         table.add_column(name, no_wrap=True)
-    right = ("ratio", *(["remainder"] if treated else []), "victims", measure, "95 %", "found")
+    right = ("ratio", *(["remainder"] if varied else []), "victims", measure, "95 %", "found")
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
@@ -55,10 +57,10 @@ def audit_table(lines: Sequence[Line], prior: Sequence[float], kind: str, mode: 
             line.policy,
             line.attack if line.works and line.threat != "naive" else f"({line.attack})",
             f"{line.ratio:g}",
-            *([line.remainder] if treated else []),
+            *([line.remainder] if varied else []),
             str(line.victims),
             f"{line.score.mean:.3f}",
-            f"{line.score.low:.3f}-{line.score.high:.3f}",
+            f"{line.score.low:.3f}-{line.score.high:.3f}" if line.victims > 1 else "one victim",
             f"{line.identified:.0%}",
             style="bold" if union else None,
             end_section=union,
@@ -67,7 +69,9 @@ def audit_table(lines: Sequence[Line], prior: Sequence[float], kind: str, mode: 
 
 
 def case_table(
-    lines: Sequence[Line], priors: Mapping[str, Sequence[float]], accuracy: Mapping[str, float]
+    lines: Sequence[VerdictRow],
+    priors: Mapping[str, Sequence[float]],
+    accuracy: Mapping[str, float],
 ) -> Table:
     """The strongest attack in every case: the worst one first, then what is really sent.
 
@@ -91,7 +95,7 @@ def case_table(
         table.add_column(name, justify="right", no_wrap=True)
     for case, prior in priors.items():
         unions = [line for line in lines if line.case == case and line.attack == UNION]
-        for line in sorted(unions, key=lambda line: dearness(line.protection)):
+        for line in sorted(unions, key=lambda line: cost_rank(line.protection)):
             score = f"{line.score.mean:.3f}"
             table.add_row(
                 case,
@@ -106,23 +110,23 @@ def case_table(
     return table
 
 
-def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Table:
+def inference_table(labels: Sequence[LabelLeak], membership: Sequence[MembershipResult]) -> Table:
     """What leaks besides samples: labels, and who was there.
 
     Args:
         labels: how well they are inferred.
-        presence: how well members of a batch are told from others.
+        membership: how well members of a batch are told from others.
 
     Returns:
         The table, one line for each protection.
     """
-    batches = sorted({each.batch for each in presence})
-    told = {
+    batches = sorted({each.batch for each in membership})
+    areas_by_key = {
         (Protection(each.policy, each.ratio, each.remainder), each.batch): each.auc
-        for each in presence
+        for each in membership
     }
     table = _table(
-        "Labels and presence",
+        "Labels and membership",
         "label error: total-variation distance of the inferred label histogram from the truth, "
         "beside that of a uniform guess; right: share of labels named. AUC: how well samples "
         "of a batch of so many are told from others by its gradient; 0.5 is a coin's.",
@@ -132,7 +136,7 @@ def rest_table(labels: Sequence[LabelLeak], presence: Sequence[Presence]) -> Tab
         table.add_column(name, justify="right", no_wrap=True)
     for each in labels:
         key = Protection(each.policy, each.ratio, each.remainder)
-        areas = [told.get((key, batch)) for batch in batches]
+        areas = [areas_by_key.get((key, batch)) for batch in batches]
         table.add_row(
             str(key),
             f"{each.error.mean:.3f}",
@@ -168,8 +172,8 @@ def choice_table(
         f"What {size:,} parameters leak to the strongest attack, from cheap to dear",
         f"MB (both ways), CPU s: of a client in a round, without training. excess: "
         f"{MEASURES[kind]} above a guess, interval of {confidence:.1%}; it holds up to {margin:g}. "
-        f"found: share of victims told from others, in brackets what it may be at "
-        f"{confidence:.1%}; a walk leaves a protection at its first victim that is told.",
+        f"found: share of victims told from others, in brackets what it may be of all "
+        f"at {confidence:.1%}; a walk leaves a protection at its first victim that is told.",
     )
     table.add_column("protection")  # wraps where the terminal is narrow: numbers must not be cut
     for name in ("MB", *(["CPU s"] if seconds else []), "excess", "found", ""):
@@ -181,7 +185,7 @@ def choice_table(
             f"{(each.bytes_up + each.bytes_down) / 1e6:.3g}",
             *([f"{seconds[each.protection]:.2g}"] if seconds else []),
             _span(line.excess, line.victims),
-            f"{line.identified:.0%} ({line.possible:.0%})",
+            f"{line.identified:.0%} ({line.certain:.0%}-{line.possible:.0%})",
             each.answer,
             style="bold" if each.answer == "holds" else None,
         )
@@ -213,7 +217,7 @@ class Summary:
         untried: trials that the time budget left over.
         lines: of the verdict.
         labels: how well they are inferred.
-        presence: how well members are told; empty where that was not tried.
+        membership: how well members are told; empty where that was not tried.
     """
 
     settings: Mapping[str, Any]
@@ -223,9 +227,9 @@ class Summary:
     prior: Mapping[str, Sequence[float]]
     accuracy: Mapping[str, float]
     untried: int
-    lines: Sequence[Line]
+    lines: Sequence[VerdictRow]
     labels: Sequence[LabelLeak]
-    presence: Sequence[Presence]
+    membership: Sequence[MembershipResult]
 
 
 def write_summary(summary: Summary, folder: Path) -> None:
@@ -238,10 +242,10 @@ def write_summary(summary: Summary, folder: Path) -> None:
     (folder / "audit.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
     _write_rows(folder / "audit.csv", summary.lines)
     _write_rows(folder / "labels.csv", summary.labels)
-    _write_rows(folder / "presence.csv", summary.presence)
+    _write_rows(folder / "membership.csv", summary.membership)
 
 
-def _write_rows(path: Path, rows: Iterable[Line | LabelLeak | Presence]) -> None:
+def _write_rows(path: Path, rows: Iterable[VerdictRow | LabelLeak | MembershipResult]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         for index, row in enumerate(rows):
@@ -251,7 +255,7 @@ def _write_rows(path: Path, rows: Iterable[Line | LabelLeak | Presence]) -> None
             writer.writerow(cells.values())
 
 
-def _cells(row: Line | LabelLeak | Presence) -> list[tuple[str, Any]]:
+def _cells(row: VerdictRow | LabelLeak | MembershipResult) -> list[tuple[str, Any]]:
     """An interval becomes three columns: its mean under the field's own name."""
     cells: list[tuple[str, Any]] = []
     for field in fields(row):

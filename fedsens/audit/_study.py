@@ -12,12 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, Effort, Kind, get_attack, view_of_update
-from fedsens.audit._clients import Case, FederatedTraining, Update, dealt, update_of
-from fedsens.audit._metrics import guess, guess_tokens, in_order, judge, judge_tokens
-from fedsens.audit._target import Mode, answer_of, attackable
+from fedsens.audit._attack import AttackBudget, AttackView, Kind, get_attack, view_of_update
+from fedsens.audit._clients import Case, FederatedTraining, Update, split_equally, update_of
+from fedsens.audit._metrics import (
+    assign_to_originals,
+    measure_images,
+    measure_tokens,
+    prior_score,
+    prior_score_of_tokens,
+)
+from fedsens.audit._target import Mode, attackable, logits_of
 from fedsens.audit._tokens import vocabulary_of
-from fedsens.audit._trial import NOTHING, PLAIN, Outcome, Protection, Trial, noise_share, treated
+from fedsens.audit._trial import (
+    NO_ENCRYPTION,
+    PLAIN,
+    Outcome,
+    Protection,
+    Trial,
+    noise_share,
+    protected_remainder,
+)
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
@@ -29,7 +43,7 @@ PUBLIC = 1000  # samples that the attacker has
 SPARE = 0.6  # share of the samples that may be victims
 
 
-class Study:
+class AttackStudy:
     """Attacks updates of a model: single samples' gradients, the worst case, or what cases say.
 
     The samples that are attacked are not among those that the map is made from, that a model is
@@ -85,10 +99,12 @@ class Study:
         own = samples.x[:batch], samples.y[:batch]
         self.model = attackable(model, *own, samples.classes, mode)
         self.seed, self.layout = seed, ParameterLayout.from_state_dict(self.model.state_dict())
-        self._outputs = int(answer_of(self.model, own[0]).shape[-1])
+        self._outputs = int(logits_of(self.model, own[0]).shape[-1])
         self._steps, self._starts = steps, starts
         self._rule, self._force = rule, tuple(force)
-        self._training = FederatedTraining(self.model, dealt(self.others), self.case.rate, seed)
+        self._training = FederatedTraining(
+            self.model, split_equally(self.others), self.case.rate, seed
+        )
         self._masks: dict[tuple[str, float, bool], EncryptionMask] = {}
         self._memos: dict[int, dict[Any, Any]] = {}
         self._scores = lru_cache(maxsize=2)(self._map)
@@ -118,7 +134,7 @@ class Study:
         model = self.after(case)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             right = [
-                (answer_of(model, x).argmax(dim=-1) == y).double().mean(dim=-1).mean() * len(y)
+                (logits_of(model, x).argmax(dim=-1) == y).double().mean(dim=-1).mean() * len(y)
                 for x, y in self.victims.batches(64)
             ]
         return float(sum(right)) / len(self.victims)
@@ -214,7 +230,7 @@ class Study:
         """
         mask, model = self.mask(protection), self._training.after(case.rounds)
         before, after = (partition(s, mask, self.layout)[0] for s in (update.before, update.after))
-        plain = treated(protection.remainder, before, after, rng)
+        plain = protected_remainder(protection.remainder, before, after, rng)
         view = view_of_update(
             model,
             update.before,
@@ -240,7 +256,7 @@ class Study:
 
     def applies(self, attack: str, case: str | None = None) -> bool:
         """Whether an attack has something to attack in a case's updates, if nothing is hidden."""
-        view = self.view(*NOTHING[:2], 0, case=case)
+        view = self.view(*NO_ENCRYPTION[:2], 0, case=case)
         return get_attack(attack).kind == self.kind and get_attack(attack).applies(view)
 
     def attack(self, trial: Trial) -> tuple[Tensor, float]:
@@ -255,12 +271,14 @@ class Study:
         generator = torch.Generator().manual_seed(1000 * self.seed + trial.image)
         view = self.view(*trial.protection[:2], trial.image, trial.remainder, trial.case)
         started = time.process_time()
-        found = get_attack(trial.attack).run(view, Effort(self._steps, self._starts, generator))
+        found = get_attack(trial.attack).run(
+            view, AttackBudget(self._steps, self._starts, generator)
+        )
         seconds = time.process_time() - started
         true = self.images(trial.image, trial.case)[0]
-        return (in_order(found, true) if self.kind == "images" else found), seconds
+        return (assign_to_originals(found, true) if self.kind == "images" else found), seconds
 
-    def judge(self, trial: Trial, found: Tensor, seconds: float) -> Outcome:
+    def measure(self, trial: Trial, found: Tensor, seconds: float) -> Outcome:
         """Measure what a trial recovered.
 
         Args:
@@ -272,8 +290,8 @@ class Study:
             The outcome.
         """
         true = self.images(trial.image, trial.case)[0]
-        measure = judge if self.kind == "images" else judge_tokens
-        return measure(trial, found, true, self.others.x[:CANDIDATES], seconds)
+        measured = measure_images if self.kind == "images" else measure_tokens
+        return measured(trial, found, true, self.others.x[:CANDIDATES], seconds)
 
     def prior(self, case: str | None = None) -> list[float]:
         """Score of a guess without any update: the mean public image of the victim's own class.
@@ -287,8 +305,8 @@ class Study:
         own = [self.images(victim, case) for victim in range(self.count(case or str(self.case)))]
         public = self.others.x, self.others.y
         if self.kind == "images":
-            return [guess(x, y, *public) for x, y in own]
-        return [guess_tokens(x, public[0], self.vocabulary) for x, _ in own]
+            return [prior_score(x, y, *public) for x, y in own]
+        return [prior_score_of_tokens(x, public[0], self.vocabulary) for x, _ in own]
 
     @property
     def vocabulary(self) -> int:

@@ -1,18 +1,21 @@
-"""From any module to the classifier that is attacked, or a sentence that says why it cannot be."""
+"""What is attacked: samples, and any module as a classifier, or a sentence why it cannot be."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsens.errors import ConfigurationError
+from fedsens.data import Dataset, load_dataset
+from fedsens.errors import ConfigurationError, DataError
 
 Mode = Literal["auto", "train", "eval"]
 WRAPPERS = ("_orig_mod", "module")  # of torch.compile, and of DataParallel and its kin
@@ -33,19 +36,6 @@ def attackable(
     names of parameters are those of the model inside. Inputs are cast to the parameters' type, and
     of an output with several parts the logits are taken: ``logits``, or else the first tensor of
     shape (samples, ..., at least ``classes``).
-
-    Args:
-        model: any module that classifies; it is not changed.
-        x: samples as a client has them in one step, the batch first.
-        y: their labels, one for each sample or for each of its tokens.
-        classes: number of them.
-        mode: ``train``: as clients train, with dropout, which the attacker does not know; ``eval``:
-            without, and BatchNorm normalises by its running statistics; ``auto``: what leaks most,
-            without dropout and with BatchNorm by the batch that is attacked, or by its running
-            statistics where it refuses such a batch.
-
-    Returns:
-        The copy, on the CPU, in that mode.
 
     Raises:
         ConfigurationError: it cannot be attacked; the text says why.
@@ -73,42 +63,19 @@ def attackable(
 
 
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, the mean over samples, or over all tokens where each has a label.
-
-    Args:
-        logits: of shape (samples, classes) or (samples, tokens, classes).
-        y: labels, (samples,) or (samples, tokens), -100 where a token does not count.
-
-    Returns:
-        The loss.
-    """
+    """Cross-entropy, the mean over samples, or over all tokens where each has a label."""
     return cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
-def answer_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits of samples, leaving no trace in the model's buffers.
-
-    Args:
-        model: of :func:`attackable`.
-        x: samples.
-
-    Returns:
-        Logits.
-    """
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits of samples, leaving no trace in the model's buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     logits: Tensor = functional_call(model, buffers, (x,)) if buffers else model(x)
     return logits
 
 
 def without_records(model: nn.Module) -> nn.Module:
-    """A copy whose BatchNorm layers in training mode record no running statistics.
-
-    Args:
-        model: of :func:`attackable`.
-
-    Returns:
-        The copy; it gives the same logits.
-    """
+    """A copy whose BatchNorm layers in training mode record no running statistics."""
     mine = copy.deepcopy(model)
     for module in mine.modules():
         if isinstance(module, _BatchNorm) and module.training:
@@ -210,7 +177,7 @@ def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with torch.random.fork_rng(devices=[]):
-            logits = answer_of(model, x)
+            logits = logits_of(model, x)
         if logits.ndim != y.ndim + 1 or logits.shape[: y.ndim] != y.shape:
             return (
                 f"its output has shape {tuple(logits.shape)} instead of "
@@ -230,3 +197,65 @@ def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
 
 def _first(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def load_samples(source: str, classes: int | None = None) -> Dataset:
+    """Images as :func:`fedsens.data.load_dataset` reads them, or sentences of an ``.npz`` file.
+
+    Sentences are an integer array ``x`` of token ids, (n, length), with ``y``, a label for each
+    sentence, (n,), or for each token, (n, length), -100 where a token does not count.
+
+    Args:
+        source: name or path.
+        classes: number of classes; None to find out.
+
+    Returns:
+        The samples; ``x`` is floating point for images and int64 for tokens.
+
+    Raises:
+        DataError: the sentences and labels do not fit each other.
+    """
+    if not (source.endswith(".npz") and Path(source).is_file()):
+        return load_dataset(source, classes)
+    with np.load(source, allow_pickle=False) as archive:
+        x, y = (archive[name] if name in archive.files else np.empty(0) for name in ("x", "y"))
+    if x.ndim != 2 or x.dtype.kind not in "iu":
+        return load_dataset(source, classes)
+    if y.dtype.kind not in "iu" or y.shape not in {x.shape[:1], x.shape} or not y.size:
+        raise DataError(
+            f"{source}: expected an integer label for each of {len(x)} sentences or each of their "
+            f"tokens, got y of shape {y.shape} and type {y.dtype}; correct y"
+        )
+    if x.min() < 0:
+        raise DataError(f"{source}: expected token ids from 0, got {x.min()}; correct x")
+    labels = torch.from_numpy(y.astype(np.int64))
+    return Dataset(
+        torch.from_numpy(x.astype(np.int64)), labels, classes or int(labels.max().clamp_min(1)) + 1
+    )
+
+
+def leaking_lenet(channels: int, size: int, classes: int, seed: int = 0) -> nn.Module:
+    """The LeNet of DLG (arXiv 1906.08935): strided convolutions, sigmoids, uniform weights.
+
+    88,648 parameters for 3 channels, 32 pixels and 100 classes, as in FedML-HE.
+
+    Args:
+        channels: of an image.
+        size: its height and width in pixels.
+        classes: number of outputs.
+        seed: of the weights.
+
+    Returns:
+        The model, untrained.
+    """
+    layers: list[nn.Module] = []
+    side, inputs = size, channels
+    for stride in (2, 2, 1, 1):
+        layers += [nn.Conv2d(inputs, 12, 5, padding=2, stride=stride), nn.Sigmoid()]
+        side, inputs = -(-side // stride), 12
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * side * side, classes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+    return model

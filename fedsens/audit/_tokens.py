@@ -19,8 +19,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from fedsens.audit._attack import AttackView, Effort, register_attack
-from fedsens.audit._target import answer_of
+from fedsens.audit._attack import AttackBudget, AttackView, register_attack
+from fedsens.audit._target import logits_of
 
 RANK = 1e-6  # singular values below, relative to the largest, are rounding
 NEAR = 0.02  # share of an input's length outside of the span that still counts as within
@@ -30,7 +30,7 @@ CHUNK = 256  # tokens at a time
 
 
 @register_attack("embedding", threat="analytic", kind="tokens")
-def embedding(view: AttackView, effort: Effort) -> Tensor:
+def embedding(view: AttackView, budget: AttackBudget) -> Tensor:
     """The rows of the token embedding's gradient that are visibly not 0."""
     layer = _layers(view).embedding
     weight = view.gradients.get(f"{layer}.weight")
@@ -42,7 +42,7 @@ def embedding(view: AttackView, effort: Effort) -> Tensor:
 
 
 @register_attack("span", threat="analytic", kind="tokens")
-def span(view: AttackView, effort: Effort) -> Tensor:
+def span(view: AttackView, budget: AttackBudget) -> Tensor:
     """The tokens whose input of the first linear layers lies in the span of their gradients."""
     found = torch.zeros(_vocabulary(view), dtype=torch.bool)
     seen = {name: view.gradients.get(f"{name}.weight") for name in _layers(view).linear}
@@ -152,14 +152,14 @@ class _Layers:
 def _layers(view: AttackView) -> _Layers:
     if "layers" not in view.memo:
         assert view.public is not None
-        view.memo["layers"] = _Layers(_calm(view), view.public[0][:1], _vocabulary(view))
+        view.memo["layers"] = _Layers(_without_dropout(view), view.public[0][:1], _vocabulary(view))
     found: _Layers = view.memo["layers"]
     return found
 
 
 def _vocabulary(view: AttackView) -> int:
     assert view.public is not None
-    return vocabulary_of(_calm(view), view.public[0])
+    return vocabulary_of(_without_dropout(view), view.public[0])
 
 
 def vocabulary_of(model: nn.Module, sentences: Tensor) -> int:
@@ -185,7 +185,7 @@ def vocabulary_of(model: nn.Module, sentences: Tensor) -> int:
     return max(sizes, default=int(sentences.max()) + 1)
 
 
-def _calm(view: AttackView) -> nn.Module:
+def _without_dropout(view: AttackView) -> nn.Module:
     """The model without dropout, whose draws the attacker does not know."""
     return copy.deepcopy(view.model).eval()
 
@@ -201,7 +201,7 @@ def _given(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     ]
     try:
         with torch.no_grad():
-            answer_of(model, tokens)
+            logits_of(model, tokens)
     finally:
         for hook in hooks:
             hook.remove()
@@ -221,7 +221,7 @@ class _Caught(Exception):  # noqa: N818 - no error: it ends a forward pass that 
 
 def _inputs(view: AttackView, vocabulary: int) -> Iterator[tuple[int, Tensor]]:
     """Inputs of the first linear layer, of all tokens at every position, some at a time."""
-    model = _calm(view)
+    model = _without_dropout(view)
     layer = model.get_submodule(_layers(view).linear[0])
 
     def catch(_: nn.Module, given: tuple[Tensor, ...]) -> NoReturn:
@@ -232,6 +232,6 @@ def _inputs(view: AttackView, vocabulary: int) -> Iterator[tuple[int, Tensor]]:
         ids = torch.arange(first, min(first + CHUNK, vocabulary))
         try:
             with torch.no_grad():
-                answer_of(model, ids[:, None].expand(-1, *view.shape))
+                logits_of(model, ids[:, None].expand(-1, *view.shape))
         except _Caught as caught:
             yield first, caught.args[0]

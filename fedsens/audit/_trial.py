@@ -46,9 +46,9 @@ class Protection(NamedTuple):
 
 
 #: ratio 0
-NOTHING = Protection("none", 0.0)
+NO_ENCRYPTION = Protection("none", 0.0)
 #: ratio 1
-EVERYTHING = Protection("all", 1.0)
+FULL_ENCRYPTION = Protection("all", 1.0)
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,10 @@ def protections_of(
         for remainder in remainders
         if 0 < ratio < 1
     ]
-    open_ = [Protection(NOTHING.policy, NOTHING.ratio, r) for r in remainders if r != PLAIN]
-    return [NOTHING, EVERYTHING, *(open_ if 0 in ratios else []), *between]
+    open_ = [
+        Protection(NO_ENCRYPTION.policy, NO_ENCRYPTION.ratio, r) for r in remainders if r != PLAIN
+    ]
+    return [NO_ENCRYPTION, FULL_ENCRYPTION, *(open_ if 0 in ratios else []), *between]
 
 
 def trials_of(
@@ -174,23 +176,13 @@ def remainder_name(text: str) -> str:
     )
 
 
-def treated(
+def protected_remainder(
     name: str,
     before: Mapping[str, NDArray[Any]],
     after: Mapping[str, NDArray[Any]],
     rng: np.random.Generator,
 ) -> Arrays | None:
-    """The remainder that leaves the client, by the function that the client's mod applies.
-
-    Args:
-        name: what is done, see :func:`remainder_name`.
-        before: the remainder that was received.
-        after: the remainder that was trained.
-        rng: of the noise.
-
-    Returns:
-        The remainder; None where it is withheld.
-    """
+    """The remainder that leaves the client, by the function that the client's mod applies."""
     if name == WITHHELD:
         return None
     if name == PLAIN:
@@ -202,9 +194,6 @@ def treated(
 
 def noise_share(name: str) -> float:
     """How much of what is seen is noise.
-
-    Args:
-        name: what is done to the remainder.
 
     Returns:
         The noise's root mean square relative to that of the noisy update, from 0 to 1.

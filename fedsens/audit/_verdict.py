@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedsens.audit._attack import get_attack
-from fedsens.audit._metrics import CONFIDENCE, Interval, interval, upper_bound
-from fedsens.audit._trial import EVERYTHING, FIRST, NOTHING, WORKS, Outcome, Protection
+from fedsens.audit._metrics import CONFIDENCE, Interval, interval, share_bounds
+from fedsens.audit._trial import FIRST, FULL_ENCRYPTION, NO_ENCRYPTION, WORKS, Outcome, Protection
 
 IDENTIFIED = 0.01  # of the victims, by chance
 MARGIN = 0.02  # of the score, above a guess
@@ -16,7 +16,7 @@ UNION = "union"
 
 
 @dataclass(frozen=True)
-class Line:
+class VerdictRow:
     """One attack on one protection.
 
     Attributes:
@@ -32,8 +32,8 @@ class Line:
         identified: share of the victims that were told from the candidates, those left out that
             are told with everything encrypted, too: the grey image of an attack that sees nothing
             is nearest to them by chance.
-        possible: upper bound on that share among all updates, one-sided (Clopper and Pearson
-            1934): what so many victims allow for.
+        certain: lower bound on that share among all updates (Clopper and Pearson 1934).
+        possible: upper bound likewise: what so many victims allow for.
         works: whether the attack works with nothing encrypted; if not, its failure means nothing.
         case: what the client of the update did.
     """
@@ -47,6 +47,7 @@ class Line:
     score: Interval
     excess: Interval
     identified: float
+    certain: float
     possible: float
     works: bool
     case: str
@@ -71,7 +72,7 @@ class Line:
 
 def verdict(
     outcomes: Iterable[Outcome], prior: Sequence[float], confidence: float = CONFIDENCE
-) -> list[Line]:
+) -> list[VerdictRow]:
     """A line for each protection and attack, and one for the union of the attacks.
 
     Naive attacks never enter the union: they are there to reproduce published results. Without any
@@ -92,23 +93,27 @@ def verdict(
     for outcome in outcomes:
         some = tried.setdefault(outcome.trial.protection, {})
         some.setdefault(outcome.trial.attack, []).append(outcome)
-    works = {name: works_at(name, some) for name, some in tried.get(NOTHING, {}).items()}
+    works = {name: works_at(name, some) for name, some in tried.get(NO_ENCRYPTION, {}).items()}
     aware = {name for some in tried.values() for name in some if not _naive(name)}
-    floor, lucky = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
-    for outcome in _union(tried.get(EVERYTHING, {}), aware):
+    floor, by_chance = dict(enumerate(prior)), dict.fromkeys(range(len(prior)), 0.0)
+    for outcome in _union(tried.get(FULL_ENCRYPTION, {}), aware):
         image = outcome.trial.image
         floor[image] = max(floor[image], outcome.score)
-        lucky[image] = outcome.identified
+        by_chance[image] = outcome.identified
     lines = []
     for protection, attacks in tried.items():
         for name, own in attacks.items():
             threat = get_attack(name).threat
             working = works.get(name, False)
-            lines.append(_line(protection, name, threat, own, working, floor, lucky, confidence))
+            lines.append(
+                _line(protection, name, threat, own, working, floor, by_chance, confidence)
+            )
         best = _union(attacks, aware)
         if best:
             working = any(works.get(name, False) for name in aware)
-            lines.append(_line(protection, UNION, "all", best, working, floor, lucky, confidence))
+            lines.append(
+                _line(protection, UNION, "all", best, working, floor, by_chance, confidence)
+            )
     return lines
 
 
@@ -116,7 +121,7 @@ def verdicts(
     outcomes: Iterable[Outcome],
     priors: Mapping[str, Sequence[float]],
     confidence: float = CONFIDENCE,
-) -> list[Line]:
+) -> list[VerdictRow]:
     """The verdict on each case of a study.
 
     Args:
@@ -135,17 +140,13 @@ def verdicts(
     ]
 
 
-def union_of(lines: Iterable[Line]) -> dict[Protection, Line]:
+def union_of(lines: Iterable[VerdictRow]) -> dict[Protection, VerdictRow]:
     """The union's line of every protection; none where no attack works."""
     return {line.protection: line for line in lines if line.attack == UNION and line.works}
 
 
 def works_at(attack: str, some: Sequence[Outcome]) -> bool:
     """Whether an attack works, so that its failure says something.
-
-    Args:
-        attack: its name.
-        some: its outcomes with nothing encrypted; the first 8 victims count.
 
     Returns:
         True if it recovers 95 % of them, by score or told from others; half if it is a deviating
@@ -179,25 +180,27 @@ def _line(
     some: Sequence[Outcome],
     works: bool,
     floor: Mapping[int, float],
-    lucky: Mapping[int, float],
+    by_chance: Mapping[int, float],
     confidence: float,
-) -> Line:
-    told = _told(some, lucky)
-    return Line(
+) -> VerdictRow:
+    shares = _shares_identified(some, by_chance)
+    certain, possible = share_bounds(sum(shares), len(shares), confidence)
+    return VerdictRow(
         *protection,
         attack=name,
         threat=threat,
         victims=len(some),
         score=interval([o.score for o in some], confidence=confidence),
         excess=interval([o.score - floor[o.trial.image] for o in some], confidence=confidence),
-        identified=sum(told) / len(told) if told else 0.0,
-        possible=upper_bound(sum(told), len(told), confidence),
+        identified=sum(shares) / len(shares) if shares else 0.0,
+        certain=certain,
+        possible=possible,
         works=works,
         case=some[0].trial.case,
     )
 
 
-def _told(some: Sequence[Outcome], lucky: Mapping[int, float]) -> list[float]:
+def _shares_identified(some: Sequence[Outcome], by_chance: Mapping[int, float]) -> list[float]:
     """The share of each victim that is told from others, of what is not told from nothing, too."""
-    shares = [(o.identified, lucky[o.trial.image]) for o in some]
+    shares = [(o.identified, by_chance[o.trial.image]) for o in some]
     return [max(0.0, own - luck) / (1 - luck) for own, luck in shares if luck < 1]

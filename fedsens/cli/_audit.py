@@ -170,7 +170,7 @@ def run(
             "samples, of models trained for 0, 1, 5 and 20 rounds."
         ),
     ] = Setting.worst,
-    presence: Annotated[
+    membership: Annotated[
         bool, typer.Option(help="Also tell members of a batch from other samples.")
     ] = True,
     minutes: Minutes = 0.0,
@@ -182,7 +182,7 @@ def run(
     """Attack updates as a curious server sees them under masks: gradients of single samples.
 
     The verdict is the union of all but naive attacks, beside a guess without any update.
-    Writes audit.json, audit.csv, labels.csv, presence.csv, leakage.png and sheet.png; an
+    Writes audit.json, audit.csv, labels.csv, membership.csv, leakage.png and sheet.png; an
     interrupted study goes on. With --batch and --local-steps the updates are what federated
     averaging sends.
     """
@@ -199,7 +199,7 @@ def run(
             changes["steps"] = min(settings.steps, QUICK_STEPS)
         own = settings.model_copy(update=changes)
         wanted = chosen, ratios or RATIOS, remainders or ()
-        audit_study(own, out, wanted, attacks or [], presence, minutes)
+        audit_study(own, out, wanted, attacks or [], membership, minutes)
     console.print(f"audit.json, audit.csv, leakage.png and more in {out}", soft_wrap=True)
 
 

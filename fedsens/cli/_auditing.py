@@ -13,14 +13,14 @@ from torch import nn
 from fedsens.audit import (
     CONFIDENCE,
     PLAIN,
+    AttackStudy,
     Case,
     Imprinted,
-    Line,
     Protection,
     Record,
-    Study,
     Summary,
     Trial,
+    VerdictRow,
     attack_names,
     audit_table,
     case_table,
@@ -28,6 +28,7 @@ from fedsens.audit import (
     draw_leakage,
     draw_sheet,
     get_attack,
+    inference_table,
     label_leaks,
     leaking_lenet,
     load_samples,
@@ -37,7 +38,6 @@ from fedsens.audit import (
     real_trials,
     recommendation,
     remainder_name,
-    rest_table,
     run_trials,
     trials_of,
     verdicts,
@@ -66,19 +66,10 @@ def audit_study(
     out: Path,
     wanted: Wanted,
     attacks: Sequence[str],
-    presence: bool,
+    with_membership: bool,
     minutes: float,
 ) -> None:
-    """Audit what updates leak under some protections, and say and write what came out.
-
-    Args:
-        settings: of the study.
-        out: its folder; a study in it goes on.
-        wanted: policies, ratios and remainders, each with each.
-        attacks: to try; all that apply but naive ones if there are none.
-        presence: whether to tell members of a batch, too.
-        minutes: after which no trial is begun; 0 for all.
-    """
+    """Audit what updates leak under some protections, and say and write what came out."""
     for name in attacks:
         get_attack(name)
     protections = protections_in(wanted)
@@ -92,7 +83,7 @@ def audit_study(
     for case in others if not untried else ():
         real = real_trials(protections, names, study, record.known, case)
         try_all(study, record, real, study.count(case) * len(names) * 4, minutes)
-    lines = conclude(study, record, out, presence, len(untried))
+    lines = conclude(study, record, out, with_membership, len(untried))
     if lines:
         say_verdict(lines, study.layout.size, out)
     say_untried(untried)
@@ -105,15 +96,8 @@ def protections_in(wanted: Wanted) -> list[Protection]:
     return protections_of(policies, ratios, names)
 
 
-def make_study(settings: StudySettings) -> Study:
-    """Load model and samples.
-
-    Args:
-        settings: of the study.
-
-    Returns:
-        The study.
-    """
+def make_study(settings: StudySettings) -> AttackStudy:
+    """Load model and samples."""
     samples = load_samples(settings.data, settings.classes or None)
     text = not samples.x.is_floating_point()
     noun = "sentence" if text else "image"
@@ -125,7 +109,7 @@ def make_study(settings: StudySettings) -> Study:
             for rounds in REAL_ROUNDS
             for batch in REAL_BATCHES
         ]
-    return Study(
+    return AttackStudy(
         _model(settings, samples),
         samples,
         victims=settings.images,
@@ -158,30 +142,14 @@ def _model(settings: StudySettings, samples: Dataset) -> nn.Module:
         return Imprinted(made, samples.x, settings.imprint) if settings.imprint else made
 
 
-def open_record(folder: Path, settings: StudySettings, study: Study) -> Record:
-    """The record of a study, begun or gone on with.
-
-    Args:
-        folder: of the study.
-        settings: of the study; the digest of the model's weights is added.
-        study: the study.
-
-    Returns:
-        The record.
-    """
+def open_record(folder: Path, settings: StudySettings, study: AttackStudy) -> Record:
+    """The record of a study, begun or gone on with."""
     state = {name: value.numpy() for name, value in study.model.state_dict().items()}
     return Record(folder, settings.model_dump(mode="json") | {"weights": digest_of(state)})
 
 
-def attacks_on(study: Study, names: Sequence[str]) -> list[str]:
+def attacks_on(study: AttackStudy, names: Sequence[str]) -> list[str]:
     """The attacks to try, those that can recover most for least first.
-
-    Args:
-        study: the study.
-        names: that were asked for; all that apply but naive ones if there are none.
-
-    Returns:
-        Names.
 
     Raises:
         ConfigurationError: one that was asked for recovers another kind of samples, or none is
@@ -202,16 +170,9 @@ def attacks_on(study: Study, names: Sequence[str]) -> list[str]:
 
 
 def try_all(
-    study: Study, record: Record, trials: Iterable[Trial], count: int, minutes: float
+    study: AttackStudy, record: Record, trials: Iterable[Trial], count: int, minutes: float
 ) -> list[Trial]:
     """Run trials, with a bar.
-
-    Args:
-        study: the study.
-        record: what is known already; outcomes are added.
-        trials: to run.
-        count: how many these are at most.
-        minutes: after which none is begun; 0 for all.
 
     Returns:
         The trials that were come to; fewer than there are if the time was up.
@@ -226,32 +187,23 @@ def try_all(
     return done
 
 
-def conclude(study: Study, record: Record, out: Path, presence: bool, untried: int) -> list[Line]:
-    """Say and write what the study found.
-
-    Args:
-        study: the study.
-        record: its outcomes.
-        out: its folder.
-        presence: whether to tell members of a batch, too.
-        untried: trials that the time budget left over.
-
-    Returns:
-        The verdict on the first case.
-    """
+def conclude(
+    study: AttackStudy, record: Record, out: Path, with_membership: bool, untried: int
+) -> list[VerdictRow]:
+    """Say and write what the study found."""
     priors = {case: study.prior(case) for case in study.cases}
     accuracy = {case: study.accuracy(case) for case in study.cases}
     lines = verdicts((outcome for outcome, _ in record.known.values()), priors)
     first = [line for line in lines if line.case == str(study.case)]
     protections = list(dict.fromkeys(line.protection for line in first))
     labelled = study.others.y.ndim == 1
-    with console.status("labels and presence"):
+    with console.status("labels and membership"):
         labels = label_leaks(study, protections, study.count(str(study.case))) if labelled else []
-        told = membership(study, protections) if presence and labelled else []
+        members = membership(study, protections) if with_membership and labelled else []
     mode = mode_of(study.model)
     summary = Summary(
         record.settings, study.layout.size, study.kind, mode, priors, accuracy, untried, lines,
-        labels, told,
+        labels, members,
     )  # fmt: skip
     write_summary(summary, out)
     _draw(study, record, first, out)
@@ -259,20 +211,14 @@ def conclude(study: Study, record: Record, out: Path, presence: bool, untried: i
         prior = priors[str(study.case)]
         console.print(audit_table(first, prior, study.kind, mode))
         if labels:
-            console.print(rest_table(labels, told))
+            console.print(inference_table(labels, members))
         if len(priors) > 1:
             console.print(case_table(lines, priors, accuracy))
     return first
 
 
-def say_verdict(lines: Sequence[Line], size: int, out: Path) -> None:
-    """Say and keep the verdict in words, by the defaults of ``recommend``.
-
-    Args:
-        lines: of the first case.
-        size: P, of the model.
-        out: the study's folder.
-    """
+def say_verdict(lines: Sequence[VerdictRow], size: int, out: Path) -> None:
+    """Say and keep the verdict in words, by the defaults of ``recommend``."""
     found = choices(lines, size, CkksParameters.preset(PRESET))
     text = recommendation(found, CONFIDENCE)
     console.print(text, soft_wrap=True)
@@ -290,7 +236,7 @@ def say_untried(untried: Sequence[Trial]) -> None:
         )
 
 
-def _draw(study: Study, record: Record, lines: Sequence[Line], out: Path) -> None:
+def _draw(study: AttackStudy, record: Record, lines: Sequence[VerdictRow], out: Path) -> None:
     if not lines:
         return
     codec, size = CkksParameters.preset(PRESET), study.layout.size

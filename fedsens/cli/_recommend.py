@@ -11,12 +11,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedsens.audit import (
-    EVERYTHING,
+    FULL_ENCRYPTION,
     WITHHELD,
+    AttackStudy,
     Choice,
     Protection,
-    Study,
     Trial,
+    cheapest_first,
     choice_table,
     choices,
     draw_choices,
@@ -26,7 +27,6 @@ from fedsens.audit import (
     recommendation,
     recommended,
     verdict,
-    walk,
 )
 from fedsens.cli._audit import StudySettings
 from fedsens.cli._auditing import (
@@ -64,13 +64,6 @@ class Judgement:
 def own_settings(folder: Path, given: StudySettings) -> StudySettings:
     """The study's own settings where the folder holds one and no others were asked for.
 
-    Args:
-        folder: of the study.
-        given: what was asked for.
-
-    Returns:
-        The settings.
-
     Raises:
         ConfigurationError: those in the folder are of another version.
     """
@@ -95,16 +88,7 @@ def recommend_study(
     minutes: float | None,
     judgement: Judgement,
 ) -> None:
-    """Find the cheapest protection that holds, and say and write it.
-
-    Args:
-        settings: of the study.
-        folder: its folder; a study in it goes on.
-        wanted: policies, ratios and remainders to consider, each with each.
-        attacks: to try; those that the study has tried, or all that apply, if there are none.
-        minutes: after which no trial is begun; 0 for all, None for none at all.
-        judgement: when a protection holds.
-    """
+    """Find the cheapest protection that holds, and say and write it."""
     codec = CkksParameters.preset(judgement.preset or PRESET)
     study, protections = make_study(settings), protections_in(wanted)
     record, case = open_record(folder, settings, study), str(study.case)
@@ -122,7 +106,7 @@ def recommend_study(
         known = [trial.protection for trial in record.known if trial.case == case]
         names = attacks_on(study, attacks or _tried(record.known))
         count = study.count(case)
-        trials = walk([*protections, *known], names, count, record.known, holds, case)
+        trials = cheapest_first([*protections, *known], names, count, record.known, holds, case)
         most = (len({*protections, *known})) * count * len(names)
         try_all(study, record, trials, most, minutes)
     _show(study, found(), folder, judgement)
@@ -134,7 +118,7 @@ def _tried(known: Iterable[Trial]) -> list[str]:
     return [name for name in names if get_attack(name).threat != "naive"]
 
 
-def _show(study: Study, found: list[Choice], folder: Path, judgement: Judgement) -> None:
+def _show(study: AttackStudy, found: list[Choice], folder: Path, judgement: Judgement) -> None:
     text = recommendation(found, judgement.confidence)
     body = f"<p><b>{escape(text)}</b></p>\n"
     if found:
@@ -168,7 +152,7 @@ def _figures(
         (f"{(best.bytes_up + best.bytes_down) / 1e6:.3g} MB", "both ways, a client and round"),
         (f"{seconds[best.protection]:.2g} s", "CPU time of it, without training"),
     ]
-    if best.protection == EVERYTHING or best.line.remainder == WITHHELD:
+    if best.protection == FULL_ENCRYPTION or best.line.remainder == WITHHELD:
         return [*figures, ("none", "values in plaintext to attack")]
     return [
         *figures,
@@ -177,7 +161,7 @@ def _figures(
     ]
 
 
-def _attacked(study: Study, folder: Path) -> str:
+def _attacked(study: AttackStudy, folder: Path) -> str:
     """What was attacked, in a line."""
     settings = read_settings(folder) or {}
     model = settings.get("model") or "the LeNet of DLG"

@@ -26,7 +26,11 @@ PICTURES = {
     "recommend.png": "What each protection leaks above a guess",
     "sheet.png": "What attacks recover, image by image",
 }
-TABLES = {"audit.csv": "Attacks", "labels.csv": "Labels", "presence.csv": "Presence of an image"}
+TABLES = {
+    "audit.csv": "Attacks",
+    "labels.csv": "Labels",
+    "membership.csv": "Membership of an image",
+}
 
 
 def result_sections(folder: Path) -> list[tuple[str, str]]:

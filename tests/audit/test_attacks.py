@@ -9,13 +9,13 @@ from torch import nn
 
 from fedsens.audit import _attack as registry
 from fedsens.audit._analytic import complete_rank_one, layer_input
-from fedsens.audit._attack import Effort, attack_names, get_attack, register_attack
+from fedsens.audit._attack import AttackBudget, attack_names, get_attack, register_attack
 from fedsens.audit._labels import infer_label, label_scores
-from fedsens.audit._study import Study
+from fedsens.audit._study import AttackStudy
 from fedsens.audit._trial import Trial
 from fedsens.errors import ConfigurationError
 
-from .kit import digits, study
+from .models import digits, study
 
 PLACES = {  # a model on which the attack works with nothing encrypted
     "dlg-naive": "lenet",
@@ -37,7 +37,7 @@ def outcome(made, attack, policy, ratio, image=0):
     found, seconds = made.attack(trial)
     assert found.shape == (1, 1, 8, 8)
     assert 0 <= found.min() <= found.max() <= 1  # so that no NaN of an encrypted value is in it
-    return made.judge(trial, found, seconds)
+    return made.measure(trial, found, seconds)
 
 
 def test_every_attack_has_a_place():
@@ -84,7 +84,7 @@ def test_the_best_start_is_chosen_by_the_attacks_own_loss():
     view = made.view("none", 0.0, 0)
     true = made.victims.x[0]
     few, many = (
-        get_attack("dlg").run(view, Effort(20, starts, torch.Generator().manual_seed(0)))
+        get_attack("dlg").run(view, AttackBudget(20, starts, torch.Generator().manual_seed(0)))
         for starts in (1, 3)
     )
     assert (many[0] - true).square().mean() <= (few[0] - true).square().mean() + 1e-3
@@ -102,11 +102,13 @@ def test_masks_that_leave_the_layer_whole_are_attacked_once():
     first, second = (made.view(*trial.protection[:2], 0) for trial in trials)
     assert first.memo is second.memo
     run = get_attack("analytic").run
-    again = [run(replace(v, memo={}), Effort(60, 1, torch.Generator())) for v in (first, second)]
-    effort = Effort(60, 1, torch.Generator())
-    assert torch.equal(run(first, effort), again[0])
+    again = [
+        run(replace(v, memo={}), AttackBudget(60, 1, torch.Generator())) for v in (first, second)
+    ]
+    budget = AttackBudget(60, 1, torch.Generator())
+    assert torch.equal(run(first, budget), again[0])
     kept = len(first.memo)
-    assert torch.equal(run(second, effort), again[1])
+    assert torch.equal(run(second, budget), again[1])
     assert len(first.memo) == kept
 
 
@@ -152,7 +154,7 @@ def quickstart():
 
 
 def test_pooled_features_are_traced_back_to_images_that_can_be_told():
-    made = Study(quickstart(), digits(), victims=6, steps=60, starts=1, seed=0)
+    made = AttackStudy(quickstart(), digits(), victims=6, steps=60, starts=1, seed=0)
     results = [outcome(made, "analytic", "random", 0.5, image) for image in range(6)]
     assert sum(result.identified for result in results) >= 4
     assert sum(result.score for result in results) / 6 > sum(made.prior()) / 6
@@ -179,14 +181,14 @@ def test_no_label_without_a_visible_last_layer():
 
 def test_learned_inversion_needs_public_images_and_visible_coordinates():
     made = study("lenet")
-    run, effort = get_attack("learned").run, Effort(1, 1, torch.Generator())
+    run, budget = get_attack("learned").run, AttackBudget(1, 1, torch.Generator())
     view = made.view("random", 0.5, 0)
-    assert (run(replace(view, public=None), effort) == 0.5).all()
-    assert (run(made.view("all", 1.0, 0), effort) == 0.5).all()
-    assert (run(view, effort) != 0.5).any()
+    assert (run(replace(view, public=None), budget) == 0.5).all()
+    assert (run(made.view("all", 1.0, 0), budget) == 0.5).all()
+    assert (run(view, budget) != 0.5).any()
     frozen = study("lenet")
     frozen.model[0].weight.requires_grad_(False)
-    assert (run(frozen.view("random", 0.5, 0), effort) != 0.5).any()
+    assert (run(frozen.view("random", 0.5, 0), budget) != 0.5).any()
 
 
 def test_an_attack_is_one_function(monkeypatch):
@@ -194,7 +196,7 @@ def test_an_attack_is_one_function(monkeypatch):
     monkeypatch.setattr("fedsens.audit._attack._attacks", deepcopy(registry._attacks))
 
     @register_attack("blank", threat="aware")
-    def blank(view, effort):
+    def blank(view, budget):
         return torch.full((view.batch, *view.shape), 0.5)
 
     assert outcome(study("perceptron"), "blank", "none", 0.0).score < 0.5

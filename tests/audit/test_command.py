@@ -13,10 +13,10 @@ from fedsens.audit import _attack as registry
 from fedsens.audit._attack import attack_names
 from fedsens.audit._recommend import choices, recommendation
 from fedsens.audit._record import Record, read_settings, run_trials
-from fedsens.audit._study import Study
+from fedsens.audit._study import AttackStudy
 from fedsens.audit._trial import (
-    EVERYTHING,
-    NOTHING,
+    FULL_ENCRYPTION,
+    NO_ENCRYPTION,
     WORST,
     Outcome,
     Protection,
@@ -30,7 +30,7 @@ from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 
-from .kit import MODELS, digits, study
+from .models import MODELS, digits, study
 
 PRIOR = [0.3, 0.3]
 
@@ -51,7 +51,8 @@ def outcomes(mask, **scores):
 
 def test_the_union_takes_the_best_of_all_but_naive_attacks():
     lines = verdict([
-        *outcomes(NOTHING, dlg=[1, 1], idlg=[0.96, 0.96], dlg_naive=[1, 1], inverting=[0.9, 0.4]),
+        *outcomes(NO_ENCRYPTION, dlg=[1, 1], idlg=[0.96, 0.96], dlg_naive=[1, 1]),
+        *outcomes(NO_ENCRYPTION, inverting=[0.9, 0.4]),
         *outcomes(("random", 0.5), dlg=[0.2, 0.9], idlg=[0.4, 0.1], dlg_naive=[1, 1]),
         *outcomes(("random", 0.5), inverting=[0.6, 0.3]),  # weak, but what it finds is found
     ], PRIOR)  # fmt: skip
@@ -70,27 +71,27 @@ def concluded(*some):
 
 
 def test_the_conclusion_names_the_cheapest_protection_that_is_no_better_than_a_guess():
-    open_, closed = outcomes(NOTHING, dlg=[1] * 8), outcomes(EVERYTHING, dlg=[0] * 8)
+    open_, closed = outcomes(NO_ENCRYPTION, dlg=[1] * 8), outcomes(FULL_ENCRYPTION, dlg=[0] * 8)
     weak = outcomes(("random", 0.5), dlg=[0.9] * 8)
     strong = outcomes(("random", 0.9, "laplace:1"), dlg=[0.1, 0.2] * 4)
     assert concluded(open_, closed, weak, strong).startswith("random 0.9 laplace:1: no attack")
     assert concluded(open_, closed, weak).startswith("Only ratio 1: no smaller mask")
     assert concluded(open_, weak).startswith("Nothing that was tried")
-    void = outcomes(NOTHING, dlg=[0.5] * 8, dlg_naive=[1] * 8)
+    void = outcomes(NO_ENCRYPTION, dlg=[0.5] * 8, dlg_naive=[1] * 8)
     assert concluded(void, closed).startswith("Only ratio 1: no attack tried works")
     found = outcomes(("random", 0.5), dlg=[0.6] * 8)
     assert concluded(void, closed, found).endswith("They find something behind random 0.5.")
 
 
 def test_the_guess_is_what_attacks_make_of_nothing_if_that_is_better():
-    some = [*outcomes(NOTHING, dlg=[1, 1]), *outcomes(EVERYTHING, dlg=[0.6, 0.1])]
+    some = [*outcomes(NO_ENCRYPTION, dlg=[1, 1]), *outcomes(FULL_ENCRYPTION, dlg=[0.6, 0.1])]
     lines = union_of(verdict([*some, *outcomes(("random", 0.5), dlg=[0.6, 0.4])], PRIOR))
     excess = lines["random", 0.5, "plain"].excess
     assert (excess.low, excess.mean, excess.high) == pytest.approx((0, 0.05, 0.1))
 
 
 def test_a_victim_of_which_an_attack_is_missing_is_not_in_the_union():
-    some = [*outcomes(NOTHING, dlg=[1, 1], idlg=[1, 1])]
+    some = [*outcomes(NO_ENCRYPTION, dlg=[1, 1], idlg=[1, 1])]
     some += outcomes(("random", 0.5), dlg=[0.1, 0.4], idlg=[0.2])
     line = union_of(verdict(some, PRIOR))["random", 0.5, "plain"]
     assert (line.victims, line.score.mean) == (1, 0.2)
@@ -99,13 +100,16 @@ def test_a_victim_of_which_an_attack_is_missing_is_not_in_the_union():
 
 
 def test_a_victim_that_one_attack_has_found_needs_no_other():
-    some = [*outcomes(NOTHING, dlg=[1, 1], idlg=[1, 1]), *outcomes(("random", 0.5), dlg=[0.6, 0.2])]
+    some = [
+        *outcomes(NO_ENCRYPTION, dlg=[1, 1], idlg=[1, 1]),
+        *outcomes(("random", 0.5), dlg=[0.6, 0.2]),
+    ]
     line = union_of(verdict(some, PRIOR))["random", 0.5, "plain"]
     assert (line.victims, line.score.mean, line.identified) == (1, 0.6, 1)
 
 
 def test_an_attack_that_tells_images_apart_works():
-    told = [Outcome(trial_of(NOTHING, "learned", i), 0.7, True, 1.0) for i in range(2)]
+    told = [Outcome(trial_of(NO_ENCRYPTION, "learned", i), 0.7, True, 1.0) for i in range(2)]
     hidden = outcomes(("random", 0.9), learned=[0.6, 0.7])
     assert union_of(verdict([*told, *hidden], PRIOR))[
         "random", 0.9, "plain"
@@ -114,15 +118,15 @@ def test_an_attack_that_tells_images_apart_works():
 
 def test_one_image_told_from_others_is_more_than_a_guess():
     told = [Outcome(Trial("random", 0.9, "dlg", 0), 0.1, True, 1.0)]
-    lines = verdict([*outcomes(NOTHING, dlg=[1, 1]), *told], PRIOR)
+    lines = verdict([*outcomes(NO_ENCRYPTION, dlg=[1, 1]), *told], PRIOR)
     assert not union_of(lines)["random", 0.9, "plain"].is_noise()
 
 
 def test_an_image_that_is_told_from_nothing_does_not_count_as_told():
-    closed = [Outcome(trial_of(EVERYTHING, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
+    closed = [Outcome(trial_of(FULL_ENCRYPTION, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
     some = [Outcome(Trial("random", 0.9, "dlg", i), 0.1, i == 0, 1.0) for i in range(2)]
-    line = union_of(verdict([*outcomes(NOTHING, dlg=[1, 1]), *closed, *some], PRIOR))
-    assert line[NOTHING].identified == 1
+    line = union_of(verdict([*outcomes(NO_ENCRYPTION, dlg=[1, 1]), *closed, *some], PRIOR))
+    assert line[NO_ENCRYPTION].identified == 1
     assert line["random", 0.9, "plain"].identified == 0
     assert line["random", 0.9, "plain"].possible == pytest.approx(0.95)  # one of one might be
 
@@ -131,14 +135,19 @@ def test_the_union_has_told_an_image_if_any_attack_has():
     best = Outcome(Trial("random", 0.9, "dlg", 0), 0.4, False, 1.0)
     other = Outcome(Trial("random", 0.9, "learned", 0), 0.3, True, 1.0)
     for some in ([best, other], [other, best]):
-        lines = verdict([*outcomes(NOTHING, dlg=[1], learned=[0.4]), *some], PRIOR)
+        lines = verdict([*outcomes(NO_ENCRYPTION, dlg=[1], learned=[0.4]), *some], PRIOR)
         union = union_of(lines)["random", 0.9, "plain"]
         assert (union.score.mean, union.identified) == (0.4, 1)
 
 
 def test_trials_begin_with_the_anchors_and_go_image_by_image():
     masks = protections_of(["random", "magnitude"], [0.0, 0.5, 1.0])
-    assert masks == [NOTHING, EVERYTHING, ("random", 0.5, "plain"), ("magnitude", 0.5, "plain")]
+    assert masks == [
+        NO_ENCRYPTION,
+        FULL_ENCRYPTION,
+        ("random", 0.5, "plain"),
+        ("magnitude", 0.5, "plain"),
+    ]
     trials = trials_of(masks, ["dlg"], 2)
     assert [(t.protection, t.image) for t in trials] == [(m, i) for i in range(2) for m in masks]
     noised = protections_of(["random"], [0.0, 0.5], ["gaussian:1"])
@@ -147,7 +156,7 @@ def test_trials_begin_with_the_anchors_and_go_image_by_image():
 
 def test_no_trial_begins_after_the_time_budget():
     made = study("perceptron", steps=1)
-    trials = trials_of([NOTHING], ["learned"], 2) * 3
+    trials = trials_of([NO_ENCRYPTION], ["learned"], 2) * 3
     times = iter([0, 0, 30, 59, 60, 1000])
     assert len(list(run_trials(made, trials, minutes=1, clock=lambda: next(times)))) == 3
     assert len(list(run_trials(made, trials))) == 6
@@ -156,7 +165,7 @@ def test_no_trial_begins_after_the_time_budget():
 def test_a_victim_that_is_recovered_is_not_attacked_further(tmp_path):
     made = study("perceptron", victims=10, steps=1)
     record = Record(tmp_path, {})
-    masks = [NOTHING, Protection("random", 0.5), EVERYTHING]
+    masks = [NO_ENCRYPTION, Protection("random", 0.5), FULL_ENCRYPTION]
     trials = trials_of(masks, ["analytic", "learned", "dlg-naive"], 10)
     assert list(run_trials(made, trials, record)) == trials
     tried = {(t.protection, t.attack): [] for t in trials}
@@ -164,9 +173,9 @@ def test_a_victim_that_is_recovered_is_not_attacked_further(tmp_path):
         tried[trial.protection, trial.attack].append(trial.image)
     for attack in ("analytic", "dlg-naive"):
         assert all(tried[mask, attack] == list(range(10)) for mask in masks)
-    assert tried[NOTHING, "learned"] == list(range(8))  # to see which attacks work
+    assert tried[NO_ENCRYPTION, "learned"] == list(range(8))  # to see which attacks work
     assert tried[masks[1], "learned"] == []
-    assert tried[EVERYTHING, "learned"] == list(range(10))
+    assert tried[FULL_ENCRYPTION, "learned"] == list(range(10))
     lines = union_of(verdict([o for o, _ in record.known.values()], [0.3] * 10))
     assert lines[masks[1]].victims == 10
 
@@ -174,7 +183,7 @@ def test_a_victim_that_is_recovered_is_not_attacked_further(tmp_path):
 def test_a_record_goes_on_and_refuses_another_study(tmp_path):
     assert read_settings(tmp_path) is None
     record = Record(tmp_path, {"steps": 1})
-    (one,) = outcomes(NOTHING, dlg=[0.75])
+    (one,) = outcomes(NO_ENCRYPTION, dlg=[0.75])
     found = torch.linspace(0, 1, 12).reshape(1, 3, 4)
     record.add(one, found)
     known = Record(tmp_path, {"steps": 1}).known
@@ -189,13 +198,13 @@ def test_a_record_goes_on_and_refuses_another_study(tmp_path):
 
 def test_a_line_that_an_interruption_has_cut_is_left_out_and_a_damaged_one_named(tmp_path):
     record, path = Record(tmp_path, {}), tmp_path / "audit.jsonl"
-    for one in outcomes(NOTHING, dlg=[0.75, 0.5]):
+    for one in outcomes(NO_ENCRYPTION, dlg=[0.75, 0.5]):
         record.add(one, torch.zeros(1, 2, 2))
     whole = path.read_text()
     path.write_text(whole[:-30])
     assert len(Record(tmp_path, {}).known) == 1
     record = Record(tmp_path, {})
-    record.add(outcomes(NOTHING, dlg=[0.75, 0.5])[1], torch.zeros(1, 2, 2))
+    record.add(outcomes(NO_ENCRYPTION, dlg=[0.75, 0.5])[1], torch.zeros(1, 2, 2))
     assert path.read_text() == whole
     path.write_text(whole.replace('"image": 0', '"picture": 0'))
     with pytest.raises(ConfigurationError, match="trial in line 2"):
@@ -214,7 +223,7 @@ def test_masks_are_made_without_the_victims():
 
 
 def test_forced_layers_are_in_every_mask_but_the_anchors():
-    made = Study(
+    made = AttackStudy(
         MODELS["perceptron"](), digits(), victims=1, steps=1, starts=1, seed=0, force=("first",)
     )
     view = made.view("random", 0.95, 0)
@@ -250,10 +259,10 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
     for name in ("leakage.png", "sheet.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     size = (tmp_path / "audit.jsonl").stat().st_size
-    with (tmp_path / "presence.csv").open() as file:
+    with (tmp_path / "membership.csv").open() as file:
         areas = {(row["policy"], row["batch"]): float(row["auc"]) for row in csv.DictReader(file)}
     assert areas["none", "1"] > 0.99 > areas["sensitivity", "8"] > areas["all", "1"] == 0.5
-    options.append("--no-presence")
+    options.append("--no-membership")
     assert invoke(*options).exit_code == 0
     assert (tmp_path / "audit.jsonl").stat().st_size == size  # nothing was tried again
     for other in (("--seed", 1), ("--images", 3)):  # either attacks and calibrates on others
@@ -266,9 +275,9 @@ def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
     monkeypatch.setattr("fedsens.cli._auditing.REAL_ROUNDS", (0, 2))
     monkeypatch.setattr("fedsens.cli._auditing.REAL_BATCHES", (2,))
     monkeypatch.setattr("fedsens.cli._auditing.REAL_IMAGES", 16)
-    options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-presence"]
+    options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-membership"]
     options += ["--policy", "random", "--attack", "idlg", "--setting", "real"]
-    options += ["--model", "tests.audit.kit:perceptron"]
+    options += ["--model", "tests.audit.models:perceptron"]
     text = said(invoke(*options))
     assert "The worst case, and what federated learning really sends" in text
     content = json.loads((tmp_path / "audit.json").read_text())
@@ -284,7 +293,7 @@ import torch
 from fedsens.audit._attack import register_attack
 
 @register_attack("one-grey", threat="aware")
-def grey(view, effort):
+def grey(view, budget):
     return torch.full((view.batch, *view.shape), 0.5)
 """
 
@@ -295,8 +304,8 @@ def test_ones_own_model_and_attack(tmp_path, monkeypatch):
     assert attack_names()  # which registers those of fedsens
     monkeypatch.setattr("fedsens.audit._attack._attacks", deepcopy(registry._attacks))
     (tmp_path / "ones_own_attack.py").write_text(ONES_OWN)
-    options = ["--model", "tests.audit.kit:perceptron", "--ratio", 0.5]
-    options += ["--attack", "analytic", "--no-presence", "--policy", "random", "--images", 1]
+    options = ["--model", "tests.audit.models:perceptron", "--ratio", 0.5]
+    options += ["--attack", "analytic", "--no-membership", "--policy", "random", "--images", 1]
     assert invoke("--attack", "one-grey", "--out", tmp_path / "x").exit_code == 1
     own = ["--import", "ones_own_attack", "--attack", "one-grey", "--out", tmp_path / "a"]
     assert "one-grey" in said(invoke(*options, *own))

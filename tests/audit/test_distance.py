@@ -11,7 +11,7 @@ from fedsens.audit._distance import GradientDistance
 from fedsens.audit._matching import total_variation
 from fedsens.audit._spectrum import gradient_by_coefficients, image_of, random_coefficients
 
-from .kit import study
+from .models import study
 
 
 def guess(view, seed=0):

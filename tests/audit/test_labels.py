@@ -8,16 +8,20 @@ import torch
 from fedsens.audit._clients import Case
 from fedsens.audit._labels import label_accuracy, label_shares, share_error
 from fedsens.audit._membership import label_leaks
-from fedsens.audit._trial import EVERYTHING, NOTHING, Protection
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Protection
 
-from .kit import study
+from .models import study
 
 
 @pytest.mark.parametrize("batch", [1, 32])
 def test_the_histogram_is_read_off_what_is_visible_and_not_off_nothing(batch):
     made = study("lenet", victims=4, case=Case(batch))
-    masks = [NOTHING, Protection("sensitivity", 0.1), Protection("first_layers", 0.1, "gaussian:1")]
-    *open_, closed = label_leaks(made, [*masks, EVERYTHING], 4)
+    masks = [
+        NO_ENCRYPTION,
+        Protection("sensitivity", 0.1),
+        Protection("first_layers", 0.1, "gaussian:1"),
+    ]
+    *open_, closed = label_leaks(made, [*masks, FULL_ENCRYPTION], 4)
     for leak in open_:
         assert leak.error.mean < 0.03 < 0.1 < leak.uniform
         assert leak.accuracy >= 0.99

@@ -5,15 +5,15 @@ import torch
 
 from fedsens.audit._learned import gradients_of
 from fedsens.audit._membership import area_under_curve, membership, membership_scores
-from fedsens.audit._trial import EVERYTHING, NOTHING, Protection
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Protection
 
-from .kit import study
+from .models import study
 
 
 def test_members_are_told_from_others_unless_everything_is_encrypted():
     made = study("perceptron")
     noised = Protection("first_layers", 0.1, "gaussian:1")
-    found = membership(made, [NOTHING, noised, EVERYTHING], (1, 32))
+    found = membership(made, [NO_ENCRYPTION, noised, FULL_ENCRYPTION], (1, 32))
     areas = {(each.policy, each.batch): each.auc for each in found}
     assert areas["none", 1].mean > 0.99
     assert areas["first_layers", 1].mean > 0.9
@@ -57,7 +57,7 @@ def test_the_area_under_the_curve_is_the_share_of_right_pairs():
 
 def test_a_batch_of_more_than_half_of_the_pool_is_left_out(monkeypatch):
     monkeypatch.setattr("fedsens.audit._membership.POOL", 10)
-    found = membership(study("perceptron"), [NOTHING], (1, 5, 6))
+    found = membership(study("perceptron"), [NO_ENCRYPTION], (1, 5, 6))
     assert [each.batch for each in found] == [1, 5]
     monkeypatch.setattr("fedsens.audit._membership.POOL", 1)
-    assert membership(study("perceptron"), [NOTHING]) == []
+    assert membership(study("perceptron"), [NO_ENCRYPTION]) == []

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from fedsens.audit._analytic import Imprinted
 from fedsens.audit._clients import Case
 from fedsens.audit._distance import StatisticsDistance
-from fedsens.audit._imprint import Imprinted
 from fedsens.audit._labels import infer_label
 from fedsens.audit._matching import total_variation
-from fedsens.audit._study import Study
-from fedsens.audit._target import answer_of
+from fedsens.audit._study import AttackStudy
+from fedsens.audit._target import logits_of
 from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
 
-from .kit import MODELS, digits, study
+from .models import MODELS, digits, study
 
 TOLERANCE, SIGNED_TOLERANCE = 0.02, 0.05
 # Mean SSIM that breaching 0.1.2 reaches on the same four digits and models: `deepleakage`, 300
@@ -38,7 +38,7 @@ DEEP_INVERSION, SEE_THROUGH = 0.9911, 0.9785
 
 def ours(made, attack, victims):
     trials = [Trial("none", 0.0, attack, victim) for victim in range(victims)]
-    return sum(made.judge(t, *made.attack(t)).score for t in trials) / victims
+    return sum(made.measure(t, *made.attack(t)).score for t in trials) / victims
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def normal():
 
 
 def of_batch(mode="train", case=Case(4), steps=60):  # noqa: B008 - frozen
-    return Study(
+    return AttackStudy(
         normal(), digits(), victims=1, steps=steps, starts=1, seed=0, cases=(case,), mode=mode
     )
 
 
 def scored(made, attack, policy="none", ratio=0.0):
     trial = Trial(policy, ratio, attack, 0, case=str(made.case))
-    return made.judge(trial, *made.attack(trial))
+    return made.measure(trial, *made.attack(trial))
 
 
 def experienced():
@@ -102,7 +102,7 @@ def experienced():
     ],
 )
 def test_batches_by_their_statistics_as_a_third_partys_program_finds_them(attack, steps, least):
-    made = Study(
+    made = AttackStudy(
         experienced(),
         digits(),
         victims=2,
@@ -113,7 +113,7 @@ def test_batches_by_their_statistics_as_a_third_partys_program_finds_them(attack
         mode="eval",
     )
     trials = [Trial("none", 0.0, attack, victim, case=str(made.case)) for victim in range(2)]
-    assert sum(made.judge(t, *made.attack(t)).score for t in trials) / 2 >= least
+    assert sum(made.measure(t, *made.attack(t)).score for t in trials) / 2 >= least
 
 
 def test_a_group_helps_a_batch_and_statistics_do_not_harm_it():
@@ -158,7 +158,7 @@ def test_an_imprint_layer_finds_the_images_that_are_alone_in_a_bin(batch, bins):
     generator = torch.Generator().manual_seed(0)  # digits' mean pixels take few values
     x = torch.rand((2000, 1, 8, 8), generator=generator)
     data = Dataset(x, torch.arange(2000) % 10, 10)
-    made = Study(
+    made = AttackStudy(
         Imprinted(MODELS["lenet"](), x, bins),
         data,
         victims=4,
@@ -183,8 +183,8 @@ def test_a_mask_that_covers_the_imprint_layer_hides_all_and_one_that_does_not_no
     with torch.no_grad():
         images = digits().x[:8]
         assert torch.allclose(model(images), model.model(images), atol=1e-2)  # hardly to be noticed
-    made = Study(model, digits(), victims=1, steps=1, starts=1, seed=0, cases=(Case(8),))
+    made = AttackStudy(model, digits(), victims=1, steps=1, starts=1, seed=0, cases=(Case(8),))
     assert scored(made, "imprint", "sensitivity", 0.1).identified >= 0.8
     assert scored(made, "imprint", "first_layers", 0.9).identified == 0
     assert scored(made, "imprint", "all", 1.0).score < 0.3
-    assert answer_of(made.model, images).shape == (8, 10)
+    assert logits_of(made.model, images).shape == (8, 10)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedsens.audit._recommend import choices, dearness, recommendation, walk
-from fedsens.audit._trial import EVERYTHING, NOTHING, Outcome, Protection
+from fedsens.audit._metrics import share_bounds
+from fedsens.audit._recommend import cheapest_first, choices, cost_rank, recommendation
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Outcome, Protection
 from fedsens.audit._verdict import verdict
 from fedsens.cli import app
 from fedsens.cli._auditing import PRESET
@@ -21,7 +22,10 @@ FRONT, HALF, NOISED = ("first_layers", 0.1), ("random", 0.5), ("first_layers", 0
 
 
 def anchors(count=8):
-    return [*outcomes(NOTHING, dlg=[1.0] * count), *outcomes(EVERYTHING, dlg=[0.0] * count)]
+    return [
+        *outcomes(NO_ENCRYPTION, dlg=[1.0] * count),
+        *outcomes(FULL_ENCRYPTION, dlg=[0.0] * count),
+    ]
 
 
 def chosen(*some, count=8, confidence=0.95, margin=0.02):
@@ -81,6 +85,14 @@ def test_few_victims_leave_it_open():
     assert "Not decided with 7 attacked: first_layers 0.1" in recommendation(found, 0.95)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_score_of_few_victims_is_no_interval(count):
+    weak = chosen(outcomes(FRONT, dlg=[0.45] * count), count=count)  # above the guess, none found
+    assert answers(weak)["first_layers 0.1"] == "open"
+    text = recommendation(chosen(outcomes(FRONT, dlg=[0.9]), count=1), 0.95)
+    assert "Behind every one of them that leaks at least 5.0% of all are found at 95%." in text
+
+
 def test_one_image_found_is_a_leak():
     assert answers(chosen(outcomes(FRONT, dlg=[0.1] * 7 + [0.6])))["first_layers 0.1"] == "leaks"
 
@@ -90,12 +102,15 @@ def test_the_share_that_may_be_found_is_bounded():
     bounds = {str(each.protection): each.line.possible for each in found}
     assert bounds["first_layers 0.1"] == pytest.approx(1 - 0.05 ** (1 / 8))  # none of eight
     assert bounds["nothing"] == 1
+    assert found[0].line.certain == pytest.approx(0.05 ** (1 / 8))  # eight of eight
+    assert share_bounds(1, 1)[0] == pytest.approx(0.05)  # one of one
+    assert share_bounds(0.5, 4) == (0, share_bounds(1, 4)[1])  # half of an update's images
 
 
 def test_nothing_is_recommended_where_no_attack_works():
-    void = [*outcomes(NOTHING, dlg=[0.5, 0.5]), *outcomes(EVERYTHING, dlg=[0, 0])]
+    void = [*outcomes(NO_ENCRYPTION, dlg=[0.5, 0.5]), *outcomes(FULL_ENCRYPTION, dlg=[0, 0])]
     found = choices(verdict(void, [0.3, 0.3]), SIZE, CkksParameters.preset(PRESET))
-    assert answers(found) == {"nothing": "leaks", "everything": "holds"}
+    assert answers(found) == {"nothing": "open", "everything": "holds"}
     assert recommendation(found, 0.95).startswith("Only ratio 1: no attack tried works")
     first = Protection("first_layers", 0.1)
     assert walked({first: 0}, [first], bare=0.5) == {
@@ -104,14 +119,16 @@ def test_nothing_is_recommended_where_no_attack_works():
 
 
 def walked(scores, wanted, victims=9, bare=1):
-    """The protections that a walk attacks, and on how many victims each."""
+    """The protections that are attacked, and on how many victims each."""
     known, places = {}, {}
 
     def holds(protection):
         return scores[protection] == 0
 
-    for trial in walk(wanted, ["dlg", "idlg"], victims, known, holds):
-        score = {NOTHING: bare, EVERYTHING: 0}.get(trial.protection, scores.get(trial.protection))
+    for trial in cheapest_first(wanted, ["dlg", "idlg"], victims, known, holds):
+        score = {NO_ENCRYPTION: bare, FULL_ENCRYPTION: 0}.get(
+            trial.protection, scores.get(trial.protection)
+        )
         known[trial] = Outcome(trial, score, score > 0.5, 0.0), torch.zeros(0)
         places.setdefault(str(trial.protection), set()).add(trial.image)
     return {name: len(images) for name, images in places.items()}
@@ -120,7 +137,7 @@ def walked(scores, wanted, victims=9, bare=1):
 def test_a_walk_leaves_what_is_refuted_and_stops_at_what_holds():
     plain, noised = Protection("first_layers", 0.1), Protection("first_layers", 0.1, "gaussian:3")
     weak, late = Protection("random", 0.3), Protection("first_layers", 0.1, "withheld")
-    wanted = [EVERYTHING, late, noised, plain, weak, NOTHING]
+    wanted = [FULL_ENCRYPTION, late, noised, plain, weak, NO_ENCRYPTION]
     ends = {"nothing": 9, "everything": 9}
     assert walked({plain: 0.9, weak: 0.3, noised: 0, late: 0}, wanted) == ends | {
         "first_layers 0.1": 1, "random 0.3": 9, "first_layers 0.1 gaussian:3": 9
@@ -130,7 +147,14 @@ def test_a_walk_leaves_what_is_refuted_and_stops_at_what_holds():
         "first_layers 0.1": 1, "random 0.3": 1, "first_layers 0.1 gaussian:3": 1,
         "first_layers 0.1 withheld": 1
     }  # fmt: skip
-    assert sorted(wanted, key=dearness) == [NOTHING, plain, weak, noised, late, EVERYTHING]
+    assert sorted(wanted, key=cost_rank) == [
+        NO_ENCRYPTION,
+        plain,
+        weak,
+        noised,
+        late,
+        FULL_ENCRYPTION,
+    ]
 
 
 def run(*options):
@@ -147,11 +171,11 @@ def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeyp
     options += ["--remainder", "plain,noised:3"]
     first = run("--out", tmp_path, *options, "--minutes", 1e-9)
     assert "The time budget left 32 trials untried" in first
-    text = run("--out", tmp_path, *options, "--no-presence")
+    text = run("--out", tmp_path, *options, "--no-membership")
     verdict_ = "first_layers 0.1 gaussian:3: no attack tried is above a guess"
     assert verdict_ in text
     content = json.loads((tmp_path / "audit.json").read_text())
-    assert (content["untried"], content["presence"], len(content["labels"])) == (0, [], 4)
+    assert (content["untried"], content["membership"], len(content["labels"])) == (0, [], 4)
     assert verdict_ in run("recommend", tmp_path, "--no-run")
     told = json.loads((tmp_path / "recommend.json").read_text())["verdict"]
     assert told in text

@@ -9,13 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from fedsens.audit._clients import Case, update_of
 from fedsens.audit._learned import gradients_of
-from fedsens.audit._study import Study
-from fedsens.audit._target import answer_of, attackable, loss_of, mode_of, without_records
-from fedsens.audit._trial import NOTHING, Trial
+from fedsens.audit._study import AttackStudy
+from fedsens.audit._target import attackable, logits_of, loss_of, mode_of, without_records
+from fedsens.audit._trial import NO_ENCRYPTION, Trial
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
 
-from .kit import digits
+from .models import digits
 
 X, Y = digits().x[:4], digits().y[:4]
 
@@ -83,13 +83,13 @@ def test_a_model_is_attacked_from_end_to_end(name, case):
         torch.manual_seed(0)
         model = MODELS[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    made = Study(model, digits(), victims=1, steps=3, starts=1, seed=0, cases=(case,))
+    made = AttackStudy(model, digits(), victims=1, steps=3, starts=1, seed=0, cases=(case,))
     for attack in ("idlg", "inverting-bn", "analytic", "learned"):
-        trial = Trial(*NOTHING[:2], attack, 0, case=str(case))
+        trial = Trial(*NO_ENCRYPTION[:2], attack, 0, case=str(case))
         found, _ = made.attack(trial)
         assert found.shape == (case.images, 1, 8, 8)
         assert found.isfinite().all()
-    assert made.mask(NOTHING).k == 0
+    assert made.mask(NO_ENCRYPTION).k == 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -99,8 +99,8 @@ def test_the_mode_is_the_one_that_was_asked_for_and_is_told(mode):
     assert model.training == (mode == "train")
     assert mode_of(model).startswith({"train": "training", "eval": "evaluation"}[mode])
     assert mode_of(nn.Linear(2, 2)) == ""
-    whole = answer_of(model, X)
-    alone = torch.cat([answer_of(model, x) for x in X.split(1)])
+    whole = logits_of(model, X)
+    alone = torch.cat([logits_of(model, x) for x in X.split(1)])
     assert torch.allclose(whole, alone, atol=1e-5) == (mode == "eval")
 
 
@@ -120,10 +120,10 @@ def test_where_training_mode_refuses_one_image_evaluation_mode_is_taken():
 def test_the_worst_case_is_without_dropout_and_with_the_batchs_statistics():
     model = attackable(normal(nn.Dropout(0.5)), X, Y, 10)
     assert mode_of(model) == "training mode (BatchNorm by the batch attacked, without dropout)"
-    assert torch.equal(answer_of(model, X), answer_of(model, X))
+    assert torch.equal(logits_of(model, X), logits_of(model, X))
     trained = attackable(normal(nn.Dropout(0.5)), X, Y, 10, "train")
     assert mode_of(trained).endswith("with dropout)")
-    assert not torch.equal(answer_of(trained, X), answer_of(trained, X))
+    assert not torch.equal(logits_of(trained, X), logits_of(trained, X))
 
 
 def no_gradient():
@@ -162,7 +162,7 @@ def test_what_cannot_be_attacked_says_why(model, text):
 def one_by_one(model, x, y):
     rows = []
     for image, label in zip(x.split(1), y.split(1), strict=True):
-        loss = cross_entropy(answer_of(model, image), label)
+        loss = cross_entropy(logits_of(model, image), label)
         grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
         rows.append(torch.cat([g.flatten() for g in grads]).float())
     return torch.stack(rows)
@@ -187,13 +187,13 @@ def test_a_wrong_fast_path_gives_way(monkeypatch):
 
 
 def test_running_statistics_tell_the_batchs():
-    study = Study(normal(), digits(), victims=1, steps=1, starts=1, seed=0, cases=(Case(4),))
+    study = AttackStudy(normal(), digits(), victims=1, steps=1, starts=1, seed=0, cases=(Case(4),))
     mean, variance = study.view("none", 0.0, 0).statistics["1"]
     values = study.model[0](study.images(0)[0]).transpose(0, 1).flatten(1)
     assert torch.allclose(mean, values.mean(dim=1), atol=1e-4)
     assert torch.allclose(variance, values.var(dim=1), atol=1e-4)
     assert study.view("all", 1.0, 0).statistics["1"][0].isnan().all()
-    evaluated = Study(normal(), digits(), victims=1, steps=1, starts=1, seed=0, mode="eval")
+    evaluated = AttackStudy(normal(), digits(), victims=1, steps=1, starts=1, seed=0, mode="eval")
     assert not evaluated.view("none", 0.0, 0).statistics
     noised = study.view("random", 0.1, 0, "gaussian:1")
     assert noised.statistics["1"][0].isnan().all()  # a run encrypts them where the rest is noised
@@ -201,15 +201,15 @@ def test_running_statistics_tell_the_batchs():
 
 def test_a_copy_without_records_gives_the_same_answer():
     model = attackable(normal(), X, Y, 10)
-    assert torch.equal(without_records(model)(X), answer_of(model, X))
+    assert torch.equal(without_records(model)(X), logits_of(model, X))
 
 
 def test_a_token_classifier_is_attacked():
     net = nn.Sequential(nn.Embedding(30, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
     x = torch.randint(30, (60, 5), generator=torch.Generator().manual_seed(0))
     y = torch.where(x > 25, -100, x % 3)
-    made = Study(net, Dataset(x, y, 3), victims=1, steps=1, starts=1, seed=0)
-    outcome = made.judge(t := Trial("none", 0.0, "span", 0), *made.attack(t))
+    made = AttackStudy(net, Dataset(x, y, 3), victims=1, steps=1, starts=1, seed=0)
+    outcome = made.measure(t := Trial("none", 0.0, "span", 0), *made.attack(t))
     counted = made.images(0)[0][made.images(0)[1] != -100]
     assert outcome.score >= len(set(counted.tolist())) / 5 - 1e-9
     logits = torch.randn(2, 5, 3)

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.privacy.text import TextClassifier, zipf_sentences
-from fedsens.audit._attack import AttackView, Effort, get_attack
-from fedsens.audit._inputs import load_samples
-from fedsens.audit._metrics import f1, judge_tokens, occurring, recall_and_precision
-from fedsens.audit._study import Study
+from fedsens.audit._attack import AttackBudget, AttackView, get_attack
+from fedsens.audit._metrics import f1, measure_tokens, occurring, recall_and_precision
+from fedsens.audit._study import AttackStudy
+from fedsens.audit._target import load_samples
 from fedsens.audit._tokens import moved_rows, row_space, visible_block, within
 from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
@@ -18,7 +18,7 @@ from fedsens.errors import DataError
 
 VOCABULARY, LENGTH = 200, 8
 LINEARS = ("query", "key", "value")
-EFFORT = Effort(1, 1, torch.Generator())
+BUDGET = AttackBudget(1, 1, torch.Generator())
 
 
 def model():
@@ -38,7 +38,7 @@ def view_of(net, sentences=2, seed=0, hide=lambda name, gradient: gradient):
 
 
 def run(name, view):
-    return get_attack(name).run(view, EFFORT)
+    return get_attack(name).run(view, BUDGET)
 
 
 def holes(share):
@@ -171,7 +171,7 @@ def test_sentences_are_told_from_others_by_their_tokens():
     trial = Trial("none", 0.0, "span", 0)
     sentences = torch.tensor([[1, 2, 3], [4, 5, 6]])
     others = torch.tensor([[1, 2, 7], [8, 8, 8]])
-    outcome = judge_tokens(trial, occurring(sentences[:1], 10), sentences, others, 0.0)
+    outcome = measure_tokens(trial, occurring(sentences[:1], 10), sentences, others, 0.0)
     assert outcome.identified == 0.5
     assert outcome.score == pytest.approx(2 * 0.5 * 1 / 1.5)
     assert f1(torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)) == 0
@@ -181,14 +181,14 @@ def test_a_study_of_sentences_has_a_verdict():
     generator = torch.Generator().manual_seed(0)
     tokens = zipf_sentences(400, LENGTH, VOCABULARY, generator)
     data = Dataset(tokens, torch.randint(3, (400,), generator=generator), 3)
-    made = Study(model(), data, victims=2, steps=1, starts=1, seed=0)
+    made = AttackStudy(model(), data, victims=2, steps=1, starts=1, seed=0)
     assert made.kind == "tokens"
     for attack in ("embedding", "span"):
         trial = Trial("none", 0.0, attack, 1)
-        outcome = made.judge(trial, *made.attack(trial))
+        outcome = made.measure(trial, *made.attack(trial))
         assert (outcome.score, outcome.identified) == (1, 1)
     trial = Trial("first_layers", 0.9, "span", 1)
-    assert made.judge(trial, *made.attack(trial)).score == 0
+    assert made.measure(trial, *made.attack(trial)).score == 0
     assert 0 < made.prior()[0] < 1
 
 
@@ -200,7 +200,7 @@ def test_rows_are_told_from_noise(noise, least, most):
     generator = torch.Generator().manual_seed(0)
     tokens = zipf_sentences(400, LENGTH, VOCABULARY, generator)
     data = Dataset(tokens, torch.randint(3, (400,), generator=generator), 3)
-    made = Study(model(), data, victims=2, steps=1, starts=1, seed=0)
+    made = AttackStudy(model(), data, victims=2, steps=1, starts=1, seed=0)
     true = occurring(made.images(0)[0], VOCABULARY)
     found = run("embedding", made.view("random", 0.1, 0, noise))
     recall, precision = recall_and_precision(found, true)

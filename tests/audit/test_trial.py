@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedsens.audit._trial import Protection, noise_share, remainder_name, treated
+from fedsens.audit._trial import Protection, noise_share, protected_remainder, remainder_name
 from fedsens.errors import ConfigurationError
 from fedsens.remainder import add_noise
 
-from .kit import study
+from .models import study
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_noise_is_the_mods_own():
     before = {"w": np.zeros(1000, np.float32)}
     after = {"w": np.linspace(-1, 1, 1000, dtype=np.float32)}
     for name, kind, scale in (("gaussian:1", "gaussian", 1.0), ("laplace:0.5", "laplace", 0.5)):
-        mine = treated(name, before, after, np.random.default_rng(3))
+        mine = protected_remainder(name, before, after, np.random.default_rng(3))
         theirs = add_noise(before, after, kind, scale, np.random.default_rng(3))
         assert mine["w"].tolist() == theirs["w"].tolist() != after["w"].tolist()
-    assert treated("plain", before, after, np.random.default_rng(3)) == after
-    assert treated("withheld", before, after, np.random.default_rng(3)) is None
+    assert protected_remainder("plain", before, after, np.random.default_rng(3)) == after
+    assert protected_remainder("withheld", before, after, np.random.default_rng(3)) is None
 
 
 def values(view):

@@ -33,8 +33,8 @@ def test_a_users_model_goes_through_both_commands(name, tmp_path, monkeypatch):
     out = tmp_path / "study"
     few, policy = ["--images", "2", "--steps", "20"], "first_layers"
     if name == "resnet18":  # whose map, of eleven million parameters, takes minutes
-        few, policy = ["--images", "1", "--steps", "2", "--no-presence"], "random"
-    given = ["--model", f"tests.audit.users:{name}", "--data", str(data), *few]
+        few, policy = ["--images", "1", "--steps", "2", "--no-membership"], "random"
+    given = ["--model", f"tests.audit.models:{name}", "--data", str(data), *few]
     mask = ["--policy", policy, "--ratio", "0.1"]
     ran = CliRunner().invoke(app, ["audit", *given, *mask, "--out", str(out)])
     assert ran.exit_code == 0, ran.output

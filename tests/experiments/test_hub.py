@@ -23,7 +23,7 @@ app = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["flwr"]["app"]
 config = {**flatten_dict(app["config"]), "num-server-rounds": 1, "output-dir": "out"}
 parts = {n: importlib.import_module(t.split(":")[0]).app for n, t in app["components"].items()}
 node = {"fedsens-state-dir": "state"}
-grid = LocalGrid(parts["clientapp"], 2, node_config=node, run_config=config)
+grid = LocalGrid(parts["clientapp"], 3, node_config=node, run_config=config)
 parts["serverapp"](grid, Context(1, 1, {}, RecordDict(), config))
 """
 

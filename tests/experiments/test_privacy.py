@@ -50,7 +50,7 @@ def test_tokens_of_a_text_model(tmp_path, monkeypatch):
 def test_studies_of_several_seeds_are_one(tmp_path):
     common = ["audit", "--steps", "5", "--attack", "dlg-tv", "--policy", "random", "--ratio", "0.5"]
     for name, seed, images in (("a", 0, 2), ("b", 1, 2), ("other", 2, 3)):
-        given = [*common, "--seed", str(seed), "--images", str(images), "--no-presence"]
+        given = [*common, "--seed", str(seed), "--images", str(images), "--no-membership"]
         ran = CliRunner().invoke(command, [*given, "--out", str(tmp_path / name)])
         assert ran.exit_code == 0, ran.output
     pooled, each = seeds.together([tmp_path / "a", tmp_path / "b"])
