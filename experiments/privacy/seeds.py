@@ -22,6 +22,10 @@ from fedsens.tables import make_table, to_markdown
 VARYING = ("seed", "weights", "imports")  # by what studies that are one may differ
 UNION = "union"
 
+Key = tuple[str, Protection]  # of a line: its case and protection
+Leaks = dict[Key, dict[str, float]]  # name of a column to figure
+Cells = tuple[Sequence[str], list[list[str]]]  # columns and rows of a table
+
 app = typer.Typer(add_completion=False)
 
 
@@ -31,34 +35,59 @@ def main(
 ) -> None:
     """Print the verdict on all studies together, and that of each seed on the union."""
     pooled, each = together(folders)
-    first = pooled[0].case
-    unions = [{_key(line): line for line in own if line.attack == UNION} for own in each]
-    attacks = list(dict.fromkeys(line.attack for line in pooled if line.attack != UNION))
+    made = _by_protection if len({line.case for line in pooled}) == 1 else _by_case
+    typer.echo(to_markdown(make_table(*made(pooled, each, leaks(folders)))))
+
+
+def _by_protection(
+    pooled: Sequence[VerdictRow], each: Sequence[Sequence[VerdictRow]], rest: Leaks
+) -> Cells:
+    """One row for each protection: every attack, their union, labels and membership."""
     scores = {(_key(line), line.attack): line for line in pooled}
-    rest = leaks(folders)
+    attacks = list(dict.fromkeys(line.attack for line in pooled if line.attack != UNION))
+    shown = attacks if len(attacks) > 1 else []
     further = list(dict.fromkeys(name for names in rest.values() for name in names))
     rows = []
     for line in (line for line in pooled if line.attack == UNION):
-        own = [scores.get((_key(line), attack)) for attack in attacks]
-        low, high = line.score.low, line.score.high
+        own = [scores.get((_key(line), attack)) for attack in shown]
         extra = rest.get(_key(line), {})
         rows.append([
-            str(line.protection) + ("" if line.case == first else f", {line.case}"),
+            str(line.protection),
             *("-" if one is None else f"{one.score.mean:.2f}" for one in own),
-            f"**{line.score.mean:.3f}** ({low:.3f}-{high:.3f})",
-            ", ".join(f"{some[_key(line)].score.mean:.2f}" for some in unions),
-            f"{line.identified:.0%}",
+            f"{line.score.mean:.3f} ({line.score.low:.3f}-{line.score.high:.3f})",
+            *([_by_seed(line, each)] if len(each) > 1 else []),
+            f"{line.identified:.0%} of {line.victims}",
             f"{line.possible:.0%}",
-            str(line.victims),
             *(f"{extra[name]:.2f}" if name in extra else "-" for name in further),
         ])  # fmt: skip
-    title = f"union, {CONFIDENCE:.0%}"
-    seeds = f"of {len(folders)} seeds"
-    columns = ("encrypted", *attacks, title, seeds, "found", "at most", "of", *further)
-    typer.echo(to_markdown(make_table(columns, rows)))
+    measure = f"{'union' if shown else 'SSIM'}, {CONFIDENCE:.0%} interval"
+    seeds = [f"of {len(each)} seeds"] if len(each) > 1 else []
+    return ("encrypted", *shown, measure, *seeds, "found", "at most", *further), rows
 
 
-Key = tuple[str, Protection]  # of a line: its case and protection
+def _by_case(
+    pooled: Sequence[VerdictRow], each: Sequence[Sequence[VerdictRow]], rest: Leaks
+) -> Cells:
+    """One row for each update: the union with nothing encrypted, and under each mask."""
+    unions = {_key(line): line for line in pooled if line.attack == UNION}
+    masks = [p for p in dict.fromkeys(mask for _, mask in unions) if p.ratio < 1]
+    rows = []
+    for case in dict.fromkeys(case for case, _ in unions):
+        cells = [case]
+        for line in (unions.get((case, mask)) for mask in masks):
+            seeds = f"{line.score.mean:.2f} ({_by_seed(line, each)})" if line else "-"
+            cells += [seeds, f"{line.identified:.0%}" if line else "-"]
+        rows.append(cells)
+    return ("update", *(c for mask in masks for c in (f"SSIM, {mask} encrypted", "found"))), rows
+
+
+def _by_seed(line: VerdictRow, each: Sequence[Sequence[VerdictRow]]) -> str:
+    """The union's mean of each seed."""
+    own = (
+        next(one for one in some if _key(one) == _key(line) and one.attack == UNION)
+        for some in each
+    )
+    return ", ".join(f"{one.score.mean:.2f}" for one in own)
 
 
 def together(folders: Sequence[Path]) -> tuple[list[VerdictRow], list[list[VerdictRow]]]:
@@ -100,7 +129,7 @@ def together(folders: Sequence[Path]) -> tuple[list[VerdictRow], list[list[Verdi
     return verdicts(pool, ordered), each
 
 
-def leaks(folders: Iterable[Path]) -> dict[Key, dict[str, float]]:
+def leaks(folders: Iterable[Path]) -> Leaks:
     """Errors of label histograms and areas of membership, the mean over studies.
 
     Args:

@@ -12,7 +12,7 @@ from fedsens.audit._metrics import interval
 from fedsens.audit._recommend import Choice, recommended
 from fedsens.audit._record import Known, place_of
 from fedsens.audit._report import MEASURES
-from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, PLAIN
+from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, PLAIN, WITHHELD
 from fedsens.audit._verdict import VerdictRow, union_of
 
 STYLES = ("-", "--", "-.", ":", (0, (1, 4)))  # of remainders, the plain one first
@@ -71,7 +71,8 @@ def draw_leakage(
             linewidth=0,
         )
     usual = interval(prior)
-    axes.axhspan(usual.low, usual.high, color=GREY, alpha=0.4, label="guess without an update")
+    axes.axhspan(usual.low, usual.high, color=GREY, alpha=0.4)
+    axes.axhline(usual.mean, color=GREY, linewidth=2, label="guess without an update")
     axes.set(xlabel="share of the parameters that is encrypted", ylim=(-0.05, 1.05))
     axes.set_ylabel(f"{MEASURES[kind]} of the strongest attack tried")
     axes.grid(alpha=0.3)
@@ -134,8 +135,10 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
         low, high = (max(start, min(1.0, value)) for value in (excess.low, excess.high))
         axes.plot([low, high], [row, row], color=color, linewidth=5, alpha=0.35)
         axes.plot([max(start, excess.mean)], [row], "o", color=color)
-        told = round(each.line.identified * each.line.victims, 1)
-        text = f"{told:g} of {each.line.victims} found: {each.answer}"
+        hits = round(each.line.identified * each.line.victims, 1)
+        text = f"{hits:g} of {each.line.victims} found: {each.answer}"
+        if each.protection == FULL_ENCRYPTION or each.line.remainder == WITHHELD:
+            text = f"nothing to attack: {each.answer}"
         strong = "bold" if each is best else "normal"
         axes.text(1.04, row, text, va="center", color=color, fontsize=9, fontweight=strong)
     axes.axvspan(start, margin, color=GREY, alpha=0.2)
@@ -144,11 +147,12 @@ def draw_choices(found: Sequence[Choice], kind: str, margin: float, path: Path) 
     for label, each in zip(axes.get_yticklabels(), found, strict=True):
         label.set_fontweight("bold" if each is best else "normal")
     axes.set(xlim=(start, 1.02), ylim=(len(found) - 0.4, -1.1))
-    title = (
-        f"Recommended: {best.protection}" if best else "Nothing that was tried can be recommended"
-    )
+    title = "Nothing that was tried can be recommended"
+    if best:
+        ratio = " (ratio 1)" if best.protection == FULL_ENCRYPTION else ""
+        title = f"Recommended: {best.protection}{ratio}"
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, 95 % interval")
+    axes.set_xlabel(f"{MEASURES[kind]} of the strongest attack above a guess, with its interval")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 

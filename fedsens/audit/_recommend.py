@@ -23,6 +23,7 @@ from fedsens.crypto import CkksParameters
 from fedsens.mask import mask_count
 from fedsens.protocol import traffic
 
+NAMED = 3  # undecided protections; a table has all
 FEWEST = 8  # victims: an interval from fewer says little
 Answer = Literal["holds", "leaks", "open"]
 VOID = (
@@ -213,12 +214,13 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
         return VOID + (f" They find something behind {', '.join(leaks)}." if leaks else "")
     victims = max(each.line.victims for each in found)
     undecided = _named(found, "open")
+    rest = f" and {len(undecided) - NAMED} more" if len(undecided) > NAMED else ""
     best = recommended(found)
     more = ""
     if undecided:
         more = (
-            f" Not decided with {victims} attacked: {', '.join(undecided)}; attack more (--images, "
-            f"at least {FEWEST}), in a new folder."
+            f" Not decided with {victims} attacked: {', '.join(undecided[:NAMED])}{rest}; attack "
+            f"more (--images, at least {FEWEST}), in a new folder."
         )
     if best is None:
         return f"Nothing that was tried can be recommended.{more}"
@@ -260,8 +262,8 @@ def _weakest(found: Iterable[Choice], confidence: float) -> str:
     if not seen:
         return ""
     return (
-        f" Behind every one of them that leaks at least {max(min(seen), 0.001):.1%} of all are "
-        f"found at {confidence:.0%}."
+        f" Behind each that leaks, at least {min(seen):.1%} of all are found, at a confidence of "
+        f"{confidence:.0%}."
     )
 
 

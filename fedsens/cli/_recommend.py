@@ -20,6 +20,7 @@ from fedsens.audit import (
     cheapest_first,
     choice_table,
     choices,
+    cost_rank,
     draw_choices,
     get_attack,
     mode_of,
@@ -109,7 +110,23 @@ def recommend_study(
         trials = cheapest_first([*protections, *known], names, count, record.known, holds, case)
         most = (len({*protections, *known})) * count * len(names)
         try_all(study, record, trials, most, minutes)
-    _show(study, found(), folder, judgement)
+    made = found()
+    _show(study, made, left_over(made, protections) if minutes else "", folder, judgement)
+
+
+def left_over(found: Sequence[Choice], protections: Iterable[Protection]) -> str:
+    """Which protections a time budget left untried, of those cheaper than the recommended one."""
+    best = recommended(found)
+    if best is None or not any(each.line.works for each in found):
+        return ""
+    cheaper = {p for p in protections if cost_rank(p) < cost_rank(best.protection)}
+    left = sorted(cheaper - {each.protection for each in found}, key=cost_rank)
+    if not left:
+        return ""
+    return (
+        f"The time budget left cheaper protections untried, {left[0]} the first of {len(left)}. "
+        "The same command again goes on."
+    )
 
 
 def _tried(known: Iterable[Trial]) -> list[str]:
@@ -118,9 +135,11 @@ def _tried(known: Iterable[Trial]) -> list[str]:
     return [name for name in names if get_attack(name).threat != "naive"]
 
 
-def _show(study: AttackStudy, found: list[Choice], folder: Path, judgement: Judgement) -> None:
+def _show(
+    study: AttackStudy, found: list[Choice], left_over: str, folder: Path, judgement: Judgement
+) -> None:
     text = recommendation(found, judgement.confidence)
-    body = f"<p><b>{escape(text)}</b></p>\n"
+    body = f"<p><b>{escape(text)}</b></p>\n<p>{escape(left_over)}</p>\n"
     if found:
         margin = judgement.margin
         seconds = _seconds(found, study.layout.size, judgement.preset or PRESET)
@@ -132,7 +151,7 @@ def _show(study: AttackStudy, found: list[Choice], folder: Path, judgement: Judg
         body += cards(_figures(found, seconds, judgement.confidence))
         body += picture(folder / "recommend.png", "What each protection leaks above a guess")
         body += to_html(table)
-    console.print(text, soft_wrap=True)
+    console.print(f"{text} {left_over}".strip(), soft_wrap=True)
     (folder / "recommend.json").write_text(json.dumps({"verdict": text}) + "\n")
     (folder / "recommend.html").write_text(
         page("What to encrypt", _attacked(study, folder), [("Verdict", body)])

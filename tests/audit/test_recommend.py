@@ -12,6 +12,7 @@ from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Outcome, Protec
 from fedsens.audit._verdict import verdict
 from fedsens.cli import app
 from fedsens.cli._auditing import PRESET
+from fedsens.cli._recommend import left_over
 from fedsens.crypto import CkksParameters
 from fedsens.planning._plan import Speed
 
@@ -82,7 +83,11 @@ def test_a_higher_confidence_and_a_smaller_margin_ask_for_more():
 def test_few_victims_leave_it_open():
     found = chosen(outcomes(FRONT, dlg=[0.1] * 7), count=7)
     assert answers(found)["first_layers 0.1"] == "open"
-    assert "Not decided with 7 attacked: first_layers 0.1" in recommendation(found, 0.95)
+    assert "Not decided with 7 attacked: first_layers 0.1; attack" in recommendation(found, 0.95)
+    many = [outcomes(("random", ratio), dlg=[0.1] * 7) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert "random 0.2, random 0.3 and 2 more; attack" in recommendation(
+        chosen(*many, count=7), 0.95
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -90,7 +95,16 @@ def test_a_score_of_few_victims_is_no_interval(count):
     weak = chosen(outcomes(FRONT, dlg=[0.45] * count), count=count)  # above the guess, none found
     assert answers(weak)["first_layers 0.1"] == "open"
     text = recommendation(chosen(outcomes(FRONT, dlg=[0.9]), count=1), 0.95)
-    assert "Behind every one of them that leaks at least 5.0% of all are found at 95%." in text
+    assert "Behind each that leaks, at least 5.0% of all are found" in text
+
+
+def test_what_a_time_budget_left_untried_is_said_if_it_is_cheaper():
+    found = chosen(outcomes(FRONT, dlg=[0.9] * 8))
+    wanted = [Protection(*FRONT), Protection("random", 0.5), Protection("random", 0.3)]
+    assert "untried, random 0.3 the first of 2." in left_over(found, wanted)
+    assert left_over(found, wanted[:1]) == ""
+    held = chosen(outcomes(FRONT, dlg=[0.1] * 8))  # what is dearer need not be tried
+    assert left_over(held, wanted) == ""
 
 
 def test_one_image_found_is_a_leak():
