@@ -82,6 +82,8 @@ class FedSensConfig(BaseModel):
         groups: into how many groups the clients of a round are divided at random, where the server
             opens; each is summed by itself, and a robust strategy (FedMedian, Krum, ...) compares
             the groups' means. 1 for one sum of all.
+        metrics: ``plain``, or ``summed`` for metrics of evaluations that clients encrypt, so that
+            the server sees their mean and the number of all examples alone.
         seed: seed of policies that draw at random, and of groups.
         preset: CKKS preset for the parameters, by the bytes of a value: ``tiny`` (2), ``compact``
             (3), ``precise`` (4, what a plaintext float32 takes) or ``exact`` (7).
@@ -144,6 +146,7 @@ class FedSensConfig(BaseModel):
     force: tuple[str, ...] = ()
     opens: Opens = "clients"
     groups: int = Field(default=1, ge=1)
+    metrics: Literal["plain", "summed"] = "plain"
     seed: int = Field(default=0, ge=0)
     preset: PresetName = "precise"
     value_range: float | None = Field(default=None, ge=2.0**-20, le=2.0**20, allow_inf_nan=False)
@@ -287,6 +290,15 @@ class FedSensConfig(BaseModel):
             raise ValueError(
                 f"opens 'server' shows the server the whole mean, but remainder {self.remainder!r} "
                 "keeps a part with the clients: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sums_need_encryption(self) -> Self:
+        if self.metrics == "summed" and not self.encrypts:
+            raise ValueError(
+                "metrics are summed under the keys of an encrypted run, which ratio 0 is not: set "
+                "a ratio, or metrics to 'plain'"
             )
         return self
 

@@ -272,6 +272,21 @@ class Client:
                 "encrypted, got an empty mask; the server deviates from the protocol"
             )
 
+    def check_metrics(self, header: ModelHeader) -> None:
+        """Refuse to send metrics in the clear where the owner demands sums.
+
+        Args:
+            header: what the server said.
+
+        Raises:
+            DowngradeError: it wants each client's own.
+        """
+        if self.settings.metrics == "summed" != header.metrics:
+            raise DowngradeError(
+                "expected metrics that only the sum shows (fedsens-metrics=summed), got a server "
+                "that wants this client's own; set the server's fedsens.metrics to summed"
+            )
+
     def check_trained(self, received: Received) -> None:
         """Refuse to evaluate an initial model, which Flower never asks for.
 

@@ -43,7 +43,8 @@ def answer_mask(content: RecordDict, client: Client) -> RecordDict:
         The answer.
 
     Raises:
-        DowngradeError: the mask shall leave out what the one in use covers.
+        DowngradeError: the mask shall leave out what the one in use covers, or be made by another
+            policy or ratio than earlier ones.
         ProtocolError: the question is about another round or key.
     """
     received = client.open(content)
@@ -54,6 +55,7 @@ def answer_mask(content: RecordDict, client: Client) -> RecordDict:
     if (origin.round, origin.key_index) != (header.round, header.key_index):
         raise ProtocolError("expected a mask of this round and key to be asked for, got another")
     key, origin = client.key_for(header), origin.model_copy(update={"run": client.store.run})
+    _check_terms(origin, received, client)
     # The answer is a function of secrets, so it is given once, whatever else is asked for.
     client.records.begin("mask", header.round, bytes.fromhex(received.base))
     layout, scores, weights = received.layout, None, None
@@ -77,6 +79,24 @@ def answer_mask(content: RecordDict, client: Client) -> RecordDict:
     answer = RecordDict({MASK: bytes_to_record(mask.to_bytes())})
     put_header(answer, MaskReply(certificate=certify_mask(key, origin, mask.digest)))
     return answer
+
+
+def _check_terms(origin: MaskOrigin, received: Received, client: Client) -> None:
+    """Refuse another policy, ratio or seed than before, whatever rounds and runs a server invents.
+
+    The masks of one model at many ratios tell the order of its secret scores. So all models of a
+    run get their masks by the same, and a model that came from another run by the same as there.
+
+    Raises:
+        DowngradeError: they are others.
+    """
+    aggregate = received.header.aggregate
+    runs = {client.store.run} | ({aggregate.context.run} if aggregate is not None else set())
+    if any(client.store.first_terms(run, origin.terms) != origin.terms for run in sorted(runs)):
+        raise DowngradeError(
+            "expected a mask by the policy, ratio, forced layers and seed of the earlier ones of "
+            "this run, got others, which would tell the order of the scores; begin another run"
+        )
 
 
 def check_origin(received: Received, client: Client) -> None:

@@ -22,6 +22,7 @@ from fedsens.errors import (
     ValueRangeError,
 )
 from fedsens.files import Arrays
+from fedsens.flower._metrics import keep_count_only
 from fedsens.flower._records import (
     CIPHERTEXT,
     PREFIX,
@@ -40,6 +41,7 @@ from fedsens.protocol import (
     Contributor,
     Contributors,
     KeySumRequest,
+    Kind,
     ModelHeader,
     Party,
     RoundContext,
@@ -63,7 +65,7 @@ class Uploader:
         """Upload for a client."""
         self._client = client
 
-    def begin(self, kind: str, received: Received) -> RoundContext:
+    def begin(self, kind: Kind, received: Received) -> RoundContext:
         """Note, before any work is done, that this client answers this question and no other.
 
         Args:
@@ -85,9 +87,7 @@ class Uploader:
                 f"expected a cohort of different clients with this one ({mine.name[:16]}) and the "
                 "identity that it made for this run, got another; the server must say hello again"
             )
-        context = header.context(
-            "map" if kind == "map" else "update", self._client.store.run, received.base
-        )
+        context = header.context(kind, self._client.store.run, received.base)
         self._client.records.begin(kind, header.round, context.digest)
         return context
 
@@ -136,7 +136,7 @@ class Uploader:
             cohort=tuple((each.name, each.run_key) for each in header.cohort),
             key_index=header.key_index,
             opens=context.opens,
-            dp=context.dp,
+            dp=context.dp if context.kind == "update" else None,  # metrics have no noise
         )
         self._client.records.keep(context.kind, context.round, pending)
         told = UploadHeader(
@@ -301,6 +301,8 @@ class Uploader:
         if leaving.plain is not None:
             content[key] = to_record(leaving.plain)
         leaving.commit()
+        if header.metrics == "summed":
+            keep_count_only(content, header.weighted_by)
         put_header(content, told)
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",

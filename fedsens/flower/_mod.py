@@ -22,6 +22,7 @@ from fedsens.flower._client import Client
 from fedsens.flower._client_masks import answer_mask, check_origin
 from fedsens.flower._keys import answer_keys
 from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
+from fedsens.flower._metrics import protect_metrics
 from fedsens.flower._records import (
     HEADER,
     KEY_SUM_ACTION,
@@ -115,6 +116,9 @@ class SelectiveEncryptionMod:
             bound = client.uploads.begin("update", received)
             needed = policy.needs_received or received.header.dp is not None
             before = self._before(message, received.key) if needed else None
+        client.check_metrics(received.header)
+        if category == "evaluate" and received.header.metrics == "summed":
+            bound = client.uploads.begin("metrics", received)
         try:
             reply = call_next(message, context)
         except Exception as error:  # an error of fedsens too, since the app may have written it
@@ -125,7 +129,10 @@ class SelectiveEncryptionMod:
         # The app is done with the model that it got, which may be large, unless it answers with it.
         if reply.content is not message.content:
             message.content.pop(received.key, None)
-        client.uploads.protect(reply, received, bound, before)
+        if bound is not None and bound.kind == "metrics":
+            protect_metrics(reply, received, bound, client)
+        else:
+            client.uploads.protect(reply, received, bound, before)
         return reply
 
     @staticmethod

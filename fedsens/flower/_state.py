@@ -94,7 +94,7 @@ class ServerState:
         self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
         self.origin: MaskOrigin | None = None
         self._gathered = False
-        self._left_out: frozenset[int] = frozenset()
+        self._left_out = dict[PhaseName, frozenset[int]]()
         self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
         self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
@@ -447,8 +447,8 @@ class ServerState:
             self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
             able = set(self.keys.distinct(m.metadata.dst_node_id for m in messages))
             messages = [m for m in messages if m.metadata.dst_node_id in able]
-            if name == "train" and messages:
-                messages = self._without_left_out(messages)
+            if messages and (name == "train" or self.config.metrics == "summed"):
+                messages = self._without_left_out(name, messages)
             for content in {id(m.content): m.content for m in messages}.values():
                 # The inner strategy may have been shown NaN.
                 if not own:
@@ -486,29 +486,29 @@ class ServerState:
         nodes = [message.metadata.dst_node_id for message in messages]
         if self.config.effective_ratio > 0:
             self.reference = self.keys.reference(nodes)
-        asked = name == "train" and self.mask.k
+        asked = self.mask.k and (name == "train" or self.config.metrics == "summed")
         header = self._header(nodes if asked else [], server_round)
         for content in {id(m.content): m.content for m in messages}.values():
             put_model(content, self.model, header, self.mask)
         return Phase.of(name, server_round, f"{name} of round {server_round}", messages, header)
 
-    def leave_out(self, nodes: Collection[int]) -> None:
-        """Leave nodes that did not give their keys out of the next cohort."""
-        self._left_out = frozenset(nodes)
+    def leave_out(self, nodes: Collection[int], name: PhaseName = "train") -> None:
+        """Leave nodes that did not give their keys out of the next cohort of a phase."""
+        self._left_out[name] = frozenset(nodes)
 
-    def _without_left_out(self, messages: list[Message]) -> list[Message]:
+    def _without_left_out(self, name: PhaseName, messages: list[Message]) -> list[Message]:
         """Drop, once, whoever spoilt the round before, if enough others are left."""
         if not messages:
             return messages
         nodes = {message.metadata.dst_node_id for message in messages}
-        left_out = self._spoilers(nodes)
-        self._left_out = frozenset()
+        left_out = self._spoilers(nodes, name)
+        self.leave_out((), name)
         return [m for m in messages if m.metadata.dst_node_id not in left_out]
 
-    def _spoilers(self, nodes: Collection[int]) -> frozenset[int]:
+    def _spoilers(self, nodes: Collection[int], name: PhaseName = "train") -> frozenset[int]:
         """Those of some nodes that spoilt the last upload, or are left out to find who does."""
         by_name = {self.keys.parties[node].name: node for node in nodes}
-        silent = self._left_out & frozenset(nodes)
+        silent = self._left_out.get(name, frozenset()) & frozenset(nodes)
         if len(by_name) - len(silent) < self._least:
             silent = frozenset()
         others = {name: node for name, node in by_name.items() if node not in silent}
@@ -541,6 +541,7 @@ class ServerState:
             remainder=self.terms,
             opens="server" if self.config.server_opens else "clients",
             dp=self.config.central_privacy,
+            metrics=self.config.metrics,
         )
 
 

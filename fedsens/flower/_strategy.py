@@ -27,6 +27,7 @@ from fedsens.flower._grid import StreamingGrid
 from fedsens.flower._groups import RoundUpdates, least_groups
 from fedsens.flower._inner import InnerStrategy
 from fedsens.flower._logs import tell
+from fedsens.flower._metrics import SummedMetrics
 from fedsens.flower._phase import Phase
 from fedsens.flower._records import HEADER, LIST_REFUSED, examples_of, to_record
 from fedsens.flower._state import ServerState
@@ -604,9 +605,11 @@ class SelectiveEncryption(Strategy):
         for node in phase.refused():
             run.keys.invalidate(node)
         good = [reply for reply in phase.sort_by_request(answers) if not reply.has_error()]
-        for reply in good:
+        for reply in good if self.config.metrics == "plain" else ():
             reply.content.pop(HEADER, None)
         came = len(good)
+        if run.mask.k and self.config.metrics == "summed":
+            good = self._summed_metrics(phase, answers)
         if run.mask.k:
             usable = usable_metrics(good, self._inner.weighted_by)
             good = self._inner.even(usable, "evaluate")
@@ -618,6 +621,23 @@ class SelectiveEncryption(Strategy):
         if back and self._checkpoints is not None:  # else a resumed run would begin from it
             self._checkpoints.save(server_round, run, self._metrics, self.reports)
         return metrics
+
+    def _summed_metrics(self, phase: Phase, answers: Mapping[int, Message]) -> list[Message]:
+        """The answers with the mean of all in the place of their own metrics; none without keys."""
+        run, config = self._run, self.config
+        assert self._grid is not None
+        summed = SummedMetrics(phase, run.keys.parties, config.train_min_clients)
+        for node, reply in answers.items():
+            if reply.has_content():
+                summed.take(node, reply.content)
+        try:
+            good = summed.replies(self._grid, config.key_timeout, answers)
+        except SumError as error:
+            logger.warning("round %d has no metrics: %s", phase.round, error)
+            run.suspect(error.refused, len(list(self._grid.get_node_ids())))
+            return []
+        run.leave_out(summed.silent, "evaluate")
+        return good
 
     def _judge(self, phase: Phase) -> bool:
         """Whether the clients refuse the model, and the run went back to the last accepted one."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.crypto import Opens
 from fedsens.errors import ConfigurationError
-from fedsens.protocol import LEAST_CONTRIBUTORS
+from fedsens.protocol import LEAST_CONTRIBUTORS, MetricsForm
 from fedsens.remainder import Remainder, policy_named
 
 PREFIX = "fedsens-"
@@ -70,6 +70,8 @@ class ClientSettings(BaseModel):
             (``fedsens-initial-sha256``, ``FEDSENS_INITIAL_SHA256``).
         min_dp_noise: the smallest ``fedsens.dp-noise`` that this client accepts
             (``fedsens-min-dp-noise``, ``FEDSENS_MIN_DP_NOISE``); 0 demands none.
+        metrics: ``summed`` refuses a server that asks for this client's metrics in plaintext
+            (``fedsens-metrics``, ``FEDSENS_METRICS``).
         allow_plain_maps: whether the server may see this client's sensitivity map
             (``fedsens-allow-plain-maps``, ``FEDSENS_ALLOW_PLAIN_MAPS``).
         processes: processes that may share the encryption (``fedsens-processes``,
@@ -95,6 +97,7 @@ class ClientSettings(BaseModel):
     max_epsilon: float = Field(default=math.inf, gt=0)
     initial_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     min_dp_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    metrics: MetricsForm = "plain"
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
 
@@ -118,7 +121,7 @@ class ClientSettings(BaseModel):
     def demands_encryption(self) -> bool:
         """Whether something that the owner has set makes sense with encryption only."""
         pinned = self.key_file, self.roster_file
-        private = self.min_dp_noise > 0 or self.max_epsilon < math.inf
+        private = self.min_dp_noise > 0 or self.max_epsilon < math.inf or self.metrics == "summed"
         return self.min_ratio > 0 or private or any(place is not None for place in pinned)
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
-from fedsens.files import append_private, private_folder, read_private
+from fedsens.files import append_private, create_private, private_folder, read_private
 from fedsens.keys._file import locked_key_in, read_passphrase
 from fedsens.keys._key import FederationKey
 from fedsens.keys._records import RunRecord
@@ -56,6 +56,23 @@ class KeyStore:
     def record(self) -> RunRecord:
         """Which model this client opened last in this run."""
         return RunRecord(self._folder)
+
+    def first_terms(self, run: str, terms: str) -> str:
+        """Note by what the masks of a run's models are made, if that is not known yet.
+
+        All clients in one state folder share it, since it is the same for all.
+
+        Args:
+            run: in which the model was made.
+            terms: digest of policy, ratio and whatever else a mask is made by.
+
+        Returns:
+            The digest that came first.
+        """
+        path = private_folder(self._settings.state_dir, f"run-{int(run)}") / "mask-terms"
+        if create_private(path, terms.encode()):
+            return terms
+        return read_private(path).decode("ascii", "replace")
 
     @cached_property
     def identity(self) -> X25519PrivateKey:

@@ -24,21 +24,22 @@ Run = Annotated[str, Field(pattern="^[0-9]{1,20}$")]
 # Other characters than these could forge lines of a log, or hide there.
 Printable = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", max_length=256)]
 #: What an upload is.
-Kind = Literal["update", "map"]
+Kind = Literal["update", "map", "metrics"]
 
 
 class RoundContext(BaseModel):
     """Everything that the clients of a round must have been told alike.
 
     Attributes:
-        kind: ``update`` for trained models, ``map`` for sensitivity maps.
+        kind: ``update`` for trained models, ``map`` for sensitivity maps, ``metrics`` for those of
+            evaluations.
         run: the Flower run.
         round: the server round.
         fingerprint: of the key K; empty where the server opens, which takes no key.
         parameters: CKKS parameters, the range R included.
         layout: digest of the model's layout.
         model_mask: digest of the mask that the model was split by when it was sent.
-        mask: digest of the mask of the answer; None for maps, which are encrypted whole.
+        mask: digest of the mask of the answer; None for what is encrypted whole.
         base: digest of all that was sent: model, ciphertext, list, configuration.
         reference: N_ref; a contributor's weight is its examples / N_ref.
         weighted_by: name of the metric that counts examples.

@@ -6,6 +6,7 @@ it as bytes.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +36,9 @@ from fedsens.remainder import CentralPrivacy, RemainderTerms
 
 PROTOCOL_VERSION = 3  # 3: one-time keys, exact tags
 MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
+DEGREE = MAP_PARAMETERS.degree  # numbers in one ciphertext
+#: What becomes of the metrics of evaluations.
+MetricsForm = Literal["plain", "summed"]
 KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
 
 
@@ -100,6 +104,12 @@ class MaskOrigin(BaseModel):
     seed: int = Field(default=0, ge=0)
     certificate: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
+    @property
+    def terms(self) -> str:
+        """Digest of what stays the same in a run, whatever the round and the key."""
+        told = self.model_dump_json(exclude={"run", "round", "key_index", "certificate"})
+        return hashlib.sha256(b"fedsens mask terms" + told.encode()).hexdigest()
+
 
 class ModelHeader(Header):
     """Travels with every model that the server sends.
@@ -121,6 +131,8 @@ class ModelHeader(Header):
         remainder: what becomes of the plaintext remainder of the answer.
         opens: who opens what is encrypted in the answers.
         dp: what clients do for central differential privacy.
+        metrics: whether clients send the metrics of evaluations in the clear, or encrypted to a sum
+            that the server opens.
     """
 
     round: int = Field(ge=1)
@@ -139,6 +151,7 @@ class ModelHeader(Header):
     remainder: RemainderTerms = RemainderTerms()
     opens: Opens = "clients"
     dp: CentralPrivacy | None = None
+    metrics: MetricsForm = "plain"
 
     def weight_of(self, examples: float) -> float:
         """The factor of an update: its examples / N_ref, or the same for all for privacy's sake."""
@@ -155,7 +168,7 @@ class ModelHeader(Header):
         Returns:
             The context, the same for server and clients if they were told the same.
         """
-        whole = kind == "map"
+        whole, metrics = kind != "update", kind == "metrics"  # sums of these are the server's
         return RoundContext(
             kind=kind,
             run=run,
@@ -169,8 +182,8 @@ class ModelHeader(Header):
             reference=self.reference,
             weighted_by=self.weighted_by,
             remainder=self.remainder,
-            opens=self.opens,
-            dp=self.dp,
+            opens="server" if metrics else self.opens,
+            dp=None if metrics else self.dp,
             cohort=cohort_digest(self.cohort),
         )
 
@@ -186,6 +199,8 @@ class UploadHeader(Header):
         tags: of the ciphertext.
         samples: that a map averages over; 0 for an update.
         probed: whether random probes estimate the map.
+        record: name of the record whose metrics are summed.
+        metrics: names and lengths of the metrics that are summed; 0 for a number.
         work_seconds: CPU seconds to compute a map; 0 for an update.
         encrypt_seconds: CPU seconds to encrypt.
         decrypt_seconds: CPU seconds to decrypt the model that came with the message.
@@ -198,6 +213,10 @@ class UploadHeader(Header):
     tags: Tags = Field(max_length=16)
     samples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
     probed: bool = False
+    record: Printable = ""
+    metrics: tuple[tuple[Printable, Annotated[int, Field(ge=0, lt=DEGREE)]], ...] = Field(
+        default=(), max_length=DEGREE
+    )
     work_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     encrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decrypt_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)

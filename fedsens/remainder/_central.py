@@ -31,7 +31,7 @@ from fedsens.errors import ValueRangeError
 from fedsens.extras import require
 from fedsens.files import Arrays
 from fedsens.remainder._account import DELTA, PrivacyLoss, cost_of
-from fedsens.remainder._noised import LEAST_SCALE, update_norm
+from fedsens.remainder._noised import update_norm
 
 STEPS = 4  # of the type between neighbouring numbers; with fewer, rounding can hide the noise
 CHUNK = 2**20  # values whose noise is made at once
@@ -51,7 +51,7 @@ class CentralPrivacy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip: float = Field(gt=0, allow_inf_nan=False)
-    noise: float = Field(ge=LEAST_SCALE, le=1e6, allow_inf_nan=False)
+    noise: float = Field(ge=1e-100, le=1e6, allow_inf_nan=False)  # whose square is a number
     shares: int = Field(ge=1)
 
     @property

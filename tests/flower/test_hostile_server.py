@@ -134,12 +134,24 @@ def put(stage, tmp_path):
     def never(message, context):
         pytest.fail("the app's function was called")
 
-    def send(change, kind="train", number=ROUND, app=None, new=True, forget=False, **settings):
+    def send(
+        change,
+        kind="train",
+        number=ROUND,
+        app=None,
+        new=True,
+        forget=False,
+        asked_as=None,
+        run=1,
+        **settings,
+    ):
         message = copy.deepcopy(stage.requests[kind, number])
+        message.metadata.message_type = asked_as or kind
         change(message.content)
         if forget:  # as a client that has answered nothing in this run, but saw how it began
             for path in (tmp_path / "copy" / "run-1" / f"node-{VICTIM}").glob("[mu]*"):
                 path.unlink()
+            (tmp_path / "copy" / "run-1" / "mask-terms").unlink(missing_ok=True)
         if new and kind.startswith("query."):  # these are of round 1, before any model was opened
             folder = tmp_path / "copy" / "run-1" / f"node-{VICTIM}"
             for path in [folder / "model.json", *folder.glob("mask*")]:
@@ -147,7 +159,7 @@ def put(stage, tmp_path):
         node_config = {"partition-id": 0, "num-partitions": 3}
         node_config["fedsens-state-dir"] = str(tmp_path / "copy")
         node_config |= {f"fedsens-{k.replace('_', '-')}": v for k, v in settings.items()}
-        context = Context(1, VICTIM, node_config, RecordDict(), {})
+        context = Context(run, VICTIM, node_config, RecordDict(), {})
         return (app or make_app(never, never, never))(message, context)
 
     return send
@@ -659,6 +671,36 @@ def test_the_honest_map_makes_a_mask(stage, put):
     assert_refused(reply, "ContributorsError", "at least 4 contributors, got 3")
 
 
+def as_a_mask_of(number, **terms):
+    """Asks for a mask of the model of a training message, in a round of one's own making."""
+
+    def change(content):
+        model, mask = header_of(content), bytes_of(content, MASK)
+        layout = ParameterLayout.from_json(model["layout"])
+        none = EncryptionMask(np.zeros(layout.size, bool), layout.digest)
+        content[MODEL_MASK] = bytes_to_record(mask)
+        content[MASK] = bytes_to_record(none.to_bytes())
+        edit(content, round=number, mask=none.digest, cohort=[], origin=None)
+        origin = {"round": number, "policy": "magnitude", "ratio": 0.3, **terms}
+        content["fedsens.request"] = ConfigRecord({
+            "json": json.dumps({"version": 3, "moves": False, "aggregate": None, "origin": origin})
+        })
+
+    return change
+
+
+@pytest.mark.parametrize("run", [1, 2, 10])
+@pytest.mark.parametrize("terms", [{"ratio": 0.29}, {"policy": "front"}, {"force": ["2.*"]}])
+def test_a15_one_model_gets_masks_at_one_ratio(stage, put, tmp_path, run, terms):
+    """Rounds and runs of the server's own making tell no order: each ratio would tell a rank."""
+    stage.key.save(tmp_path / "key")
+    asked = {"asked_as": "query.fedsens_mask", "key_file": tmp_path / "key"}
+    assert put(as_a_mask_of(ROUND), **asked, forget=True).has_content()
+    assert put(as_a_mask_of(ROUND + 1), **asked, run=run).has_content()  # the same is no news
+    reply = put(as_a_mask_of(ROUND + 2, **terms), **asked, run=run)
+    assert_refused(reply, "DowngradeError", "the order of the scores")
+
+
 @pytest.mark.parametrize("change", ["nothing", "the policy", "the ratio"])
 def test_a02_a15_a_holder_makes_one_mask_a_round(put, change):
     """Each further one would tell the order of the maps, or of the weights that it opened."""
@@ -670,7 +712,8 @@ def test_a02_a15_a_holder_makes_one_mask_a_round(put, change):
 
     assert put(lambda content: None, "query.fedsens_mask", 1).has_content()
     reply = put(again, "query.fedsens_mask", 1, new=False)
-    assert_refused(reply, "RoundError", "answered already")
+    refused = ("RoundError", "answered already") if change == "nothing" else ("DowngradeError", "")
+    assert_refused(reply, *refused)
 
 
 def by_policy(policy, **terms):
