@@ -60,7 +60,7 @@ html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 
 _log = getLogger(__name__)
-_NO_PACKAGES = {"fedsens.cli", "fedsens.sensitivity.capture.ops"}  # commands; files of rules
+_NO_PACKAGES = {"fedsens.cli"}  # commands
 _MODULES = ("fedsens.config", "fedsens.errors", "fedsens.layout")  # public, and one file each
 
 

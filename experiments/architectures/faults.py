@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
 from fedsens.sensitivity import sensitivity_map
-from fedsens.sensitivity.capture._backward import ReadUse
+from fedsens.sensitivity.capture._recorder import Operation
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, SAMPLES, BATCH = 4, 256, 64
@@ -95,10 +95,10 @@ def _found(seed: int, share: float, check: str) -> bool:
 @contextmanager
 def _planted(name: str, kind: str, marks: dict[int, Tensor]) -> Iterator[None]:
     """Spoil what is captured of one parameter for marked samples."""
-    real = ReadUse.gradients
+    real = Operation.gradients
 
     def gradients(
-        use: ReadUse, d: Tensor, samples: int, dtype: torch.dtype, chosen: int | None = None
+        use: Operation, d: Tensor, samples: int, dtype: torch.dtype, chosen: int | None = None
     ) -> Any:
         if all(target.name != name for target in use.targets.values()):
             return real(use, d, samples, dtype, chosen)
@@ -111,7 +111,7 @@ def _planted(name: str, kind: str, marks: dict[int, Tensor]) -> Iterator[None]:
             changed[bad] *= 1.1
         return real(use, changed, samples, dtype, chosen)
 
-    with patch.object(ReadUse, "gradients", gradients):
+    with patch.object(Operation, "gradients", gradients):
         yield
 
 

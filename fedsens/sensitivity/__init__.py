@@ -10,15 +10,21 @@ from fedsens.sensitivity._jacobians import (
     output_jacobian,
     sample_norms,
 )
-from fedsens.sensitivity._label_jacobian import LabelRows
 from fedsens.sensitivity._layerwise import LayerRow, LayerSensitivity, layer_sensitivity
 from fedsens.sensitivity._losses import LabelLoss, register_loss
-from fedsens.sensitivity._map import SensitivityMap, map_overlap, staleness, top_coordinates
-from fedsens.sensitivity._mapfile import MAP_TYPE, load_map, save_map
-from fedsens.sensitivity._meter import MapProgress
+from fedsens.sensitivity._map import (
+    MAP_TYPE,
+    SensitivityMap,
+    load_map,
+    map_overlap,
+    save_map,
+    staleness,
+    top_coordinates,
+)
+from fedsens.sensitivity._progress import MapProgress, StoppingRule
 from fedsens.sensitivity._reference import reference_map
+from fedsens.sensitivity._rows import LabelRows
 from fedsens.sensitivity._standard_losses import smoothed_cross_entropy
-from fedsens.sensitivity._stopping import StoppingRule
 
 __all__ = [
     "MAP_TYPE",

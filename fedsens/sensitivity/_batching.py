@@ -30,14 +30,6 @@ def map_tensors(
 ) -> Inputs:
     """Apply a function to every tensor of a sample's or a batch's inputs.
 
-    Args:
-        inputs: a tensor, or a tuple, list or mapping of inputs.
-        function: tensor to tensor.
-        name: what to call the inputs in an error.
-
-    Returns:
-        Inputs of the same structure (mappings become dicts).
-
     Raises:
         SensitivityError: something is not a tensor.
     """
@@ -55,14 +47,7 @@ def map_tensors(
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:
-    """Every tensor of the inputs, in order.
-
-    Args:
-        inputs: a tensor, or a tuple, list or mapping of inputs.
-
-    Returns:
-        The tensors.
-    """
+    """Every tensor of the inputs, in order."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -74,27 +59,12 @@ def tensors_of(inputs: Inputs) -> list[Tensor]:
 
 
 def part(inputs: Inputs, start: int, stop: int) -> Inputs:
-    """Some samples of a batch.
-
-    Args:
-        inputs: inputs, the batch first.
-        start: first sample.
-        stop: one past the last.
-
-    Returns:
-        The same structure, cut.
-    """
+    """Some samples of a batch."""
     return map_tensors(inputs, lambda tensor: tensor[start:stop])
 
 
 def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
     """Take the labels out of a batch.
-
-    Args:
-        batch: see the top of this file.
-
-    Returns:
-        Inputs and labels.
 
     Raises:
         SensitivityError: it is no batch of inputs and labels.
@@ -128,11 +98,7 @@ def _split_mapping(batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
 def checked_batches(
     batches: Iterable[Any], device: torch.device
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Iterate over batches, checked and moved to a device; batches of no samples are skipped.
-
-    Args:
-        batches: iterable of batches; see the top of this file.
-        device: where they shall be.
+    """Batches that are not empty, checked and moved to a device.
 
     Yields:
         Inputs and labels whose first axes have one length of at least 1.
@@ -172,11 +138,6 @@ def next_token_batches(batches: Iterable[Any]) -> Iterator[tuple[Inputs, Tensor]
 
 def check_meaning(model: nn.Module, x: Inputs, y: Tensor) -> None:
     """Check labels of Hugging Face models that a map would take for something else, without a word.
-
-    Args:
-        model: the model.
-        x: inputs of a batch.
-        y: its labels.
 
     Raises:
         SensitivityError: labels of a causal language model are not moved by one position, or an

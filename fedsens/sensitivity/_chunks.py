@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsens.errors import SensitivityError
 from fedsens.sensitivity._batching import Inputs
 from fedsens.sensitivity._preserve import refuse_reentrant
-from fedsens.sensitivity._task import Task, check_finite, wide
-from fedsens.sensitivity._tolerance import UNSUPPORTED
+from fedsens.sensitivity._task import Task, accumulation_dtype, check_finite
+from fedsens.sensitivity._tolerance import UNSUPPORTED, Uncovered
 from fedsens.sensitivity.capture._head import find_head
-from fedsens.sensitivity.capture._locate import record
-from fedsens.sensitivity.capture._recorder import Use
+from fedsens.sensitivity.capture._recorder import Operation
 from fedsens.sensitivity.capture._registry import Cotangent, Outer, SampleAxis
+from fedsens.sensitivity.capture._verify import differ, record
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryProfile:
     """What a forward pass of one sample shows.
 
     Attributes:
@@ -39,16 +40,8 @@ class Footprint:
     head: int | None = None
 
 
-def footprint(task: Task, x: Inputs) -> Footprint:
-    """Run one sample forward and see what it gives and keeps.
-
-    Args:
-        task: the task.
-        x: inputs of one sample, with a batch axis of length 1.
-
-    Returns:
-        The footprint.
-    """
+def memory_profile(task: Task, x: Inputs) -> MemoryProfile:
+    """Run one sample forward and see what it gives and keeps."""
     weights = {p.untyped_storage().data_ptr() for p in task.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -59,46 +52,69 @@ def footprint(task: Task, x: Inputs) -> Footprint:
             kept[tensor.data_ptr()] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
         return tensor.detach()  # an output that its own node holds would never be freed
 
+    random = _random_states(task)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        uses, z = _recorded(task, x)
+        operations, z = _recorded(task, x)
     check_finite(z)
+    if random != _random_states(task):
+        _check_repeatable(task, x, z)
     if z.requires_grad:
         refuse_reentrant(z, task.parameters)
     each_row, once = z.numel(), [0]
     with torch.no_grad():
-        for use in uses:
-            row, fixed = _entries(use, wide(z.dtype))
+        for one in operations:
+            row, fixed = _entries(one, accumulation_dtype(z.dtype))
             each_row += row
             once.append(fixed)
     small = sum(p.numel() for p in task.parameters.values() if p.ndim < 2)
-    head = find_head(uses, z)
-    return Footprint(
+    head = find_head(operations, z)
+    return MemoryProfile(
         tuple(z.shape[1:]),
         z.dtype,
         sum(kept.values()),
         each_row,
         max(once) + small,
-        None if head is None else head.rows,
+        None if head is None else head.passes,
     )
 
 
-def _recorded(task: Task, x: Inputs) -> tuple[list[Use], Tensor]:
+def _random_states(task: Task) -> list[bytes]:
+    """What tells whether random numbers were drawn."""
+    states = [torch.get_rng_state()]
+    if task.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(task.device))
+    return [state.numpy().tobytes() for state in states]
+
+
+def _check_repeatable(task: Task, x: Inputs, z: Tensor) -> None:
+    """Check that random numbers drawn in eval mode do not change the logits."""
+    with torch.no_grad():
+        again = task.per_sample_logits(x)
+    if differ(z, [again]):
+        raise SensitivityError(
+            "expected a model that gives the same logits for the same inputs in eval mode, got "
+            "others in a second run; a random layer is on in eval mode, such as "
+            "F.dropout(x, training=True): give it training=self.training, or fix what it draws in "
+            "forward=lambda model, x: ..."
+        )
+
+
+def _recorded(task: Task, x: Inputs) -> tuple[list[Operation], Tensor]:
     """One sample's operations and logits; no operations if the model does not bear the mode."""
     try:
         recorder, z = record(task, x, 1)
-    except UNSUPPORTED:
-        return [], task.alone(x)
-    return recorder.uses, z
+    except Uncovered:
+        return [], task.per_sample_logits(x)
+    return recorder.operations, z
 
 
-def _entries(use: Use, dtype: torch.dtype) -> tuple[int, int]:
+def _entries(operation: Operation, dtype: torch.dtype) -> tuple[int, int]:
     """Entries that capturing an operation keeps for each row, and once."""
-    device = next(v.device for v in use.arguments.values() if isinstance(v, Tensor))
-    zero = torch.zeros(use.shape, dtype=dtype, device=device)
+    tensors = (v for v in operation.arguments.values() if isinstance(v, Tensor))
+    zero = torch.zeros(operation.shape, dtype=dtype, device=next(tensors).device)
     try:
-        found = use.gradients(Cotangent(zero[None], SampleAxis(0)))
-        gradients = [found[argument] for argument in use.targets]
-    except UNSUPPORTED:
+        gradients = operation.from_cotangent(Cotangent(zero[None], SampleAxis(0))).values()
+    except UNSUPPORTED:  # its samples may be elsewhere: this is an estimate, the check tells
         return 0, 0
     row = once = 0
     for gradient in gradients:
@@ -123,49 +139,26 @@ def _limit(limits: dict[str, int], task: Task) -> int:
 
 
 def map_bytes(task: Task) -> int:
-    """Memory that a map takes whatever the chunk.
-
-    Args:
-        task: the task.
-
-    Returns:
-        Bytes of the sums, and of the two copies made while the first samples are checked.
-    """
-    return 3 * sum(wide(p.dtype).itemsize * p.numel() for p in task.parameters.values())
+    """Memory that a map takes whatever the chunk."""
+    return 3 * sum(
+        accumulation_dtype(p.dtype).itemsize * p.numel() for p in task.parameters.values()
+    )
 
 
 def budget_of(task: Task, memory_budget: int | None) -> int:
-    """Bytes that all rows of one sample may take.
-
-    Args:
-        task: the task.
-        memory_budget: bytes above the loaded model, or None for a default per device.
-
-    Returns:
-        The budget.
-    """
+    """Bytes that all rows of one sample may take."""
     return _limit(CAPTURE_BUDGET, task) if memory_budget is None else memory_budget
 
 
 def capture_chunk(
-    task: Task, seen: Footprint, rows: int, memory_budget: int | None, label_bytes: int = 0
+    task: Task, seen: MemoryProfile, rows: int, memory_budget: int | None, label_bytes: int = 0
 ) -> int:
     """Samples that the capture engine can take at a time.
 
     A sample holds its activations with their cotangents, one output gradient per row and operation,
     and the gradients of small parameters.
-
-    Args:
-        task: the task.
-        seen: what one sample's forward pass keeps.
-        rows: number of rows.
-        memory_budget: bytes above the loaded model, or None for a default per device.
-        label_bytes: what a sample's probes, or rows without a closed form, take.
-
-    Returns:
-        A number of samples; 0 if not even one fits.
     """
-    item = wide(seen.dtype).itemsize
+    item = accumulation_dtype(seen.dtype).itemsize
     room = budget_of(task, memory_budget)
     room -= 0 if memory_budget is None else map_bytes(task)
     one_row = 3 * seen.bytes + item * (2 * seen.each_row + 4 * seen.once)
@@ -177,21 +170,13 @@ def capture_chunk(
     return max(least, min(fits, useful, _limit(LARGEST_CHUNK, task)))
 
 
-def func_chunk(task: Task, seen: Footprint, memory_budget: int | None) -> int:
+def func_chunk(task: Task, seen: MemoryProfile, memory_budget: int | None) -> int:
     """Samples that the ``func`` engine can take at a time.
 
     A sample holds its gradients of one row, their accumulator and one temporary, and its
     activations with their cotangents. The sums take their place whatever the chunk.
-
-    Args:
-        task: the task.
-        seen: what one sample's forward pass keeps.
-        memory_budget: bytes above the loaded model, or None for a default per device.
-
-    Returns:
-        A number of samples, at least 1.
     """
-    item = wide(seen.dtype).itemsize
+    item = accumulation_dtype(seen.dtype).itemsize
     sums = 2 * item * task.size
     sample = 3 * item * task.size + 3 * seen.bytes
     room = _limit(FUNC_BUDGET, task) if memory_budget is None else memory_budget - sums

@@ -20,11 +20,10 @@ from torch.func import functional_call, vjp, vmap
 from fedsens.errors import SensitivityError
 from fedsens.extensions import Registry
 from fedsens.sensitivity._batching import Inputs, map_tensors, part
-from fedsens.sensitivity._chunks import Footprint, func_chunk
-from fedsens.sensitivity._label_jacobian import LabelRows
-from fedsens.sensitivity._norms import NORMS, Norm
+from fedsens.sensitivity._chunks import MemoryProfile, func_chunk
 from fedsens.sensitivity._preserve import parameters_kept
-from fedsens.sensitivity._task import Sums, Task, check_finite, wide
+from fedsens.sensitivity._rows import NORMS, LabelRows, Norm
+from fedsens.sensitivity._task import Sums, Task, accumulation_dtype, check_finite
 from fedsens.sensitivity._tolerance import SLOW, UNSUPPORTED, differing, first_line
 
 Engine = Callable[[Task, Sums, Inputs, Tensor, Tensor | None], None]
@@ -35,11 +34,6 @@ Pull = Callable[[Tensor, bool], dict[str, Tensor]]
 
 def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
     """Accumulate a sample's gradients over rows, holding one row at a time.
-
-    Args:
-        rows: cotangents of the logits.
-        pull: cotangent, and whether it is the last one, to gradients by name.
-        norm: the norm.
 
     Returns:
         Name to what :func:`finisher` turns into the norm, in the parameter's shape; parameters
@@ -55,36 +49,20 @@ def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
 
 
 def finisher(count: int, norm: Norm) -> Callable[[Tensor], Tensor]:
-    """The last step of a norm over rows: of one row, every norm is the absolute value.
-
-    Args:
-        count: number of rows.
-        norm: the norm.
-
-    Returns:
-        From what :func:`fold_rows` returns to the norm.
-    """
+    """The last step of a norm over rows: of one row, every norm is the absolute value."""
     return torch.abs if count == 1 else norm.finish
 
 
 @ENGINES.register("loop")
 def loop_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
-    """One forward pass per sample and one plain backward pass per row.
-
-    Args:
-        task: the task.
-        sums: added to in place.
-        x: inputs, the batch first.
-        y: label vectors, the batch first.
-        weights: probes, the batch first, or None.
-    """
+    """One forward pass per sample and one plain backward pass per row."""
     for k in range(len(y)):
         sample_weights = None if weights is None else weights[k]
         _add_sample(task, sums, part(x, k, k + 1), y[k], sample_weights)
 
 
 def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
-    z = task.alone(x)[0]
+    z = task.per_sample_logits(x)[0]
     check_finite(z)
     if not z.requires_grad:
         return  # the logits of this model do not depend on the parameters
@@ -99,7 +77,7 @@ def _add_sample(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | 
             if g is not None
         }
 
-    groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
+    groups = task.plan.groups(z.detach().to(accumulation_dtype(z.dtype)), y, weights)
     with torch.no_grad():
         for group in groups:
             pull_one = partial(pull, more=group is not groups[-1])
@@ -115,15 +93,7 @@ PREFIX = "model."
 
 @ENGINES.register("func")
 def func_engine(task: Task, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
-    """All samples side by side, their rows one after the other.
-
-    Args:
-        task: the task.
-        sums: added to in place.
-        x: inputs, the batch first.
-        y: label vectors, the batch first.
-        weights: probes, the batch first, or None.
-    """
+    """All samples side by side, their rows one after the other."""
     one = _Sample(task)
     # without no_grad the pullback would record a graph of its own for second derivatives
     with torch.no_grad(), parameters_kept(task.model):
@@ -157,13 +127,13 @@ class _Sample:
 
         z, pullback = vjp(logits, self.selected)[:2]  # a third item comes with has_aux only
         self.scale, norm = task.scale(z), task.plan.norm
-        groups = task.plan.groups(z.detach().to(wide(z.dtype)), y, weights)
+        groups = task.plan.groups(z.detach().to(accumulation_dtype(z.dtype)), y, weights)
 
         def pull(cotangent: Tensor, last: bool) -> dict[str, Tensor]:
             task.tick()
             keep = not last or len(groups) > 1
             (grads,) = pullback((cotangent * self.scale).to(z.dtype), retain_graph=keep)
-            return {name: g.to(wide(g.dtype)) for name, g in grads.items()}
+            return {name: g.to(accumulation_dtype(g.dtype)) for name, g in grads.items()}
 
         total: dict[str, Tensor] = {}
         for group in groups:
@@ -205,7 +175,7 @@ SMALLEST_VMAP = 4
 
 
 @dataclass
-class Others:
+class FallbackEngine:
     """Runs samples through ``func`` or ``loop``, and through ``loop`` once ``func`` fails.
 
     Attributes:
@@ -221,17 +191,9 @@ class Others:
     memory_budget: int | None
 
     def add(
-        self, sums: Sums, seen: Footprint, x: Inputs, y: Tensor, weights: Tensor | None
+        self, sums: Sums, seen: MemoryProfile, x: Inputs, y: Tensor, weights: Tensor | None
     ) -> None:
-        """Add samples to the sums.
-
-        Args:
-            sums: added to in place.
-            seen: what one sample's forward pass keeps.
-            x: inputs, the batch first.
-            y: label vectors, the batch first.
-            weights: probes, the batch first, or None.
-        """
+        """Add samples to the sums."""
         chunk = self.given_chunk or func_chunk(self.task, seen, self.memory_budget)
         if self.engine == "auto":
             self.engine = self._choose(seen, x, y, chunk)
@@ -240,7 +202,7 @@ class Others:
             probes = None if weights is None else weights[start:stop]
             self._run(sums, part(x, start, stop), y[start:stop], probes)
 
-    def _choose(self, seen: Footprint, x: Inputs, y: Tensor, chunk: int) -> str:
+    def _choose(self, seen: MemoryProfile, x: Inputs, y: Tensor, chunk: int) -> str:
         if min(chunk, len(y)) < SMALLEST_VMAP or func_chunk(self.task, seen, None) < ROOMY:
             return "loop"
         ends = sorted({0, len(y) - 1})
@@ -264,18 +226,8 @@ class Others:
             loop_engine(self.task, sums, x, y, weights)
 
 
-def func_problem(task: Task, seen: Footprint, x: Inputs, y: Tensor) -> str | None:
-    """Compare the ``func`` engine with plain autograd, one row each, on a few samples.
-
-    Args:
-        task: the task.
-        seen: what one sample's forward pass gives.
-        x: inputs, the batch first.
-        y: label vectors, the batch first.
-
-    Returns:
-        Why ``func`` cannot be used, or None if it agrees.
-    """
+def func_problem(task: Task, seen: MemoryProfile, x: Inputs, y: Tensor) -> str | None:
+    """Compare the ``func`` engine with plain autograd, one row each, on a few samples."""
     plan = replace(task.plan, norm=NORMS["l2"])
     task = replace(task, plan=plan)
     weights = plan.draw(seen.shape, y, torch.Generator().manual_seed(0), 1)

@@ -7,26 +7,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity._batching import (
-    Inputs,
-    check_meaning,
-    checked_batches,
-    part,
-    tensors_of,
-)
-from fedsens.sensitivity._chunks import Footprint, footprint, map_bytes
-from fedsens.sensitivity._losses import LabelLoss, PerSample, check_label
+from fedsens.sensitivity._batching import check_meaning, checked_batches
+from fedsens.sensitivity._chunks import map_bytes
+from fedsens.sensitivity._losses import LabelLoss, PerSample
 from fedsens.sensitivity._map import SensitivityMap
-from fedsens.sensitivity._meter import MapProgress, Meter, total_samples
-from fedsens.sensitivity._parameters import Rename, Selection, select_parameters
+from fedsens.sensitivity._parameters import Rename, TrackedParameters, select_parameters
 from fedsens.sensitivity._plan import make_plan
 from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._progress import (
+    HalfSplitter,
+    MapProgress,
+    Meter,
+    StoppingRule,
+    total_samples,
+)
 from fedsens.sensitivity._runner import Runner, check_engine
-from fedsens.sensitivity._stopping import Dealer, StoppingRule
-from fedsens.sensitivity._task import Forward, Sums, Task, call_model, wide
+from fedsens.sensitivity._task import Forward, Task, call_model
 from fedsens.sensitivity.capture._engine import CHECKS
 
 LOGGER = logging.getLogger(__name__)
@@ -129,84 +128,48 @@ def sensitivity_map(
             ``MapTimeoutError`` if the map is not done in time.
     """
     plan = make_plan(loss, rule, center, norm, rows, tokens)
-    selection = select_parameters(model, params, rename)
+    tracked = select_parameters(model, params, rename)
     _check_sizes(memory_budget, chunk, timeout)
     if check not in CHECKS:
         raise SensitivityError(f"expected check='sampled' or 'every', got {check!r}")
     meter = Meter(timeout, progress, total_samples(batches))
-    task = Task(model, selection.parameters, forward or call_model, plan, meter.tick)
+    task = Task(model, tracked.parameters, forward or call_model, plan, meter.tick)
     stop = StoppingRule(stop_at) if isinstance(stop_at, (int, float)) else stop_at
-    dealer = Dealer(seed) if halves or stop else None
-    if dealer and memory_budget is not None:
+    splitter = HalfSplitter(seed) if halves or stop else None
+    if splitter and memory_budget is not None:
         memory_budget = max(1, memory_budget - map_bytes(task))  # of the second half
-    runner = Runner(task, check_engine(engine), chunk, memory_budget, check, seed, meter)
     draws = _generator(seed, generator)
-    runs = [_Run(task, runner, draws) for _ in range(2 if dealer else 1)]
+    runner = Runner(
+        task,
+        check_engine(engine),
+        draws,
+        2 if splitter else 1,
+        given_chunk=chunk,
+        memory_budget=memory_budget,
+        check=check,
+        seed=seed,
+        meter=meter,
+    )
     with preserved(model):
         for x, y in checked_batches(batches, task.device):
             check_meaning(model, x, y)
-            parts = dealer.deal(x, y) if dealer else [(x, y)]
-            for run, (inputs, labels) in zip(runs, parts, strict=True):
-                run.add(inputs, labels)
-            if stop and _agree(stop, runs, selection):
+            parts = splitter.split_in_halves(x, y) if splitter else [(x, y)]
+            for half, (inputs, labels) in enumerate(parts):
+                runner.add(half, inputs, labels)
+            if stop and _agree(stop, runner, tracked):
                 break
-    count = sum(run.count for run in runs)
+    count = sum(runner.counts)
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
     if count < FEW_SAMPLES:
         LOGGER.info("%d samples; below %d the selection is noisy", count, FEW_SAMPLES)
-    maps = [run.map(selection) for run in runs if run.count]
+    maps = [runner.map(half, tracked) for half, samples in enumerate(runner.counts) if samples]
     return maps[0] if len(maps) == 1 else SensitivityMap.from_halves(*maps)
 
 
-def _agree(stop: StoppingRule, halves: list[_Run], selection: Selection) -> bool:
-    first, second = halves
-    due = first.count and second.count and stop.due(first.count + second.count)
-    return bool(due) and stop.reached(first.map(selection), second.map(selection))
-
-
-class _Run:
-    """The sums so far, and what the samples seen so far tell about the others."""
-
-    def __init__(self, task: Task, runner: Runner, generator: torch.Generator) -> None:
-        self.task = task
-        self.runner = runner
-        self.generator = generator
-        self.sums: Sums = task.zeros()
-        self.count = 0
-        self._seen: tuple[Any, Footprint] | None = None
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        rows = self.runner.rows
-        probed = rows != "exact"
-        return {
-            "rows": rows,
-            "seed": self.generator.initial_seed() if probed else None,
-            "engines": {name: self.runner.served[name] for name in self.task.parameters},
-            "chunk": self.runner.chunk,
-        }
-
-    def map(self, selection: Selection) -> SensitivityMap:
-        sums = {name: value.to("cpu", copy=True) for name, value in self.sums.items()}
-        meta = self.task.plan.meta | self.meta
-        return SensitivityMap(selection.expand(sums), self.count, meta)
-
-    def add(self, x: Inputs, y: Tensor) -> None:
-        if len(y) == 0:
-            return
-        seen = self._footprint(x)
-        labels = self.task.plan.loss.targets(seen.shape, y, wide(seen.dtype))
-        if not self.count and not self.task.plan.loss.closed:
-            check_label(self.task.plan.loss, self.task.plan.rule, seen.shape, labels[0])
-        self.runner.add(self.sums, seen, x, labels, self.generator)
-        self.count += self.task.plan.samples(labels)
-
-    def _footprint(self, x: Inputs) -> Footprint:
-        shapes = [tensor.shape[1:] for tensor in tensors_of(x)]
-        if self._seen is None or self._seen[0] != shapes:
-            self._seen = shapes, footprint(self.task, part(x, 0, 1))
-        return self._seen[1]
+def _agree(stop: StoppingRule, runner: Runner, tracked: TrackedParameters) -> bool:
+    due = all(runner.counts) and stop.due(sum(runner.counts))
+    return due and stop.reached(runner.map(0, tracked), runner.map(1, tracked))
 
 
 def _generator(seed: int, generator: torch.Generator | None) -> torch.Generator:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity._batching import Inputs, checked_batches, part
 from fedsens.sensitivity._losses import LabelLoss, PerSample
-from fedsens.sensitivity._parameters import Selection, select_parameters
+from fedsens.sensitivity._parameters import TrackedParameters, select_parameters
 from fedsens.sensitivity._plan import make_plan
 from fedsens.sensitivity._preserve import preserved
 from fedsens.sensitivity._standard_losses import resolve_loss
@@ -59,10 +59,10 @@ def gradient_jacobian(
     Yields:
         Name and J = d/dt (dL/dw), (K, *parameter.shape, *t.shape).
     """
-    task, selection = gradient_task(model, loss, params, forward)
+    task, tracked = gradient_task(model, loss, params, forward)
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
-        for name, first in selection.names.items():
+        for name, first in tracked.names.items():
             parameter = task.parameters[first]
             yield name, torch.stack([_one(s, parameter) for s in _samples(task, x, y, wrt)])
 
@@ -91,14 +91,14 @@ def gradient_jvp(
     Returns:
         Name to (K, *parameter.shape).
     """
-    task, selection = gradient_task(model, loss, params, forward)
+    task, tracked = gradient_task(model, loss, params, forward)
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
         products = []
         for sample, v in zip(_samples(task, x, y, wrt), direction, strict=True):
             products.append(sample.by_parameters((sample.by_target() * v).sum()))
     stacked = {name: torch.stack([one[name] for one in products]) for name in task.parameters}
-    return {name: stacked[first] for name, first in selection.names.items()}
+    return {name: stacked[first] for name, first in tracked.names.items()}
 
 
 def gradient_vjp(
@@ -123,14 +123,14 @@ def gradient_vjp(
     Returns:
         (K, *t.shape).
     """
-    task, selection = gradient_task(model, loss, weights, forward)
+    task, tracked = gradient_task(model, loss, weights, forward)
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
         rows = []
         for sample in _samples(task, x, y, wrt):
             gradients = sample.by_parameters(sample.value)
             total = sum(
-                ((gradients[selection.names[name]] * u).sum() for name, u in weights.items()),
+                ((gradients[tracked.names[name]] * u).sum() for name, u in weights.items()),
                 sample.value.new_zeros(()),
             )
             rows.append(_gradient(total, sample.target).detach())
@@ -159,7 +159,7 @@ def sample_norms(
     Returns:
         Name to L2 norms over t, (K, *parameter.shape).
     """
-    task, selection = gradient_task(model, loss, params, forward)
+    task, tracked = gradient_task(model, loss, params, forward)
     norms = []
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
@@ -171,7 +171,7 @@ def sample_norms(
             norms.append(squares)
     return {
         name: torch.stack([one[first] for one in norms]).sqrt_()
-        for name, first in selection.names.items()
+        for name, first in tracked.names.items()
     }
 
 
@@ -224,7 +224,7 @@ def output_jacobian(
         for k in range(len(whole)):
             x = part(inputs, k, k + 1)
             leaf = _tensor_of(x, wrt)[0].detach().clone().requires_grad_()
-            z = task.alone(_replaced(x, wrt, leaf[None]))[0]
+            z = task.per_sample_logits(_replaced(x, wrt, leaf[None]))[0]
             check_finite(z)
             row = [_gradient(entry, leaf).detach() for entry in z.reshape(-1)]
             rows.append(torch.stack(row).reshape(*z.shape, *leaf.shape))
@@ -267,27 +267,18 @@ class Sample:
 
 
 def samples_of(task: Task, batches: Iterable[Any], wrt: str | int) -> Iterator[Sample]:
-    """The samples of some batches, one by one.
-
-    Args:
-        task: the task.
-        batches: as for :func:`~fedsens.sensitivity_map`.
-        wrt: t, see :func:`gradient_jacobian`.
-
-    Yields:
-        Each sample's loss with its graph.
-    """
+    """The samples of some batches, one by one."""
     for x, y in checked_batches(batches, task.device):
         yield from _samples(task, x, y, wrt)
 
 
 def gradient_task(
     model: nn.Module, loss: Loss, params: Iterable[str] | None, forward: Forward | None
-) -> tuple[Task, Selection]:
+) -> tuple[Task, TrackedParameters]:
     """What engines need, and the parameters, for some options of :func:`gradient_jacobian`."""
     plan = make_plan(loss, "vector", "model", "l2", "exact")
-    selection = select_parameters(model, params)
-    return Task(model, selection.parameters, forward or call_model, plan), selection
+    tracked = select_parameters(model, params)
+    return Task(model, tracked.parameters, forward or call_model, plan), tracked
 
 
 def _samples(task: Task, x: Inputs, y: Tensor, wrt: str | int) -> Iterator[Sample]:
@@ -300,7 +291,7 @@ def _sample(task: Task, x: Inputs, y: Tensor, wrt: str | int) -> Sample:
     if wrt not in {LABEL, OUTPUT}:
         leaf = _tensor_of(x, wrt)[0].detach().clone().requires_grad_()
         x = _replaced(x, wrt, leaf[None])
-    z = task.alone(x)[0]
+    z = task.per_sample_logits(x)[0]
     check_finite(z)
     loss = task.plan.loss
     label = loss.targets(tuple(z.shape), y, z.dtype)[0].detach().clone()

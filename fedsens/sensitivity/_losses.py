@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsens.errors import SensitivityError
 from fedsens.extensions import Registry
-from fedsens.sensitivity._label_jacobian import LabelRows, autograd_rows, normalized, tangent
+from fedsens.sensitivity._rows import LabelRows, autograd_rows, normalized, tangent
 from fedsens.sensitivity._targets import free_labels
 from fedsens.sensitivity._tolerance import UNSUPPORTED, first_line
 
@@ -112,10 +112,6 @@ def from_callable(per_sample: PerSample, name: str | None = None) -> LabelLoss:
         per_sample: (z, y), both with the batch first, to one loss per sample; y is floating
             point (class indices come as one-hot vectors).
         name: its name; by default the function's.
-
-    Returns:
-        The loss, with centers ``model`` (as written), ``label`` (y divided by its sum) and
-        ``uniform`` (directions that keep the sum of y).
     """
     shown = name or str(getattr(per_sample, "__qualname__", type(per_sample).__name__))
     bare = LabelLoss(shown, per_sample, free_labels, {})

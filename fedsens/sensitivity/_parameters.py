@@ -15,7 +15,7 @@ Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
-class Selection:
+class TrackedParameters:
     """The parameters of a map.
 
     Attributes:
@@ -31,29 +31,14 @@ class Selection:
 
         A tied parameter is in a state dict, and so in what a client sends, once per name: the
         map has to cover each of them.
-
-        Args:
-            sums: distinct parameter's name to sums.
-
-        Returns:
-            Every name of the map to sums.
         """
         return {name: sums[first] for name, first in self.names.items()}
 
 
 def select_parameters(
     model: nn.Module, names: Iterable[str] | None, rename: Rename | None = None
-) -> Selection:
+) -> TrackedParameters:
     """Find the parameters that carry a gradient.
-
-    Args:
-        model: the model.
-        names: restrict to these; None for all.
-        rename: a parameter's name in the model to the name under which it is shared; None leaves
-            it out. A mapping may leave names as they are by not having them.
-
-    Returns:
-        The selection; parameters with ``requires_grad=False`` are not in it.
 
     Raises:
         SensitivityError: there is no such parameter, a name is unknown or frozen, a parameter is
@@ -80,18 +65,11 @@ def select_parameters(
     _check_values(parameters)
     shared = renamed(full, rename)
     kept = set(shared.values())
-    return Selection({n: p for n, p in parameters.items() if n in kept}, shared)
+    return TrackedParameters({n: p for n, p in parameters.items() if n in kept}, shared)
 
 
 def renamed(names: Mapping[str, str], rename: Rename | None) -> dict[str, str]:
     """Names under which parameters are shared.
-
-    Args:
-        names: a name in the model to what it stands for.
-        rename: see :func:`select_parameters`.
-
-    Returns:
-        Shared name to what it stands for.
 
     Raises:
         SensitivityError: two different parameters get one name, no parameter is left, or a mapping
@@ -120,15 +98,7 @@ def renamed(names: Mapping[str, str], rename: Rename | None) -> dict[str, str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The names most like one, those that only a wrapper's prefix tells apart first.
-
-    Args:
-        name: the name.
-        known: the names to choose from.
-
-    Returns:
-        At most three.
-    """
+    """The names most like one, those that only a wrapper's prefix tells apart first."""
     names = list(known)
     tails = [one for one in names if one.endswith(f".{name}") or name.endswith(f".{one}")]
     close = get_close_matches(name, names, 3, 0.6)

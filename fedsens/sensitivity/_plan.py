@@ -13,9 +13,8 @@ from torch.func import grad
 
 from fedsens.errors import SensitivityError
 from fedsens.extensions import Registry
-from fedsens.sensitivity._label_jacobian import LabelRows, matrix_rows
 from fedsens.sensitivity._losses import LabelLoss, PerSample
-from fedsens.sensitivity._norms import NORMS, Norm, random_probes
+from fedsens.sensitivity._rows import NORMS, LabelRows, Norm, matrix_rows, random_probes
 from fedsens.sensitivity._standard_losses import resolve_loss
 
 Rule = Callable[["Plan", Tensor, Tensor], LabelRows]
@@ -63,17 +62,10 @@ class Plan:
     def probes_for(self, rows: int, passes: int) -> int | None:
         """How many probes to draw for each sample.
 
-        Args:
-            rows: number of rows.
-            passes: backward passes that an exact map of one sample takes.
-
-        Returns:
-            A number of probes, or None to use every row.
-
         Raises:
             SensitivityError: every row is asked for, and there are too many.
         """
-        if self.auto and training_steps(passes) > AUTO_STEPS and self.norm.rotates:
+        if self.auto and training_steps(passes) > AUTO_STEPS and self.norm.rotation_invariant:
             return AUTO_PROBES
         if self.probes is None and passes > MOST_PASSES:
             raise SensitivityError(
@@ -91,11 +83,8 @@ class Plan:
         Args:
             shape: shape of the logits without batch axis.
             y: any label vector without batch axis, in the rows' type.
-
-        Returns:
-            True for exact L2 norms of losses with B = -s (I - 1 qᵀ).
         """
-        if self.rule != "vector" or not self.norm.rotates or self.tokens == "each":
+        if self.rule != "vector" or not self.norm.rotation_invariant or self.tokens == "each":
             return False
         z = torch.zeros(shape, dtype=y.dtype, device=y.device)
         return self.loss.closed and self.base(z, y).mixing is not None
@@ -105,15 +94,7 @@ class Plan:
         return self.loss.rows[self.center](z, y)
 
     def base_rows(self, z: Tensor, y: Tensor) -> LabelRows:
-        """The rows of one sample before probing.
-
-        Args:
-            z: logits without batch axis, fp32 or fp64.
-            y: label vector without batch axis.
-
-        Returns:
-            The rows, in the smallest form that has the same norm.
-        """
+        """The rows of one sample before probing."""
         return RULES[self.rule](self, z, y)
 
     def row_count(self, shape: tuple[int, ...], y: Tensor) -> int:
@@ -122,9 +103,6 @@ class Plan:
         Args:
             shape: shape of the logits without batch axis.
             y: any label vector without batch axis, in the rows' type.
-
-        Returns:
-            The number of rows.
         """
         z = torch.zeros(shape, dtype=y.dtype, device=y.device)
         if self.tokens == "each":
@@ -136,9 +114,6 @@ class Plan:
 
         Args:
             shape: shape of the logits without batch axis.
-
-        Returns:
-            The number of positions if each is a sample of its own, else 1.
         """
         return prod(shape[:-1]) if self.tokens == "each" else 1
 
@@ -149,9 +124,6 @@ class Plan:
             z: logits without batch axis, fp32 or fp64.
             y: label vector without batch axis.
             weights: the sample's probes (groups, probes, rows), or None for every row.
-
-        Returns:
-            One group, or one for each position.
         """
         if self.tokens == "each":
             rows = [
@@ -165,14 +137,7 @@ class Plan:
         return [rows.combined(weights[at]) for at, rows in enumerate(groups)]
 
     def samples(self, y: Tensor) -> int:
-        """How many samples of the map a batch holds.
-
-        Args:
-            y: label vectors, the batch first.
-
-        Returns:
-            The number of positions that count if each is a sample, else of label vectors.
-        """
+        """How many samples of the map a batch holds."""
         return int((y != 0).any(-1).sum()) if self.tokens == "each" else len(y)
 
     def draw(
@@ -210,17 +175,6 @@ def make_plan(
 ) -> Plan:
     """Check the options of a map against each other.
 
-    Args:
-        loss: name, :class:`LabelLoss` or callable.
-        rule: name of the rule.
-        center: name of the center.
-        norm: name of the norm.
-        rows: ``"auto"``, ``"exact"`` or the number of probes.
-        tokens: ``"sequence"`` or ``"each"``.
-
-    Returns:
-        The plan.
-
     Raises:
         SensitivityError: an option is unknown, or two options contradict each other.
     """
@@ -238,7 +192,7 @@ def make_plan(
             "is one exact "
             f"row, got center={center!r} and rows={rows!r}; both options are of rule='vector'"
         )
-    if probes is not None and not known_norm.rotates:
+    if probes is not None and not known_norm.rotation_invariant:
         raise SensitivityError(
             f"expected norm='l2' with probes, got {norm!r}; use rows='exact' for other norms"
         )
@@ -254,32 +208,14 @@ def make_plan(
 
 @RULES.register("vector")
 def vector_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
-    """The whole Jacobian J = B dz/dw, in its reduced form where the norm allows it.
-
-    Args:
-        plan: the map's options.
-        z: logits.
-        y: label vector.
-
-    Returns:
-        The rows of B, or fewer with equal L2 norms.
-    """
+    """The whole Jacobian J = B dz/dw, in its reduced form where the norm allows it."""
     rows = plan.base(z, y)
-    return rows.reduced if plan.norm.rotates and rows.reduced is not None else rows
+    return rows.reduced if plan.norm.rotation_invariant and rows.reduced is not None else rows
 
 
 @RULES.register("true_label")
 def true_label_rows(plan: Plan, z: Tensor, y: Tensor) -> LabelRows:
-    """The gradient of the sample's loss: for cross-entropy the true label's entry of J.
-
-    Args:
-        plan: the map's options.
-        z: logits.
-        y: label vector.
-
-    Returns:
-        One row, dL/dz.
-    """
+    """The gradient of the sample's loss: for cross-entropy the true label's entry of J."""
     if plan.loss.linear:
         return plan.loss.rows["model"](z, y).combined(y.reshape(1, -1))  # dL/dz = yᵀB
     row: Tensor = grad(plan.loss.value)(z, y)

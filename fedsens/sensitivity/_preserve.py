@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity._tolerance import first_line
+from fedsens.sensitivity._tolerance import UNSUPPORTED, first_line
 
 
 @contextmanager
@@ -22,12 +22,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     In training mode BatchNorm mixes the samples of a batch, so no sample has a gradient of its
     own, and dropout makes the map random.
-
-    Args:
-        model: the model.
-
-    Yields:
-        Nothing.
 
     Raises:
         SensitivityError: a BatchNorm has no running statistics and so mixes samples in eval mode.
@@ -63,12 +57,6 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass sets on modules themselves, such as a tensor that it caches.
 
     The next sample would find a tensor whose graph is gone, or one of ``torch.func``.
-
-    Args:
-        model: the model.
-
-    Yields:
-        Nothing.
     """
     with _kept([vars(module) for module in model.modules()]):
         yield
@@ -79,12 +67,6 @@ def parameters_kept(model: nn.Module) -> Iterator[None]:
     """Undo what ``torch.func.functional_call`` leaves where several modules share a submodule.
 
     It swaps such a submodule's parameters once for each of its names, and swaps one of them back.
-
-    Args:
-        model: the model.
-
-    Yields:
-        Nothing.
     """
     with _kept([module._parameters for module in model.modules()]):
         yield
@@ -153,10 +135,6 @@ def refuse_reentrant(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
     parameters by itself; in the recorded graph they do not exist, so ``torch.autograd.grad``, and
     every engine of a map with it, would take them for zero.
 
-    Args:
-        z: logits, with their graph.
-        parameters: by name.
-
     Raises:
         SensitivityError: a part is, or another function hides gradients in the same way.
     """
@@ -180,13 +158,6 @@ def hidden_gradients(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[
 
     That is so where a ``torch.autograd.Function`` calls ``.backward()`` itself. Looked for only if
     the graph has such a function, and no parameter has hooks that ``.backward()`` would run.
-
-    Args:
-        z: logits, with their graph.
-        parameters: by name.
-
-    Returns:
-        Their names.
     """
     leaves = list(parameters.values())
     hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in leaves)
@@ -194,13 +165,15 @@ def hidden_gradients(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[
     custom = (isinstance(node, BackwardCFunction) for node in nodes)
     if hooked or not any(custom):
         return []
-    plain = torch.autograd.grad(z.sum(), leaves, retain_graph=True, allow_unused=True)
     before = [p.grad for p in leaves]
     try:
+        plain = torch.autograd.grad(z.sum(), leaves, retain_graph=True, allow_unused=True)
         for p in leaves:
             p.grad = None
         z.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         found = [p.grad is not None and bool(p.grad.any()) for p in leaves]
+    except UNSUPPORTED:  # there is no backward pass, which the engines say by name
+        return []
     finally:
         for p, grad in zip(leaves, before, strict=True):
             p.grad = grad

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fedsens.errors import SensitivityError
 from fedsens.extensions import Registry
 from fedsens.sensitivity._batching import Inputs, checked_batches, map_tensors, part
-from fedsens.sensitivity._label_jacobian import normalized
 from fedsens.sensitivity._losses import LabelLoss, PerSample
 from fedsens.sensitivity._map import SensitivityMap
 from fedsens.sensitivity._parameters import select_parameters
 from fedsens.sensitivity._plan import Plan, make_plan
 from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._rows import normalized
 from fedsens.sensitivity._task import Forward, Sums, Task, call_model, check_finite
 
 Order = Callable[[Tensor, Tensor, list[Tensor]], list[Tensor]]
@@ -28,11 +28,6 @@ ORDERS: Registry[Order] = Registry("order", error=SensitivityError)
 @ORDERS.register("label_last")
 def label_last(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     """J_m = d/dy (dL/dw_m), one element of the gradient at a time.
-
-    Args:
-        loss: scalar with a graph.
-        y: label vector that requires a gradient.
-        parameters: the parameters.
 
     Returns:
         For each parameter, J of shape (*parameter.shape, *y.shape).
@@ -48,11 +43,6 @@ def label_last(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor
 @ORDERS.register("label_first")
 def label_first(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     """J_m = d/dw_m (dL/dy), one entry of the label at a time.
-
-    Args:
-        loss: scalar with a graph.
-        y: label vector that requires a gradient.
-        parameters: the parameters.
 
     Returns:
         For each parameter, J of shape (*parameter.shape, *y.shape).
@@ -108,8 +98,8 @@ def reference_map(
     plan = make_plan(loss, rule, "model", norm, "exact")
     literal = _Literal(normalize_labels, ORDERS[order])
     copy = deepcopy(model).double().cpu()
-    selection = select_parameters(copy, params)
-    task = Task(copy, selection.parameters, forward or call_model, plan)
+    tracked = select_parameters(copy, params)
+    task = Task(copy, tracked.parameters, forward or call_model, plan)
     sums, count = task.zeros(), 0
     with preserved(copy):
         for x, y in checked_batches(batches, torch.device("cpu")):
@@ -120,7 +110,7 @@ def reference_map(
         raise SensitivityError("expected at least one sample, got empty batches")
     engines = dict.fromkeys(task.parameters, f"reference:{order}")
     meta = plan.meta | {"engines": engines, "normalize_labels": normalize_labels}
-    return SensitivityMap(selection.expand(sums), count, meta)
+    return SensitivityMap(tracked.expand(sums), count, meta)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,27 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity._batching import Inputs, part
-from fedsens.sensitivity._chunks import Footprint, budget_of, capture_chunk, func_chunk
-from fedsens.sensitivity._engines import ENGINES, Others
-from fedsens.sensitivity._meter import Meter
+from fedsens.sensitivity._batching import Inputs, part, tensors_of
+from fedsens.sensitivity._chunks import (
+    MemoryProfile,
+    budget_of,
+    capture_chunk,
+    func_chunk,
+    memory_profile,
+)
+from fedsens.sensitivity._engines import ENGINES, FallbackEngine
+from fedsens.sensitivity._losses import check_label
+from fedsens.sensitivity._map import SensitivityMap
+from fedsens.sensitivity._parameters import TrackedParameters
 from fedsens.sensitivity._plan import AUTO_PROBES, training_steps
-from fedsens.sensitivity._task import Sums, Task, wide
+from fedsens.sensitivity._progress import Meter
+from fedsens.sensitivity._task import Sums, Task, accumulation_dtype
 from fedsens.sensitivity.capture import Capture
 
 LOGGER = logging.getLogger(__name__)
@@ -26,11 +36,13 @@ CAPTURING = ("auto", "capture")
 
 @dataclass
 class Runner:
-    """Runs chunks through the engines.
+    """Runs chunks through the engines, and holds the sums of the samples so far.
 
     Attributes:
         task: the task.
         engine: ``"auto"``, or the name of an engine.
+        generator: of probes, on the CPU.
+        halves: how many sums there are: 2 for two halves of the samples.
         given_chunk: samples at a time, or None to let the memory budget set it.
         memory_budget: bytes above the loaded model, or None for a default per device.
         check: how often what is captured is compared with autograd.
@@ -39,10 +51,13 @@ class Runner:
         chunk: samples at a time in the last batch.
         rows: ``"exact"`` or the number of probes of each sample; ``"mixed"`` if batches differ.
         served: parameter's name to the engine that served it; ``"mixed"`` if several did.
+        counts: samples so far, of each half.
     """
 
     task: Task
     engine: str
+    generator: torch.Generator
+    halves: int = 1
     given_chunk: int | None = None
     memory_budget: int | None = None
     check: str = "sampled"
@@ -51,28 +66,50 @@ class Runner:
     chunk: int = 0
     rows: str | int | None = None
     served: dict[str, str] = field(default_factory=dict)
-    _others: dict[frozenset[str], Others] = field(default_factory=dict)
+    counts: list[int] = field(default_factory=list)
+    _fallbacks: dict[frozenset[str], FallbackEngine] = field(default_factory=dict)
     _reported: bool = False
+    _seen: tuple[Any, MemoryProfile] | None = None
 
     def __post_init__(self) -> None:
         self._capture = Capture(self.task, self.check, self.seed)
+        self._sums = [self.task.zeros() for _ in range(self.halves)]
+        self.counts = [0] * self.halves
 
-    def add(
-        self, sums: Sums, seen: Footprint, x: Inputs, y: Tensor, generator: torch.Generator
-    ) -> None:
-        """Add a batch's samples to the sums.
+    def map(self, half: int, tracked: TrackedParameters) -> SensitivityMap:
+        """The map of the samples so far, of one half."""
+        sums = {name: value.to("cpu", copy=True) for name, value in self._sums[half].items()}
+        meta = {
+            "rows": self.rows,
+            "seed": None if self.rows == "exact" else self.generator.initial_seed(),
+            "engines": {name: self.served[name] for name in self.task.parameters},
+            "chunk": self.chunk,
+        }
+        return SensitivityMap(tracked.expand(sums), self.counts[half], self.task.plan.meta | meta)
 
-        Args:
-            sums: added to in place.
-            seen: what one sample's forward pass keeps.
-            x: inputs, the batch first.
-            y: label vectors, the batch first.
-            generator: of probes, on the CPU.
-        """
+    def add(self, half: int, x: Inputs, y: Tensor) -> None:
+        """Add a batch's samples to the sums of one half."""
+        if len(y) == 0:
+            return
+        seen, loss = self._profile(x), self.task.plan.loss
+        labels = loss.targets(seen.shape, y, accumulation_dtype(seen.dtype))
+        if not self.counts[half] and not loss.closed:
+            check_label(loss, self.task.plan.rule, seen.shape, labels[0])
+        self._add_chunks(self._sums[half], seen, x, labels)
+        self.counts[half] += self.task.plan.samples(labels)
+
+    def _profile(self, x: Inputs) -> MemoryProfile:
+        """What one sample keeps, the same for samples of the same shapes."""
+        shapes = [tensor.shape[1:] for tensor in tensors_of(x)]
+        if self._seen is None or self._seen[0] != shapes:
+            self._seen = shapes, memory_profile(self.task, part(x, 0, 1))
+        return self._seen[1]
+
+    def _add_chunks(self, sums: Sums, seen: MemoryProfile, x: Inputs, y: Tensor) -> None:
         plan = self.task.plan
         rows = plan.row_count(seen.shape, y[0])
         passes, probes = self._passes(seen, rows, y)
-        captures = self.engine in CAPTURING and plan.norm.rotates
+        captures = self.engine in CAPTURING and plan.norm.rotation_invariant
         fits = self.given_chunk or self._fits(seen, rows, passes, probes, y)
         self.chunk = fits or 1
         if not captures or (self.engine == "auto" and not fits):
@@ -83,7 +120,9 @@ class Runner:
         size = -(-len(y) // -(-len(y) // self.chunk))
         for start in range(0, len(y), size):
             some_x, some_y = part(x, start, start + size), y[start : start + size]
-            weights = None if probes is None else plan.draw(seen.shape, some_y, generator, probes)
+            weights = None
+            if probes is not None:
+                weights = plan.draw(seen.shape, some_y, self.generator, probes)
             failed: Mapping[str, str] = dict.fromkeys(every, "")
             if captures:
                 failed = self._capture.add(sums, some_x, some_y, weights)
@@ -93,7 +132,7 @@ class Runner:
                 self._rest(frozenset(failed), sums, seen, some_x, some_y, weights)
             self.meter.add(len(some_y), passes, probes is None, self.chunk)
 
-    def _passes(self, seen: Footprint, rows: int, y: Tensor) -> tuple[int, int | None]:
+    def _passes(self, seen: MemoryProfile, rows: int, y: Tensor) -> tuple[int, int | None]:
         """Backward passes per sample, and the number of probes if they are random."""
         plan = self.task.plan
         exact = rows * plan.group_count(seen.shape)
@@ -122,9 +161,11 @@ class Runner:
         LOGGER.debug("%d backward passes per sample", passes)
         return passes, probes
 
-    def _fits(self, seen: Footprint, rows: int, passes: int, probes: int | None, y: Tensor) -> int:
+    def _fits(
+        self, seen: MemoryProfile, rows: int, passes: int, probes: int | None, y: Tensor
+    ) -> int:
         """Samples that the memory budget has room for."""
-        item, plan = wide(seen.dtype).itemsize, self.task.plan
+        item, plan = accumulation_dtype(seen.dtype).itemsize, self.task.plan
         labels = 0
         if probes is not None:
             labels = 16 * probes * rows * plan.group_count(seen.shape)
@@ -149,16 +190,18 @@ class Runner:
         self,
         names: frozenset[str],
         sums: Sums,
-        seen: Footprint,
+        seen: MemoryProfile,
         x: Inputs,
         y: Tensor,
         weights: Tensor | None,
     ) -> None:
-        if names not in self._others:
+        if names not in self._fallbacks:
             engine = "auto" if self.engine in CAPTURING else self.engine
             task = self.task.only(names)
-            self._others[names] = Others(task, engine, self.given_chunk, self.memory_budget)
-        others = self._others[names]
+            self._fallbacks[names] = FallbackEngine(
+                task, engine, self.given_chunk, self.memory_budget
+            )
+        others = self._fallbacks[names]
         others.add(sums, seen, x, y, weights)
         self._serve(names, others.engine)
 
@@ -175,12 +218,6 @@ class Runner:
 
 def check_engine(engine: str) -> str:
     """Check the name of an engine.
-
-    Args:
-        engine: ``"auto"``, ``"capture"`` or a registered engine.
-
-    Returns:
-        The name.
 
     Raises:
         SensitivityError: it is neither.

@@ -19,13 +19,6 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from fedsens.errors import SensitivityError
-from fedsens.sensitivity._label_jacobian import (
-    LabelRows,
-    autograd_rows,
-    diagonal_rows,
-    label_total,
-    softmax_rows,
-)
 from fedsens.sensitivity._losses import (
     LOSSES,
     LabelLoss,
@@ -33,6 +26,13 @@ from fedsens.sensitivity._losses import (
     RowsOf,
     from_callable,
     register_loss,
+)
+from fedsens.sensitivity._rows import (
+    LabelRows,
+    autograd_rows,
+    diagonal_rows,
+    label_total,
+    softmax_rows,
 )
 from fedsens.sensitivity._targets import (
     class_probabilities,
@@ -47,9 +47,6 @@ def resolve_loss(loss: str | LabelLoss | PerSample) -> LabelLoss:
 
     Args:
         loss: a registered name, a :class:`LabelLoss`, or ``(z, y) -> one loss per sample``.
-
-    Returns:
-        The loss.
     """
     if isinstance(loss, LabelLoss):
         return loss
@@ -190,14 +187,7 @@ ELEMENTWISE = (
 
 
 def torch_loss(loss: Any) -> LabelLoss | None:
-    """The loss that one of torch's modules or functions is.
-
-    Args:
-        loss: an instance of one of torch's loss classes, or one of torch's loss functions.
-
-    Returns:
-        The loss; None if it is neither, or a class of its own.
-    """
+    """The loss that one of torch's modules or functions is."""
     module: Any = FUNCTIONS[loss]() if _is_known(loss) else loss
     if type(module) in {nn.CrossEntropyLoss, nn.NLLLoss}:
         return _classification(module)

@@ -157,9 +157,6 @@ def free_labels(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor
         y: labels of any shape, the batch first.
         dtype: floating type of the result.
 
-    Returns:
-        Labels in the given type.
-
     Raises:
         SensitivityError: both readings fit, a label is out of range, or is not finite.
     """

@@ -26,13 +26,6 @@ SCALES = {torch.float16: 256.0}
 def call_model(model: nn.Module, x: Inputs) -> Tensor:
     """The default forward: the logits of ``model(x)``, ``model(*x)`` or ``model(**x)``.
 
-    Args:
-        model: the model.
-        x: a tensor, tuple or list, or mapping.
-
-    Returns:
-        What the model returns, or its ``logits`` if it has any.
-
     Raises:
         TypeError: as the model raises it, if its ``forward`` does take these inputs.
     """
@@ -79,30 +72,18 @@ class Task:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def only(self, names: Container[str]) -> Task:
-        """The same task for some of its parameters.
-
-        Args:
-            names: of these parameters.
-
-        Returns:
-            The smaller task.
-        """
+        """The same task for some of its parameters."""
         return replace(self, parameters={n: p for n, p in self.parameters.items() if n in names})
 
     def zeros(self) -> Sums:
         """Sums of no samples, contiguous, fp32, or fp64 for fp64 parameters."""
         return {
-            name: torch.zeros(p.shape, dtype=wide(p.dtype), device=p.device)
+            name: torch.zeros(p.shape, dtype=accumulation_dtype(p.dtype), device=p.device)
             for name, p in self.parameters.items()
         }
 
     def logits(self, x: Inputs, samples: int = 1, model: nn.Module | None = None) -> Tensor:
         """Logits of some samples.
-
-        Args:
-            x: their inputs, the batch first.
-            samples: how many there are.
-            model: call this instead of the task's model.
 
         Returns:
             Logits, the batch first; one number per sample becomes shape (samples, 1).
@@ -126,14 +107,8 @@ class Task:
             )
         return z if z.ndim > 1 else z[:, None]
 
-    def alone(self, x: Inputs) -> Tensor:
+    def per_sample_logits(self, x: Inputs) -> Tensor:
         """Logits of one sample by itself.
-
-        Args:
-            x: its inputs, with a batch axis of length 1.
-
-        Returns:
-            Logits, with a batch axis of length 1.
 
         Raises:
             SensitivityError: the model does not run on one sample.
@@ -155,14 +130,6 @@ class Task:
         self, z: Tensor, cotangent: Tensor, keep_graph: bool
     ) -> tuple[Tensor | None, ...]:
         """Plain autograd's gradients of one sample by itself.
-
-        Args:
-            z: its logits, with their graph.
-            cotangent: of the logits.
-            keep_graph: whether another row will follow.
-
-        Returns:
-            One for each parameter, None where the logits do not depend on it.
 
         Raises:
             SensitivityError: the backward pass fails.
@@ -187,24 +154,12 @@ class Task:
             yield row
 
     def scale(self, z: Tensor) -> float:
-        """Factor on the rows that keeps half-precision gradients in range.
-
-        Args:
-            z: logits.
-
-        Returns:
-            The factor; sums have to be divided by it.
-        """
+        """Factor on the rows that keeps half-precision gradients in range."""
         return SCALES.get(z.dtype, 1.0)
 
 
 def check_arguments(model: nn.Module, positional: Any, keywords: Mapping[str, Any]) -> None:
     """Check that a model takes some arguments, to explain a call that failed.
-
-    Args:
-        model: the model.
-        positional: its positional arguments.
-        keywords: its keyword arguments.
 
     Raises:
         SensitivityError: its ``forward`` does not take them.
@@ -222,36 +177,19 @@ def check_arguments(model: nn.Module, positional: Any, keywords: Mapping[str, An
 
 
 def logits_of(output: Any) -> Any:
-    """The logits in what a model returns.
-
-    Args:
-        output: a tensor, or an object or mapping with ``logits``, as Hugging Face models return.
-
-    Returns:
-        The logits; without any, the output itself.
-    """
+    """The logits in what a model returns."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     return getattr(output, "logits", output)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Type in which rows and sums of a model of some type are computed.
-
-    Args:
-        dtype: the model's type.
-
-    Returns:
-        float64 for float64, else float32.
-    """
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which rows and sums of a model of some type are computed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_finite(z: Tensor) -> None:
     """Check logits.
-
-    Args:
-        z: logits.
 
     Raises:
         SensitivityError: a logit is NaN or infinite.

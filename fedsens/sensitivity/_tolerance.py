@@ -1,8 +1,10 @@
-"""When two computations of the same gradients count as equal, and what torch may refuse."""
+"""When two computations of the same gradients count as equal, and whose fault an error is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,9 +23,6 @@ def differing(
         got: name to tensor; overwritten.
         expected: name to tensor of the same shape.
         dtypes: name to the type of the parameter.
-
-    Returns:
-        Names of those that differ by more than rounding.
     """
     peaks = {name: float(value.abs().max()) for name, value in expected.items() if value.numel()}
     # entries that are zero but for rounding are compared with the largest of all
@@ -49,6 +48,41 @@ UNSUPPORTED = (
 )
 # torch's warning of an operator that vmap runs sample by sample; the others still gain
 SLOW = ".*performance drop.*"
+
+
+class Uncovered(ValueError):  # noqa: N818 - never reaches a user
+    """A rule does not cover a call, which is no fault of it: another engine does."""
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Say :class:`Uncovered` where the model or torch refuses, which is no fault of ours."""
+    try:
+        yield
+    except UNSUPPORTED as error:
+        raise Uncovered(f"{type(error).__name__} {what}: {first_line(error)}") from error
+
+
+@contextmanager
+def own_faults_told(what: str, names: Iterable[str], problems: dict[str, str]) -> Iterator[None]:
+    """Leave some parameters to another engine if the code inside raises, and warn of it.
+
+    Code inside is a rule's or this package's own, so an error other than :class:`Uncovered` is a
+    fault: the map stays right, but the fault must not stay unseen.
+    """
+    try:
+        yield
+    except Uncovered as error:
+        problems.update(dict.fromkeys(names, str(error)))
+    except UNSUPPORTED as error:
+        told = sorted(names)
+        problems.update(dict.fromkeys(told, f"{type(error).__name__} in {what}"))
+        warnings.warn(
+            f"{what} raised {type(error).__name__}: {first_line(error)}; what it is about "
+            f"({', '.join(told)}) is left to a slower engine, which is right but should not be "
+            "needed",
+            stacklevel=3,
+        )
 
 
 def first_line(error: Exception) -> str:

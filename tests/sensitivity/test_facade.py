@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import reference_map, sensitivity_map
-from fedsens.sensitivity._chunks import capture_chunk, footprint, func_chunk
+from fedsens.sensitivity._chunks import capture_chunk, func_chunk, memory_profile
 from fedsens.sensitivity._plan import make_plan
 from fedsens.sensitivity._preserve import preserved
 from fedsens.sensitivity._task import Task, call_model
@@ -41,7 +41,7 @@ def test_a_data_loader_works_and_its_shuffling_is_undone():
 
 
 class Noisy(nn.Module):
-    """Dropout that ignores eval mode, a buffer that every forward pass changes and rebinds."""
+    """Draws random numbers, and has a buffer that every forward pass changes and rebinds."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,8 @@ class Noisy(nn.Module):
     def forward(self, x):
         self.calls += 1
         self.last = x.detach().sum()
-        return self.head(nn.functional.dropout(self.body(x), training=True))
+        torch.rand(3)
+        return self.head(self.body(x))
 
 
 @pytest.mark.parametrize("fail", [False, True])
@@ -113,7 +114,7 @@ def task_of(model, x):
     plan = make_plan("cross_entropy", "vector", "model", "l2", "exact")
     task = Task(model, dict(model.named_parameters()), call_model, plan)
     with preserved(model):
-        return task, footprint(task, x[:1])
+        return task, memory_profile(task, x[:1])
 
 
 def test_the_memory_budget_sets_the_chunk():
@@ -205,6 +206,23 @@ def test_non_finite_logits_are_named(engine, where):
         sensitivity_map(model, [(x, y)], engine=engine)
     with pytest.raises(SensitivityError, match="finite logits"):
         reference_map(model, [(x, y)])
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_logits_that_are_drawn_at_random_are_named(engine):
+    model, batch = nn.Linear(4, 3), (torch.randn(6, 4), torch.zeros(6).long())
+
+    def noisy(model, x):
+        return model(nn.functional.dropout(x, 0.5, training=True))
+
+    def drawing(model, x):
+        torch.rand(3)  # drawn and not used, as layers that are left out at random are in training
+        return model(x)
+
+    with pytest.raises(SensitivityError, match=r"the same logits.*training=self\.training"):
+        sensitivity_map(model, [batch], forward=noisy, engine=engine)
+    smap = sensitivity_map(model, [batch], forward=drawing, engine=engine)
+    assert_same(smap, sensitivity_map(model, [batch], engine=engine))
 
 
 def test_logits_without_batch_axis_are_named():

@@ -57,9 +57,9 @@ def test_numbers_for_names_are_told():
 def test_adapters_have_names_without_the_adapter():
     """``lora_A.default.weight`` in the model, ``lora_A.weight`` in what is sent."""
     model = nn.ModuleDict({"lora_A": nn.ModuleDict({"default": nn.Linear(3, 3)})})
-    selection = select_parameters(model, None, lambda name: name.replace(".default", ""))
-    assert list(selection.names) == ["lora_A.weight", "lora_A.bias"]
-    assert list(selection.parameters) == ["lora_A.default.weight", "lora_A.default.bias"]
+    tracked = select_parameters(model, None, lambda name: name.replace(".default", ""))
+    assert list(tracked.names) == ["lora_A.weight", "lora_A.bias"]
+    assert list(tracked.parameters) == ["lora_A.default.weight", "lora_A.default.bias"]
 
 
 def test_tied_parameters_may_share_a_name_and_others_may_not():

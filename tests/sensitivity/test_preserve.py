@@ -61,6 +61,37 @@ def test_hidden_gradients_are_refused(run, message, engine):
     assert {name: p.grad for name, p in net.named_parameters()} == before
 
 
+class OneWay(torch.autograd.Function):
+    """Has a backward pass of at most some samples."""
+
+    @staticmethod
+    def forward(ctx, x, most):
+        ctx.most = most
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if len(grad) > ctx.most:
+            raise NotImplementedError("no backward pass")
+        return grad, None
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+def test_a_backward_pass_that_does_not_exist_is_named(engine):
+    with pytest.raises(SensitivityError, match=r"backward pass of one sample.*NotImplementedError"):
+        sensitivity_map(Net(lambda n, x: OneWay.apply(n.a(x), 0)), [BATCH], engine=engine)
+
+
+def test_a_backward_pass_of_one_sample_only_is_right():
+    torch.manual_seed(0)
+    smap = sensitivity_map(Net(lambda n, x: OneWay.apply(n.a(x), 1)), [BATCH])
+    torch.manual_seed(0)
+    plain = sensitivity_map(Net(lambda n, x: n.a(x)), [BATCH])
+    assert set(smap.meta["engines"].values()) == {"loop"}
+    for name, value in plain.sums.items():
+        torch.testing.assert_close(smap.sums[name], value)
+
+
 def test_checkpoints_that_are_not_reentrant_are_right():
     torch.manual_seed(0)
     net = Net(lambda n, x: checkpoint(n.a, x, use_reentrant=False))

@@ -1,114 +1,47 @@
-"""Plain backward passes over a recorded forward pass, folded into the sums."""
+"""The rows to pull back, and plain backward passes over a recorded forward pass."""
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
+from fedsens.sensitivity._plan import Plan
 from fedsens.sensitivity._task import Sums
-from fedsens.sensitivity.capture._folds import Fold, make_fold
-from fedsens.sensitivity.capture._recorder import Target, Use
-from fedsens.sensitivity.capture._registry import Cotangent, Gradient, SampleAxis, Uncovered
+from fedsens.sensitivity._tolerance import SLOW, UNSUPPORTED, own_faults_told, refusals
+from fedsens.sensitivity.capture._accumulators import Accumulator, make_accumulator
+from fedsens.sensitivity.capture._recorder import Operation, ParameterView, left_of
+from fedsens.sensitivity.capture._registry import Gradient
 
 WOKEN = "the first gradient reaches it in this batch"
 
-
-@dataclass(frozen=True)
-class ReadUse:
-    """A recorded operation whose sample axis is known.
-
-    Attributes:
-        use: the operation.
-        axis: its sample axis; None if no gradient has reached it yet (a block that is multiplied
-            by zero), which is right as long as none does.
-        targets: argument to parameter, for the parameters to be measured.
-    """
-
-    use: Use
-    axis: SampleAxis | None
-    targets: dict[str, Target]
-
-    def without(self, names: Container[str]) -> ReadUse:
-        """The same operation without some parameters; possibly without targets."""
-        left = {a: t for a, t in self.targets.items() if t.name not in names}
-        return self if len(left) == len(self.targets) else replace(self, targets=left)
-
-    def gradients(
-        self, d: Tensor, samples: int, dtype: torch.dtype, chosen: int | None = None
-    ) -> dict[Target, Gradient]:
-        """Per-sample gradients of one cotangent.
-
-        Args:
-            d: gradient of the operation's output.
-            samples: K.
-            dtype: type of the sums.
-            chosen: the one sample that is wanted, or None for all.
-
-        Returns:
-            Parameter to gradient.
-
-        Raises:
-            Uncovered: the operation's rule is about other arguments.
-        """
-        assert self.axis is not None
-        value = self.axis.first(d, samples)
-        if chosen is None:
-            cotangent = Cotangent(value.to(dtype), self.axis)
-        else:
-            part = slice(chosen, chosen + 1)
-            cotangent = Cotangent(value[part].to(dtype), self.axis, (samples, part))
-        by_argument = self.use.gradients(cotangent)
-        if lacking := self.targets.keys() - by_argument.keys():
-            raise Uncovered(f"{self.use.rule.name} has no rule for {', '.join(sorted(lacking))}")
-        return {target: by_argument[name] for name, target in self.targets.items()}
-
-    def wakes(self, d: Tensor | None) -> bool:
-        """Whether a gradient reaches it though none had when its samples were looked for."""
-        return self.axis is None and d is not None and bool(d.any())
-
-
 # the first row, its cotangents at some operations, and these, to the parameters that fail
-Check = Callable[[Tensor, Sequence["Tensor | None"], Sequence[ReadUse]], Mapping[str, str]]
-
-
-def left_of(uses: Sequence[ReadUse], names: Container[str]) -> list[ReadUse]:
-    """Operations without some parameters, those that have no other left out."""
-    return [left for use in uses if (left := use.without(names)).targets]
+Check = Callable[[Tensor, Sequence["Tensor | None"], Sequence[Operation]], Mapping[str, str]]
 
 
 def pull_back(
-    outputs: Tensor, uses: Sequence[Use], row: Tensor, scale: float, keep_graph: bool
+    outputs: Tensor, operations: Sequence[Operation], row: Tensor, scale: float, keep_graph: bool
 ) -> list[Tensor | None]:
-    """One backward pass.
-
-    Args:
-        outputs: what to start from, with its graph.
-        uses: operations whose outputs' gradients are wanted.
-        row: cotangent of the outputs.
-        scale: factor that keeps half precision in range; it is divided out again.
-        keep_graph: whether another pass will follow.
-
-    Returns:
-        For each operation its cotangent, or None if the outputs do not depend on it.
-    """
-    if not uses:
+    """One backward pass."""
+    if not operations:
         return []
-    found = torch.autograd.grad(
-        outputs,
-        [use.edge for use in uses],
-        (row * scale).to(outputs.dtype),
-        retain_graph=keep_graph,
-        allow_unused=True,
-    )
+    with refusals("of a backward pass of several samples"):
+        found = torch.autograd.grad(
+            outputs,
+            [one.edge for one in operations],
+            (row * scale).to(outputs.dtype),
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
     cotangents: list[Tensor | None] = []
-    for use, d in zip(uses, found, strict=True):
+    for one, d in zip(operations, found, strict=True):
         if d is not None:
             d = d if scale == 1 else d.to(row.dtype) / scale
-            d = d.reshape(use.shape)  # an edge may be that of another view of the output
+            d = d.reshape(one.shape)  # an edge may be that of another view of the output
         cotangents.append(d)
     return cotangents
 
@@ -117,7 +50,7 @@ def add_rows(
     sums: Sums,
     outputs: Tensor,
     rows: Iterable[Tensor],
-    uses: Sequence[ReadUse],
+    operations: Sequence[Operation],
     scale: float,
     keep_graph: bool,
     check: Check | None = None,
@@ -128,87 +61,83 @@ def add_rows(
         sums: added to in place, except for parameters that fail.
         outputs: the logits, or what they depend on through, (K, ...), with the graph.
         rows: cotangents of the outputs.
-        uses: the operations to look at.
+        operations: to look at.
         scale: factor on the rows that keeps half precision in range.
         keep_graph: whether another call, or the check, will need the graph.
         check: what the first row's cotangents have to stand.
-
-    Returns:
-        Names of the parameters that fail, with the reason.
     """
-    folds: dict[Target, Fold] = {}
+    accumulators: dict[ParameterView, Accumulator] = {}
     failed: dict[str, str] = {}
     for row, last in _marked(rows):
-        keep = keep_graph or not last
-        pulled = pull_back(outputs, [use.use for use in uses], row, scale, keep)
-        found = dict.fromkeys(woken(uses, pulled), WOKEN)
+        cotangents = pull_back(outputs, operations, row, scale, keep_graph or not last)
+        found = dict.fromkeys(woken(operations, cotangents), WOKEN)
         if check is not None:
-            found |= check(row, pulled, uses)
+            found |= check(row, cotangents, operations)
             check = None
-        if found:
-            # no row has been folded yet, or a gradient woke up late: what was folded is dropped
-            failed |= found
-            by_use = {id(use.use): d for use, d in zip(uses, pulled, strict=True)}
-            uses = left_of(uses, failed)
-            pulled = [by_use[id(use.use)] for use in uses]
-        if not uses:
+        kept = {one.index: d for one, d in zip(operations, cotangents, strict=True)}
+        operations = left_of(operations, found)
+        cotangents = [kept[one.index] for one in operations]
+        found |= _accumulate(accumulators, operations, cotangents, len(outputs), row.dtype)
+        # what was accumulated of a parameter that fails is dropped
+        failed |= found
+        operations = left_of(operations, found)
+        if not operations:
             break
-        _fold(folds, uses, pulled, len(outputs), row.dtype)
-    _finish({target: fold for target, fold in folds.items() if target.name not in failed}, sums)
+    for view, accumulator in accumulators.items():
+        if view.name not in failed:
+            accumulator.finish(view.of(sums[view.name]))
     return failed
 
 
-def fold_sample(
+def add_sample(
     sums: Sums,
-    uses: Sequence[ReadUse],
+    operations: Sequence[Operation],
     cotangents: Sequence[Tensor | None],
     samples: int,
     chosen: int,
     dtype: torch.dtype,
-) -> None:
-    """Add one sample's absolute gradients of one row.
-
-    Args:
-        sums: added to in place.
-        uses: the operations to look at.
-        cotangents: of their outputs.
-        samples: K.
-        chosen: the sample.
-        dtype: type of the sums.
-    """
-    folds: dict[Target, Fold] = {}
-    _fold(folds, uses, cotangents, samples, dtype, chosen)
-    _finish(folds, sums)
+) -> dict[str, str]:
+    """Add the absolute gradients of one of K samples, of one row; what fails, with the reason."""
+    accumulators: dict[ParameterView, Accumulator] = {}
+    problems = _accumulate(accumulators, operations, cotangents, samples, dtype, chosen)
+    for view, accumulator in accumulators.items():
+        if view.name not in problems:
+            with own_faults_told("adding its gradients", [view.name], problems):
+                accumulator.finish(view.of(sums[view.name]))
+    return problems
 
 
-def woken(uses: Sequence[ReadUse], cotangents: Sequence[Tensor | None]) -> set[str]:
+def woken(operations: Sequence[Operation], cotangents: Sequence[Tensor | None]) -> set[str]:
     """Names of parameters whose operation gets its first gradient."""
-    awake = (use for use, d in zip(uses, cotangents, strict=True) if use.wakes(d))
-    return {target.name for use in awake for target in use.targets.values()}
+    pairs = zip(operations, cotangents, strict=True)
+    return {name for one, d in pairs if one.wakes(d) for name in one.names}
 
 
-def _fold(
-    folds: dict[Target, Fold],
-    uses: Sequence[ReadUse],
+def _accumulate(
+    accumulators: dict[ParameterView, Accumulator],
+    operations: Sequence[Operation],
     cotangents: Sequence[Tensor | None],
     samples: int,
     dtype: torch.dtype,
     chosen: int | None = None,
-) -> None:
-    gradients: dict[Target, list[Gradient]] = defaultdict(list)
-    for use, d in zip(uses, cotangents, strict=True):
-        if d is not None and use.axis is not None:
-            for target, gradient in use.gradients(d, samples, dtype, chosen).items():
-                gradients[target].append(gradient)
-    for target, found in gradients.items():
-        if target not in folds:
-            folds[target] = make_fold(found)
-        folds[target].add(found)
-
-
-def _finish(folds: dict[Target, Fold], sums: Sums) -> None:
-    for target, fold in folds.items():
-        fold.finish(target.of(sums[target.name]))
+) -> dict[str, str]:
+    """Take one row's gradients; names of the parameters that fail, with the reason."""
+    problems: dict[str, str] = {}
+    gradients: dict[ParameterView, list[Gradient]] = defaultdict(list)
+    for one, d in zip(operations, cotangents, strict=True):
+        if d is not None and one.axis is not None:
+            with own_faults_told(f"the rule of {one.rule.name}", one.names, problems):
+                found = one.gradients(d, samples, dtype, chosen)
+                problems |= one.without_rule(found)
+                for view, gradient in found.items():
+                    gradients[view].append(gradient)
+    for view, parts in gradients.items():
+        if view.name not in problems:
+            with own_faults_told("adding its gradients", [view.name], problems):
+                if view not in accumulators:
+                    accumulators[view] = make_accumulator(parts)
+                accumulators[view].add(parts)
+    return problems
 
 
 def _marked(rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
@@ -220,3 +149,49 @@ def _marked(rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
         before = row
     if before is not None:
         yield before, True
+
+
+# entries of the cotangents that are made at a time
+ENTRIES = 2**21
+
+
+def chunk_rows(
+    plan: Plan, z: Tensor, y: Tensor, weights: Tensor | None, group: int
+) -> Iterator[Tensor]:
+    """Cotangents of the logits, one row after the other.
+
+    Args:
+        plan: the map's options.
+        z: logits (K, *shape), fp32 or fp64, without a graph.
+        y: label vectors, the batch first.
+        weights: probes (K, groups, probes, rows), or None for every row.
+        group: which group of rows.
+
+    Yields:
+        (K, *shape) for each row.
+    """
+    count = plan.row_count(tuple(z.shape[1:]), y[0]) if weights is None else weights.shape[2]
+    step = max(1, ENTRIES // z.numel())
+    for start in range(0, count, step):
+        chosen = z.new_zeros(min(step, count - start), count)
+        chosen.diagonal(start).fill_(1)
+        yield from _some_rows(plan, z, y, weights, group, chosen).unbind(1)
+
+
+def _some_rows(
+    plan: Plan, z: Tensor, y: Tensor, weights: Tensor | None, group: int, chosen: Tensor
+) -> Tensor:
+    """Chosen rows of every sample, (K, rows, *shape)."""
+
+    def of_sample(z: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        return plan.groups(z, y, weights)[group].apply(chosen)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", SLOW)
+            in_dims = (0, 0, None if weights is None else 0)
+            rows: Tensor = vmap(of_sample, in_dims=in_dims)(z, y, weights)
+    except UNSUPPORTED:  # a user's loss that vmap cannot run
+        known = [None] * len(z) if weights is None else list(weights)
+        rows = torch.stack([of_sample(*one) for one in zip(z, y, known, strict=True)])
+    return rows

@@ -18,30 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fedsens.sensitivity.capture._ops  # noqa: F401  registers the rules
 from fedsens.sensitivity._batching import Inputs, part
-from fedsens.sensitivity._task import Sums, Task, check_finite, wide
-from fedsens.sensitivity._tolerance import UNSUPPORTED
+from fedsens.sensitivity._task import Sums, Task, accumulation_dtype, check_finite
+from fedsens.sensitivity._tolerance import Uncovered, own_faults_told, refusals
+from fedsens.sensitivity.capture import _convolution, _rules  # noqa: F401  they register the rules
 from fedsens.sensitivity.capture._backward import (
     WOKEN,
-    ReadUse,
     add_rows,
-    left_of,
+    chunk_rows,
     pull_back,
     woken,
 )
-from fedsens.sensitivity.capture._head import Head, find_head
-from fedsens.sensitivity.capture._locate import (
+from fedsens.sensitivity.capture._head import Head, find_head, mixing
+from fedsens.sensitivity.capture._recorder import Operation, Recorder, left_of
+from fedsens.sensitivity.capture._verify import (
+    MIXED,
     NONE,
+    Verification,
     differ,
+    differences,
     mixes,
     random_factors,
+    read,
     record,
     scaled_by,
 )
-from fedsens.sensitivity.capture._recorder import Recorder
-from fedsens.sensitivity.capture._rows import chunk_rows
-from fedsens.sensitivity.capture._verify import MIXED, Reading, differences, read
 
 LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Capture:
         self.task = task
         self._every = check == "every"
         self._generator = torch.Generator().manual_seed(seed)
-        self._readings: dict[Any, Reading] = {}
+        self._verifications: dict[Any, Verification] = {}
         self._woken: dict[Any, int] = {}
         self._checked: set[Any] = set()
         self._unchecked = 0  # samples since the last check
@@ -88,21 +89,25 @@ class Capture:
         Returns:
             Names of the parameters that another engine has to serve, with the reason.
         """
-        try:
-            recorder, z = self._record(x, len(y))
-            reading = self._reading(recorder, x, len(y))
-            if reading.repeated != recorder.repeated:
-                self._repeated = reading.repeated
-                recorder, z = self._record(x, len(y))
-            mixed = reading.kind != recorder.kind or self._mixes(recorder, x, z)
-        except UNSUPPORTED as error:  # the model does not bear several samples, or the mode
-            why = f"{type(error).__name__} with several samples: {error}"
-            return dict.fromkeys(self.task.parameters, why)
-        if mixed:
-            return dict.fromkeys(self.task.parameters, MIXED)
+        problems: dict[str, str] = {}
+        with own_faults_told("capturing", self.task.parameters, problems):
+            recorder, z, verification = self._verified(x, len(y))
+            if verification.kind != recorder.kind or self._mixes(recorder, x, z):
+                return dict.fromkeys(self.task.parameters, MIXED)
+        if problems:  # the model does not bear several samples, or the mode
+            return problems
         if not z.requires_grad:
-            return reading.failed
-        return self._verified_add(sums, x, y, weights, recorder, z, reading)
+            return verification.failed
+        return self._verified_add(sums, x, y, weights, recorder, z, verification)
+
+    def _verified(self, x: Inputs, samples: int) -> tuple[Recorder, Tensor, Verification]:
+        """A recorded forward pass, and how its operations are to be read."""
+        recorder, z = self._record(x, samples)
+        verification = self._verification(recorder, x, samples)
+        if verification.repeated != recorder.repeated:
+            self._repeated = verification.repeated
+            recorder, z = self._record(x, samples)
+        return recorder, z, verification
 
     def _verified_add(
         self,
@@ -112,22 +117,22 @@ class Capture:
         weights: Tensor | None,
         recorder: Recorder,
         z: Tensor,
-        reading: Reading,
+        verification: Verification,
     ) -> Mapping[str, str]:
-        shapes = tuple(use.shape for use in recorder.uses)
+        shapes = tuple(one.shape for one in recorder.operations)
         key = (recorder.kind, len(y), shapes)
         check = None
         if self._due(key, recorder):
             every = self._every or recorder.shapes
             count = SAMPLES_OF_EVERY if self._every else 1
-            check = _ChunkCheck(self.task, x, z, reading, self._generator, every, count)
-        chunk = _Chunk(self.task, z, y, weights, reading.of(recorder.uses))
+            check = _ChunkCheck(self.task, x, z, verification, self._generator, every, count)
+        chunk = _Chunk(self.task, z, y, weights, verification.of(recorder.operations))
         failed = chunk.add_to(sums, check)
         if check is not None:
             self._note_checked(key, failed)
         self._unchecked = 0 if check is not None else self._unchecked + len(y)
-        self._remember(recorder, len(y), reading, failed)
-        return reading.failed | failed
+        self._remember(recorder, len(y), verification, failed)
+        return verification.failed | failed
 
     def _due(self, key: Any, recorder: Recorder) -> bool:
         """Whether a chunk has to be checked."""
@@ -148,22 +153,26 @@ class Capture:
         self._checked.add(key)
 
     def _remember(
-        self, recorder: Recorder, samples: int, reading: Reading, failed: Mapping[str, str]
+        self,
+        recorder: Recorder,
+        samples: int,
+        verification: Verification,
+        failed: Mapping[str, str],
     ) -> None:
         """Leave what failed to other engines for good, and read again what has only woken up."""
-        reading.failed.update({name: why for name, why in failed.items() if why != WOKEN})
+        verification.failed.update({name: why for name, why in failed.items() if why != WOKEN})
         if WOKEN in failed.values():
             kind = samples > 1, recorder.kind
             self._woken[kind] = self._woken.get(kind, 0) + 1
             if self._woken[kind] <= WOKEN_READS:
-                self._readings.pop(kind, None)
+                self._verifications.pop(kind, None)
             else:
-                reading.failed.update(failed)
+                verification.failed.update(failed)
 
     def _record(self, x: Inputs, samples: int) -> tuple[Recorder, Tensor]:
         try:
             recorder, z = record(self.task, x, samples, self._repeated)
-        except UNSUPPORTED:
+        except Uncovered:
             if not self._repeated:
                 raise
             self._repeated = NONE  # another kind of batch, which does not bear it
@@ -171,17 +180,17 @@ class Capture:
         check_finite(z)
         return recorder, z
 
-    def _reading(self, recorder: Recorder, x: Inputs, samples: int) -> Reading:
+    def _verification(self, recorder: Recorder, x: Inputs, samples: int) -> Verification:
         # a batch of one sample does not show where the samples of larger ones are
         kind = samples > 1, recorder.kind
-        if kind not in self._readings:
+        if kind not in self._verifications:
             some = torch.randperm(samples, generator=self._generator)[:2].tolist()
-            reading = read(self.task, x, [*some, some[0]] if samples > 1 else some)
-            for name, why in reading.failed.items():
+            verification = read(self.task, x, [*some, some[0]] if samples > 1 else some)
+            for name, why in verification.failed.items():
                 LOGGER.debug("not capturing %s: %s", name, why)
-            self._readings[kind] = reading
+            self._verifications[kind] = verification
             self._checked = {key for key in self._checked if key[0] != recorder.kind}
-        return self._readings[kind]
+        return self._verifications[kind]
 
     def _mixes(self, recorder: Recorder, x: Inputs, z: Tensor) -> bool:
         """Whether the samples' logits depend on each other, as far as the model gives reason."""
@@ -207,12 +216,12 @@ class _Chunk:
     z: Tensor
     y: Tensor
     weights: Tensor | None
-    uses: Sequence[ReadUse]
+    operations: Sequence[Operation]
 
     def add_to(self, sums: Sums, check: _ChunkCheck | None) -> dict[str, str]:
         """Add to the sums; names of the parameters that fail, with the reason."""
-        plan, z, uses = self.task.plan, self.z, self.uses
-        logits = z.detach().to(wide(z.dtype))
+        plan, z, operations = self.task.plan, self.z, self.operations
+        logits = z.detach().to(accumulation_dtype(z.dtype))
         groups = plan.group_count(tuple(z.shape[1:]))
         failed: dict[str, str] = {}
         pull = partial(add_rows, scale=self.task.scale(z))
@@ -225,20 +234,19 @@ class _Chunk:
             if head is not None:
                 if check is not None:
                     failed |= self._checked_first(next(rows(0)), check)
-                    uses = left_of(uses, failed)
-                targets = next((use.targets for use in uses if use.use is head.use), {})
-                bound = head.bound(plan, logits, self.y)
-                for name, norms in bound.norms(targets).items():
+                    operations = left_of(operations, failed)
+                last = head.operation.without(failed)
+                q_and_scale = mixing(plan, logits, self.y)
+                for name, norms in head.norms(last.targets, *q_and_scale).items():
                     sums[name] += norms
-                below = [use for use in uses if use.use is not head.use]
-                return failed | pull(
-                    sums, head.inputs, self.task.ticking(bound.rows()), below, keep_graph=False
-                )
+                below = [one for one in operations if one.index != last.index]
+                ticking = self.task.ticking(head.rows(*q_and_scale))
+                return failed | pull(sums, head.inputs, ticking, below, keep_graph=False)
             for group in range(groups):
                 # a kept graph is memory that this pass could have used again
                 keep = group < groups - 1 or (check is not None and check.every)
-                failed |= pull(sums, z, rows(group), uses, keep_graph=keep, check=check)
-                uses, check = left_of(uses, failed), None
+                failed |= pull(sums, z, rows(group), operations, keep_graph=keep, check=check)
+                operations, check = left_of(operations, failed), None
         return failed
 
     def _head(self) -> Head | None:
@@ -246,14 +254,14 @@ class _Chunk:
         shape, y = tuple(self.z.shape[1:]), self.y[0]
         if self.weights is not None or not self.task.plan.has_closed_form(shape, y):
             return None
-        head = find_head([use.use for use in self.uses], self.z)
-        saves = head is not None and head.rows < self.task.plan.row_count(shape, y)
+        head = find_head(self.operations, self.z)
+        saves = head is not None and head.passes < self.task.plan.row_count(shape, y)
         return head if saves else None
 
     def _checked_first(self, row: Tensor, check: _ChunkCheck) -> dict[str, str]:
         """What the check says of one row of all the logits."""
-        uses = [use.use for use in self.uses]
-        return check(row, pull_back(self.z, uses, row, self.task.scale(self.z), True), self.uses)
+        operations, scale = self.operations, self.task.scale(self.z)
+        return check(row, pull_back(self.z, operations, row, scale, True), operations)
 
 
 @dataclass(frozen=True)
@@ -266,29 +274,28 @@ class _ChunkCheck:
     task: Task
     x: Inputs
     z: Tensor
-    reading: Reading
+    verification: Verification
     generator: torch.Generator
     every: bool
     count: int
 
     def __call__(
-        self, row: Tensor, cotangents: Sequence[Tensor | None], uses: Sequence[ReadUse]
+        self, row: Tensor, cotangents: Sequence[Tensor | None], operations: Sequence[Operation]
     ) -> dict[str, str]:
         task = self.task
         failed: dict[str, str] = {}
-        try:
-            left = self.reading.failed.keys() | woken(uses, cotangents)
+        with own_faults_told("the check", task.parameters, failed):
+            left = self.verification.failed.keys() | woken(operations, cotangents)
             for chosen in self._samples(row):
-                with torch.enable_grad():
+                with torch.enable_grad(), refusals("of the model in the check"):
                     alone = task.logits(part(self.x, chosen, chosen + 1))
                 if differ(self.z[chosen : chosen + 1], [alone]):
                     return dict.fromkeys(task.parameters, MIXED)
                 known = left | failed.keys()
-                failed |= differences(task, uses, cotangents, row, chosen, alone, known)
-            return failed | (self._misplaced(row, cotangents, uses) if self.every else {})
-        except UNSUPPORTED as error:
-            why = f"{type(error).__name__} in the check: {error}"
-            return dict.fromkeys(task.parameters, why)
+                failed |= differences(task, operations, cotangents, row, chosen, alone, known)
+            if self.every:
+                failed |= self._misplaced(row, cotangents, operations)
+        return failed
 
     def _samples(self, row: Tensor) -> list[int]:
         """Random samples, those with a cotangent if there are any."""
@@ -296,21 +303,17 @@ class _ChunkCheck:
         return [live[at] for at in _some(len(live), self.count, self.generator)]
 
     def _misplaced(
-        self, row: Tensor, cotangents: Sequence[Tensor | None], uses: Sequence[ReadUse]
+        self, row: Tensor, cotangents: Sequence[Tensor | None], operations: Sequence[Operation]
     ) -> dict[str, str]:
         """Parameters of operations in which some sample of the chunk is elsewhere."""
         factors = random_factors(len(row), row)
         factors = factors[torch.randperm(len(factors), generator=self.generator)]
-        scaled = pull_back(
-            self.z,
-            [use.use for use in uses],
-            scaled_by(row, factors),
-            self.task.scale(self.z),
-            True,
-        )
-        wrong = (
-            use
-            for use, d, e in zip(uses, cotangents, scaled, strict=True)
-            if use.axis and d is not None and e is not None and not use.axis.holds(d, e, factors)
-        )
-        return {target.name: ELSEWHERE for use in wrong for target in use.targets.values()}
+        by_factors, scale = scaled_by(row, factors), self.task.scale(self.z)
+        scaled = pull_back(self.z, operations, by_factors, scale, True)
+        wrong: dict[str, str] = {}
+        for one, d, e in zip(operations, cotangents, scaled, strict=True):
+            if one.axis and d is not None and e is not None:
+                with own_faults_told("the check of its samples", one.names, wrong):
+                    if not one.axis.holds(d, e, factors):
+                        wrong.update(dict.fromkeys(one.names, ELSEWHERE))
+        return wrong

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsens.sensitivity._plan import Plan
-from fedsens.sensitivity.capture._recorder import Target, Use
+from fedsens.sensitivity.capture._recorder import Operation, ParameterView
 
 
 @dataclass(frozen=True)
@@ -29,126 +29,80 @@ class Head:
     """A linear layer whose output are the logits, its parameters used nowhere else.
 
     Attributes:
-        use: the layer.
+        operation: the layer.
         inputs: h, (K, *positions, d), with its graph.
         weight: W, (C, d).
     """
 
-    use: Use
+    operation: Operation
     inputs: Tensor
     weight: Tensor
 
     @property
-    def rows(self) -> int:
+    def passes(self) -> int:
         """How many backward passes what lies below takes: d for each position."""
         return prod(self.inputs.shape[1:])
 
-    def bound(self, plan: Plan, z: Tensor, y: Tensor) -> BoundHead:
-        """The layer with the B of some samples.
-
-        Args:
-            plan: the map's options.
-            z: logits (K, *positions, C), fp32 or fp64.
-            y: label vectors, the batch first.
-
-        Returns:
-            What gives norms and rows.
-        """
-
-        def mixing(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            found = plan.base(z, y).mixing
-            assert found is not None
-            return found
-
-        q, scale = vmap(mixing)(z, y)
-        inputs = self.inputs.detach().to(z.dtype)
-        samples = len(z)
-        return BoundHead(
-            self.inputs,
-            self.weight.detach().double(),
-            inputs.reshape(samples, -1, inputs.shape[-1]),
-            q.reshape(samples, -1, q.shape[-1]),
-            scale.reshape(samples, -1),
-            {target: argument for argument, target in self.use.targets.items()},
-        )
-
-
-@dataclass(frozen=True)
-class BoundHead:
-    """A last layer and the B of some samples, T positions each.
-
-    Attributes:
-        like: h as the model has it.
-        weight: W, (C, d), fp64.
-        inputs: h, (K, T, d).
-        q: (K, T, C).
-        scale: s, (K, T).
-        arguments: the layer's parameters and which argument each of them is.
-    """
-
-    like: Tensor
-    weight: Tensor
-    inputs: Tensor
-    q: Tensor
-    scale: Tensor
-    arguments: Mapping[Target, str]
-
-    def norms(self, targets: Mapping[str, Target]) -> dict[str, Tensor]:
-        """The layer's own part of the map.
+    def norms(
+        self, targets: Mapping[str, ParameterView], q: Tensor, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """The layer's own part of the map: names to the sums over samples of the L2 norm.
 
         Args:
             targets: argument to parameter, for the parameters that are wanted.
-
-        Returns:
-            Parameter's name to the sum over samples of the L2 norm.
+            q: (K, T, C) for T positions.
+            scale: s, (K, T).
         """
-        classes, q = self.q.shape[-1], self.q
-        squares = (1 - q).square() + (classes - 1) * q.square()
-        squares = squares * self.scale.square()[..., None]  # of the columns of B, (K, T, C)
+        inputs = self.inputs.detach().to(q.dtype).reshape(*q.shape[:2], -1)
+        squares = (1 - q).square() + (q.shape[-1] - 1) * q.square()
+        squares = squares * scale.square()[..., None]  # of the columns of B, (K, T, C)
         found = {}
         for argument, target in targets.items():
             if argument == "bias":
                 found[target.name] = squares.sum(1).sqrt().sum(0)
             elif squares.shape[1] == 1:
-                found[target.name] = squares[:, 0].sqrt().T @ self.inputs[:, 0].abs()
+                found[target.name] = squares[:, 0].sqrt().T @ inputs[:, 0].abs()
             else:  # at several positions the squares add up before the root
-                pairs = zip(squares, self.inputs, strict=True)
+                pairs = zip(squares, inputs, strict=True)
                 found[target.name] = sum(
                     ((column.T @ h.square()).sqrt() for column, h in pairs), squares.new_zeros(())
                 )
         return found
 
-    def rows(self) -> Iterator[Tensor]:
-        """Cotangents of h with the same norms as the rows of B, in h's shape."""
-        plain = self.weight.T @ self.weight
-        ones = self.weight.sum(0)
-        for position in range(self.q.shape[1]):
-            q, scale = self.q[:, position].double(), self.scale[:, position].double()
-            along = q @ self.weight  # Wᵀq, (K, d)
+    def rows(self, q: Tensor, scale: Tensor) -> Iterator[Tensor]:
+        """Cotangents of h with the same norms as the rows of B, in h's shape; see :meth:`norms`."""
+        weight = self.weight.detach().double()
+        plain, ones = weight.T @ weight, weight.sum(0)
+        for position in range(q.shape[1]):
+            along = q[:, position].double() @ weight  # Wᵀq, (K, d)
             cross = along[:, :, None] * ones
-            square = len(self.weight) * along[:, :, None] * along[:, None, :]
-            gram = (plain - cross - cross.mT + square) * scale.square()[:, None, None]
-            for row in _root(gram).to(self.q.dtype).unbind(-1):
-                cotangent = row.new_zeros(self.inputs.shape)
+            square = len(weight) * along[:, :, None] * along[:, None, :]
+            factor = scale[:, position].double().square()[:, None, None]
+            for row in _root((plain - cross - cross.mT + square) * factor).to(q.dtype).unbind(-1):
+                cotangent = row.new_zeros(*q.shape[:2], row.shape[-1])
                 cotangent[:, position] = row
-                yield cotangent.view(self.like.shape)
+                yield cotangent.view(self.inputs.shape)
 
 
-def find_head(uses: Sequence[Use], z: Tensor) -> Head | None:
-    """The last layer, if it is linear and by itself.
+def mixing(plan: Plan, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and s of B = -s (I - 1 qᵀ) for logits (K, *positions, C): (K, T, C) and (K, T)."""
 
-    Args:
-        uses: captured operations.
-        z: logits (K, *positions, C), with their graph.
+    def of_sample(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        found = plan.base(z, y).mixing
+        assert found is not None
+        return found
 
-    Returns:
-        The head, or None.
-    """
-    last = next((use for use in uses if use.gives(z)), None)
+    q, scale = vmap(of_sample)(z, y)
+    return q.reshape(len(z), -1, q.shape[-1]), scale.reshape(len(z), -1)
+
+
+def find_head(operations: Sequence[Operation], z: Tensor) -> Head | None:
+    """The last layer of logits (K, *positions, C), if it is linear and by itself."""
+    last = next((one for one in operations if one.gives(z)), None)
     if last is None or last.rule.name != "linear":
         return None
     inputs = last.arguments["input"]
-    elsewhere = {name for use in uses if use is not last for name in use.names}
+    elsewhere = {name for one in operations if one is not last for name in one.names}
     whole = all(target.view is None for target in last.targets.values())
     if not whole or elsewhere & last.names or not inputs.requires_grad or inputs.ndim != z.ndim:
         return None

@@ -126,9 +126,6 @@ def use_gram(d: Tensor, inputs: int) -> bool:
     Args:
         d: stacked cotangents, (K, groups, rows, out, T).
         inputs: size of the other factor.
-
-    Returns:
-        Whether to use :func:`gram_factors`.
     """
     rows, outputs, positions = d.shape[2:]
     pairs, entries = positions * (positions + 1) // 2, outputs * inputs

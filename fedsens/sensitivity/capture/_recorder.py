@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from fedsens.sensitivity.capture._registry import OPS, Cotangent, Gradients, Rule
+from fedsens.sensitivity._tolerance import own_faults_told
+from fedsens.sensitivity.capture._registry import (
+    OPS,
+    Cotangent,
+    Gradient,
+    Rule,
+    SampleAxis,
+)
 
 # operations through which a forward pass can depend on the values of a whole batch
 READS = {
@@ -49,7 +56,7 @@ DISPATCH_CHECKS = (
 
 
 @dataclass(frozen=True)
-class Target:
+class ParameterView:
     """A parameter, or a view of it, as an operation takes it.
 
     Attributes:
@@ -65,61 +72,74 @@ class Target:
 
         Args:
             whole: a contiguous tensor of the parameter's shape.
-
-        Returns:
-            A view of it.
         """
         return whole if self.view is None else whole.as_strided(*self.view)
 
 
 @dataclass(frozen=True)
-class Use:
+class Operation:
     """One operation that took parameters.
 
     Attributes:
+        index: which of the recorded operations it is.
         rule: how its per-sample gradients are computed.
         arguments: what it was called with, by name.
         args: the same as the rule takes it, without the cotangent: positional arguments,
         kwargs: and keyword arguments.
-        targets: argument to the parameter it was.
+        targets: argument to the parameter it was, for the parameters to be measured.
         edge: where autograd delivers the gradient of its output, in one shape or another.
         shape: of its output.
+        axis: where the samples are; None if no gradient has reached it yet (a block that is
+            multiplied by zero), which is right as long as none does.
     """
 
+    index: int
     rule: Rule
     arguments: Mapping[str, Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    targets: dict[str, Target]
+    targets: dict[str, ParameterView]
     edge: GradientEdge
     shape: torch.Size
+    axis: SampleAxis | None = None
 
     @property
     def names(self) -> set[str]:
         """Names of the parameters that it takes."""
         return {target.name for target in self.targets.values()}
 
-    def gradients(self, cotangent: Cotangent) -> Gradients:
-        """Its parameters' per-sample gradients.
+    def without(self, names: Container[str]) -> Operation:
+        """The same operation without some parameters; possibly without targets."""
+        left = {a: t for a, t in self.targets.items() if t.name not in names}
+        return self if len(left) == len(self.targets) else replace(self, targets=left)
 
-        Args:
-            cotangent: of its output.
+    def from_cotangent(self, cotangent: Cotangent) -> dict[ParameterView, Gradient]:
+        """Per-sample gradients of those of its parameters that its rule is about."""
+        found = self.rule.gradients(cotangent, *self.args, **self.kwargs)
+        return {view: found[name] for name, view in self.targets.items() if name in found}
 
-        Returns:
-            Argument to gradient.
+    def without_rule(self, found: Container[ParameterView]) -> dict[str, str]:
+        """Names of the parameters that its rule is not about, with the reason."""
+        lacking = ((name, view) for name, view in self.targets.items() if view not in found)
+        return {view.name: f"{self.rule.name} has no rule for {name}" for name, view in lacking}
+
+    def gradients(
+        self, d: Tensor, samples: int, dtype: torch.dtype, chosen: int | None = None
+    ) -> dict[ParameterView, Gradient]:
+        """Per-sample gradients in ``dtype`` from the gradient d of its output.
+
+        Of K ``samples``, or of the ``chosen`` one of them.
         """
-        return self.rule.gradients(cotangent, *self.args, **self.kwargs)
+        assert self.axis is not None
+        value = self.axis.first(d, samples)
+        if chosen is None:
+            return self.from_cotangent(Cotangent(value.to(dtype), self.axis))
+        part = slice(chosen, chosen + 1)
+        return self.from_cotangent(Cotangent(value[part].to(dtype), self.axis, (samples, part)))
 
-    def without(self, names: Container[str]) -> dict[str, Target]:
-        """Its parameters except some.
-
-        Args:
-            names: of the parameters to leave out.
-
-        Returns:
-            Argument to parameter.
-        """
-        return {a: target for a, target in self.targets.items() if target.name not in names}
+    def wakes(self, d: Tensor | None) -> bool:
+        """Whether a gradient reaches it though none had when its samples were looked for."""
+        return self.axis is None and d is not None and bool(d.any())
 
     def gives(self, z: Tensor) -> bool:
         """Whether a tensor is its output."""
@@ -142,6 +162,11 @@ class Use:
         return self.rule.name, tuple(self.targets.items()), len(self.shape)
 
 
+def left_of(operations: Iterable[Operation], names: Container[str]) -> list[Operation]:
+    """Operations without some parameters, those that have no other left out."""
+    return [left for one in operations if (left := one.without(names)).targets]
+
+
 class Recorder(TorchFunctionMode):
     """Records the uses of parameters while it is active.
 
@@ -151,11 +176,11 @@ class Recorder(TorchFunctionMode):
     Args:
         parameters: distinct parameters by name.
         samples: K.
-        repeated: operations, counted as in ``uses``, to run once for every sample, because what
+        repeated: operations, by their index, to run once for every sample, because what
             they take is the same for all: an embedding of positions that is broadcast later.
 
     Attributes:
-        uses: operations that have a rule, in order.
+        operations: those that have a rule, in order.
         unknown: parameter's name to the problem, where an operation has none.
         reads: the forward pass looked at values of inputs that are integers, such as masks.
         decides: it made integers or truth values from real numbers and went on with them (the
@@ -172,7 +197,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.samples = samples
         self.repeated = repeated
-        self.uses: list[Use] = []
+        self.operations: list[Operation] = []
         self.unknown: dict[str, str] = {}
         self.reads = self.decides = self.shapes = False
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -181,7 +206,7 @@ class Recorder(TorchFunctionMode):
     @property
     def kind(self) -> Hashable:
         """What is equal for batches whose operations can be read in the same way."""
-        return tuple(use.signature for use in self.uses), tuple(self.unknown), self.repeated
+        return tuple(one.signature for one in self.operations), tuple(self.unknown), self.repeated
 
     def __torch_function__(
         self,
@@ -197,14 +222,15 @@ class Recorder(TorchFunctionMode):
         if not taken:
             # nothing to capture, but what it does with values says whether samples can interact
             output = func(*args, **kwargs)
-            self._note_values(getattr(func, "__name__", ""), args, tensors, output)
+            with own_faults_told("recording", self._names.values(), self.unknown):
+                self._note_values(getattr(func, "__name__", ""), args, tensors, output)
             return output
         rule = OPS.get(func)
         if rule is None and _is_python(func):
             # the mode is off inside of this method; on again, it sees the operations within
             with self:
                 return _opened(func)(*args, **kwargs)
-        if rule is not None and len(self.uses) in self.repeated:
+        if rule is not None and len(self.operations) in self.repeated:
             args = tuple(map(self._repeat, args))
             kwargs = {name: self._repeat(value) for name, value in kwargs.items()}
         output = func(*args, **kwargs)
@@ -213,13 +239,15 @@ class Recorder(TorchFunctionMode):
             results = [tensor for tensor in tensors if tensor.requires_grad]
         if not results or (rule is None and all(self._parameter(t) for t in results)):
             return output  # nothing differentiable, or views, which are seen where they are used
-        use = None if rule is None else self._use(rule, args, kwargs, output)
-        if use is None:
-            names = [self._target(tensor).name for tensor in taken]
+        names = [self._target(tensor).name for tensor in taken]
+        operation = None
+        with own_faults_told("recording", names, self.unknown):
+            operation = None if rule is None else self._operation(rule, args, kwargs, output)
+        if operation is None:
             problem = f"no rule for {getattr(func, '__name__', func)}"
             self.unknown.update(dict.fromkeys(names, problem))
         else:
-            self.uses.append(use)
+            self.operations.append(operation)
             # an output is not a view of the parameter, though ``expand`` returns one
             self._recorded[id(output)] = output
         return output
@@ -262,18 +290,18 @@ class Recorder(TorchFunctionMode):
         axis = whole.shape.index(1)
         return whole.expand(*whole.shape[:axis], self.samples, *whole.shape[axis + 1 :])
 
-    def _target(self, tensor: Tensor) -> Target:
+    def _target(self, tensor: Tensor) -> ParameterView:
         if tensor._base is None:
-            return Target(self._names[id(tensor)])
+            return ParameterView(self._names[id(tensor)])
         view = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
-        return Target(self._names[id(tensor._base)], view)
+        return ParameterView(self._names[id(tensor._base)], view)
 
-    def _use(
+    def _operation(
         self, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Use | None:
+    ) -> Operation | None:
         bound = rule.bind(args, kwargs)
-        if bound is None or not isinstance(output, Tensor):
-            return None
+        if bound is None or not isinstance(output, Tensor) or output.is_complex():
+            return None  # sums and cotangents are real numbers
         arguments = bound.arguments
         inside = [v for v in arguments.values() if not isinstance(v, Tensor)]
         if any(self._parameter(tensor) for tensor in _tensors(inside)):
@@ -281,8 +309,8 @@ class Recorder(TorchFunctionMode):
         tensors = {name: v for name, v in arguments.items() if isinstance(v, Tensor)}
         targets = {n: self._target(v) for n, v in tensors.items() if self._parameter(v)}
         edge = get_gradient_edge(_source(output, tensors.values()))
-        shape = output.shape
-        return Use(rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape)
+        index, shape = len(self.operations), output.shape
+        return Operation(index, rule, arguments, bound.args[1:], bound.kwargs, targets, edge, shape)
 
 
 def _source(output: Tensor, inputs: Iterable[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ plain autograd on the first samples, and what differs goes to another engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import BoundArguments, Signature, signature
 from typing import Any
@@ -22,11 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsens.sensitivity._tolerance import differing
-
-
-class Uncovered(ValueError):  # noqa: N818 - never reaches a user
-    """A rule does not cover a call, which is no fault of it: another engine does."""
+from fedsens.sensitivity._tolerance import Uncovered, differing
 
 
 @dataclass(frozen=True)
@@ -80,16 +76,8 @@ class SampleAxis:
         return not differing({"": second.clone()}, {"": expected}, {"": cotangent.dtype})
 
 
-def candidates(shape: tuple[int, ...], samples: int) -> Iterator[SampleAxis]:
-    """Every reading of a shape that has room for the samples, the usual ones first.
-
-    Args:
-        shape: of an operation's output.
-        samples: K.
-
-    Yields:
-        Sample axes.
-    """
+def candidates(shape: Sequence[int], samples: int) -> Iterator[SampleAxis]:
+    """Every reading of a shape that has room for K samples, the usual ones first."""
     for axis, size in enumerate(shape):
         if size and size % samples == 0:
             yield SampleAxis(axis)
@@ -211,15 +199,7 @@ class Rule:
     signature: Signature
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BoundArguments | None:
-        """Name the arguments of a call.
-
-        Args:
-            args: positional arguments of the operation.
-            kwargs: its keyword arguments.
-
-        Returns:
-            The arguments of the rule, None for the cotangent; None if the call has others.
-        """
+        """Name the arguments of a call."""
         try:
             bound = self.signature.bind(None, *args, **kwargs)
         except TypeError:

@@ -1,27 +1,148 @@
-"""Check what is captured against plain autograd.
+"""Find the samples in recorded operations, and check what is captured against plain autograd.
 
-No list of supported models: what is captured for one sample must equal the gradient of a forward
-pass of that sample by itself, for *every* parameter of the map, recorded or not. Parameters that
-fail are left to another engine.
+Multiplying each sample's cotangent of the logits by a factor of its own multiplies that sample's
+part of every gradient by the same factor, and no other reading of the axes. The samples looked at
+are two, with the first of them once more at the end: what depends on a sample's values (its
+length) and not on its place in the batch cannot be taken for the sample axis then, because the
+same values are at two places. What has the samples nowhere may be the same for all of them, such
+as positions; it is then tried whether the model gives the same when the operation runs once for
+every sample.
+
+There is no list of supported models: what is captured for one sample must equal the gradient of a
+forward pass of that sample by itself, for *every* parameter of the map, recorded or not. Parameters
+that fail are left to another engine.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Container, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedsens.sensitivity._batching import Inputs, map_tensors, part
-from fedsens.sensitivity._task import Sums, Task
-from fedsens.sensitivity._tolerance import UNSUPPORTED, differing
-from fedsens.sensitivity.capture._backward import ReadUse, fold_sample, left_of
-from fedsens.sensitivity.capture._locate import NONE, place
-from fedsens.sensitivity.capture._recorder import Target, Use
-from fedsens.sensitivity.capture._registry import SampleAxis, Uncovered
+from fedsens.sensitivity._task import Sums, Task, accumulation_dtype
+from fedsens.sensitivity._tolerance import Uncovered, differing, refusals
+from fedsens.sensitivity.capture._backward import add_sample, pull_back
+from fedsens.sensitivity.capture._recorder import Operation, ParameterView, Recorder, left_of
+from fedsens.sensitivity.capture._registry import SampleAxis, candidates
+
+NONE: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class SampleAxes:
+    """Where the samples of one batch are.
+
+    Attributes:
+        recorder: the operations.
+        axes: sample axis of each operation, or None where it is not known.
+        problems: operation to what is wrong with it.
+        nowhere: those in which no axis has the samples.
+    """
+
+    recorder: Recorder
+    axes: list[SampleAxis | None] = field(default_factory=list)
+    problems: dict[int, str] = field(default_factory=dict)
+    nowhere: list[int] = field(default_factory=list)
+
+
+def record(
+    task: Task, x: Inputs, samples: int, repeated: frozenset[int] = NONE
+) -> tuple[Recorder, Tensor]:
+    """One forward pass."""
+    recorder = Recorder(task.parameters, samples, repeated)
+    with recorder, refusals("with several samples" if samples > 1 else "with one sample"):
+        z = task.logits(x, samples)
+    return recorder, z
+
+
+def place(task: Task, x: Inputs, alone: Sequence[Tensor]) -> SampleAxes | None:
+    """Find the samples."""
+    found = _place(task, x, alone, NONE)
+    if found is None:
+        return None
+    for at in found.nowhere:
+        if at in found.nowhere:  # not helped by what was tried before
+            found = _repeated(task, x, alone, found, at)
+    return found
+
+
+def mixes(task: Task, x: Inputs, z: Tensor, chosen: Sequence[int]) -> bool:
+    """Whether logits of samples in a batch differ from those of each of them alone."""
+    with torch.no_grad(), refusals("of the model with one sample"):
+        alone = [task.logits(part(x, k, k + 1)) for k in chosen]
+    return differ(z[list(chosen)], alone)
+
+
+def differ(z: Tensor, alone: Sequence[Tensor]) -> bool:
+    """Whether samples' logits in a batch are other than those of each of them alone."""
+    expected = torch.cat([one.detach() for one in alone])
+    if expected.shape != z.shape:
+        return True
+    got = z.detach().clone()
+    return bool(differing({"logits": got}, {"logits": expected}, {"logits": z.dtype}))
+
+
+def random_factors(samples: int, like: Tensor) -> Tensor:
+    """A factor for each sample, (K,): powers of two of either sign, which change no rounding."""
+    order = torch.arange(samples, device=like.device)
+    return ((-2.0) ** (order % 3) * (-1.0) ** (order // 3)).to(like.dtype)
+
+
+def scaled_by(row: Tensor, factors: Tensor) -> Tensor:
+    """A cotangent of the logits with each sample's part times its factor."""
+    return row * factors.view(-1, *(1,) * (row.ndim - 1))
+
+
+def _repeated(
+    task: Task, x: Inputs, alone: Sequence[Tensor], found: SampleAxes, at: int
+) -> SampleAxes:
+    """The same with one more operation run once for every sample, if that helps."""
+    try:
+        tried = _place(task, x, alone, found.recorder.repeated | {at})
+    except Uncovered:
+        return found
+    return found if tried is None or at in tried.problems else tried
+
+
+def _place(
+    task: Task, x: Inputs, alone: Sequence[Tensor], repeated: frozenset[int]
+) -> SampleAxes | None:
+    recorder, z = record(task, x, len(alone), repeated)
+    operations, scale = recorder.operations, task.scale(z)
+    if differ(z, alone):
+        return None
+    if not z.requires_grad:
+        return SampleAxes(recorder, [None] * len(operations))
+    row = _random_row(z)
+    factors = random_factors(len(alone), row)
+    # the same row twice, the second time with a factor for each sample: where the samples are, the
+    # second gradient is the first times the factors
+    pulled = pull_back(z, operations, row, scale, True)
+    scaled = pull_back(z, operations, scaled_by(row, factors), scale, False)
+    found = SampleAxes(recorder)
+    for one, d, e in zip(operations, pulled, scaled, strict=True):
+        axis = None
+        if d is not None and e is not None and bool(d.any()):
+            axis = next(
+                (a for a in candidates(one.shape, len(factors)) if a.holds(d, e, factors)), None
+            )
+            if axis is None:
+                found.problems[one.index] = f"{one.rule.name} mixes the samples"
+                if one.takes_others:
+                    found.nowhere.append(one.index)
+        found.axes.append(axis)
+    return found
+
+
+def _random_row(z: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(z.shape, generator=generator, dtype=accumulation_dtype(z.dtype))
+    return row.to(z.device)
+
 
 MIXED = "the logits of a sample depend on the others of its batch"
 OVERLAP = "it is used through views that share some of its entries"
@@ -29,7 +150,7 @@ UNSEEN = "no operation that takes it was seen, but it has a gradient"
 
 
 @dataclass(frozen=True)
-class Reading:
+class Verification:
     """How the operations of one kind of batch are read.
 
     Attributes:
@@ -44,54 +165,37 @@ class Reading:
     failed: dict[str, str]
     repeated: frozenset[int] = NONE
 
-    def of(self, uses: Sequence[Use]) -> list[ReadUse]:
-        """Operations of another batch of the same kind, as far as they are captured.
-
-        Args:
-            uses: recorded operations, in the same order.
-
-        Returns:
-            Those that take a captured parameter.
-        """
-        pairs = zip(uses, self.axes, strict=True)
-        read = [ReadUse(use, axis, use.targets) for use, axis in pairs]
-        return left_of(read, self.failed)
+    def of(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Operations of another batch of the same kind, as far as they are captured."""
+        pairs = zip(operations, self.axes, strict=True)
+        return left_of((replace(one, axis=axis) for one, axis in pairs), self.failed)
 
 
-def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Reading:
-    """Read the operations of a batch; what is read has to be compared on the first chunk.
-
-    Args:
-        task: the task.
-        x: inputs, the batch first.
-        chosen: the samples to look at; see :mod:`fedsens.sensitivity.capture._locate`.
-
-    Returns:
-        The reading.
-    """
-    with torch.no_grad():
+def read(task: Task, x: Inputs, chosen: Sequence[int]) -> Verification:
+    """Read the operations of a batch; what is read has to be compared on the first chunk."""
+    with torch.no_grad(), refusals("of the model with one sample"):
         alone = {k: task.logits(part(x, k, k + 1)) for k in dict.fromkeys(chosen)}
     some = map_tensors(x, lambda tensor: tensor[list(chosen)])
-    placing = place(task, some, [alone[k] for k in chosen])
-    if placing is None:
-        return Reading(None, (), dict.fromkeys(task.parameters, MIXED))
-    recorder = placing.recorder
-    uses, axes = recorder.uses, tuple(placing.axes)
-    failed = recorder.unknown | dict.fromkeys(_overlapping(task, uses), OVERLAP)
-    for at, problem in placing.problems.items():
-        failed |= dict.fromkeys(uses[at].names, problem)
-    return Reading(recorder.kind, axes, failed, recorder.repeated)
+    found_axes = place(task, some, [alone[k] for k in chosen])
+    if found_axes is None:
+        return Verification(None, (), dict.fromkeys(task.parameters, MIXED))
+    recorder = found_axes.recorder
+    operations, axes = recorder.operations, tuple(found_axes.axes)
+    failed = recorder.unknown | dict.fromkeys(_overlapping(task, operations), OVERLAP)
+    for at, problem in found_axes.problems.items():
+        failed |= dict.fromkeys(operations[at].names, problem)
+    return Verification(recorder.kind, axes, failed, recorder.repeated)
 
 
-def _overlapping(task: Task, uses: Sequence[Use]) -> list[str]:
+def _overlapping(task: Task, operations: Sequence[Operation]) -> list[str]:
     """Parameters with an entry in several views, such as a table and its first rows.
 
     Norms are folded view by view, and the norm of a sum is not the sum of norms. The check alone
     would not do: it sees that only in a sample whose gradients of both views meet in an entry.
     """
-    views: dict[str, set[Target]] = defaultdict(set)
-    for use in uses:
-        for target in use.targets.values():
+    views: dict[str, set[ParameterView]] = defaultdict(set)
+    for one in operations:
+        for target in one.targets.values():
             views[target.name].add(target)
     overlapping = []
     for name, found in views.items():
@@ -106,41 +210,22 @@ def _overlapping(task: Task, uses: Sequence[Use]) -> list[str]:
 
 def differences(
     task: Task,
-    read: Sequence[ReadUse],
+    read: Sequence[Operation],
     cotangents: Sequence[Tensor | None],
     row: Tensor,
     chosen: int,
     alone: Tensor,
     failed: Container[str],
 ) -> dict[str, str]:
-    """Compare what is captured for one sample with the gradient of that sample's own logits.
-
-    Args:
-        task: the task.
-        read: the operations that are captured.
-        cotangents: of their outputs.
-        row: cotangent of the logits that they come from, the batch first.
-        chosen: the sample.
-        alone: its logits by itself, with their graph.
-        failed: parameters that another engine serves already.
-
-    Returns:
-        Names of all other parameters for which the two differ, with the reason.
-    """
+    """Compare what is captured for one sample with the gradient of that sample's own logits."""
     names = [name for name in task.parameters if name not in failed]
     if not names or not alone.requires_grad:
         return {}
     expected = _autograd(task, names, alone, row[chosen : chosen + 1])
     got = {n: v.new_zeros(v.shape) for n, v in expected.items()}  # contiguous, as sums are
-    problems = {}
     with torch.no_grad():
-        try:
-            fold_sample(got, read, cotangents, len(row), chosen, row.dtype)
-        except UNSUPPORTED:  # one by one, to see whose rule it is
-            for value in got.values():
-                value.zero_()
-            problems = _one_by_one(got, read, cotangents, row, chosen)
-    seen = {target.name for use in read for target in use.targets.values()}
+        problems = add_sample(got, read, cotangents, len(row), chosen, row.dtype)
+    seen = {name for one in read for name in one.names}
     unseen = [n for n in names if n not in seen and bool(expected[n].any())]
     dtypes = {name: task.parameters[name].dtype for name in expected}
     wrong = differing(got, expected, dtypes)
@@ -149,50 +234,19 @@ def differences(
     )
 
 
-def _one_by_one(
-    got: Sums,
-    read: Sequence[ReadUse],
-    cotangents: Sequence[Tensor | None],
-    row: Tensor,
-    chosen: int,
-) -> dict[str, str]:
-    """Fold each parameter by itself; names of those whose rule raises, with the reason."""
-    problems: dict[str, str] = {}
-    for name in got:
-        others = got.keys() - {name}
-        pairs = [
-            (use, d)
-            for one, d in zip(read, cotangents, strict=True)
-            if (use := one.without(others)).targets
-        ]
-        try:
-            uses, pulled = [use for use, _ in pairs], [d for _, d in pairs]
-            fold_sample(got, uses, pulled, len(row), chosen, row.dtype)
-        except Uncovered as error:
-            problems[name] = str(error)
-        except UNSUPPORTED as error:
-            rules = " and ".join(sorted({use.use.rule.name for use, _ in pairs}))
-            problems[name] = f"{type(error).__name__} in its rule"
-            warnings.warn(
-                f"the rule of {rules} raised {type(error).__name__}: {error}; the parameter {name} "
-                "is left to a slower engine, which is right but should not be needed",
-                stacklevel=2,
-            )
-    return problems
-
-
 def _autograd(task: Task, names: Sequence[str], alone: Tensor, cotangent: Tensor) -> Sums:
     """|gradient| of one sample by itself."""
     scale = task.scale(alone)
     leaves = [task.parameters[name] for name in names]
-    grads = torch.autograd.grad(
-        alone,
-        leaves,
-        (cotangent * scale).to(alone.dtype),
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    with refusals("of a backward pass of one sample"):
+        grads = torch.autograd.grad(
+            alone,
+            leaves,
+            (cotangent * scale).to(alone.dtype),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
     dense = (g.to_dense() if g.is_sparse else g for g in grads)
     kind = cotangent.dtype
     return {n: (g.to(kind) / scale).abs_() for n, g in zip(names, dense, strict=True)}

@@ -9,7 +9,10 @@ from torch.nn.functional import one_hot
 
 from fedsens.errors import SensitivityError
 from fedsens.sensitivity import sensitivity_map
+from fedsens.sensitivity.capture import SampleAxis
+from fedsens.sensitivity.capture import _accumulators as accumulators
 from fedsens.sensitivity.capture import _engine as engine
+from fedsens.sensitivity.capture import _recorder as recorder
 from tests.sensitivity.samples import assert_same
 
 C = 3
@@ -342,6 +345,34 @@ def test_what_stops_agreeing_is_told_and_left(caplog, monkeypatch):
     assert "agreed with autograd in an earlier batch" in caplog.text
     assert set(fast.meta["engines"].values()) == {"mixed"}
     assert_same(fast, loop)
+
+
+def broken(*_, **__):
+    raise IndexError("a fault of this package")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "told", "options"),
+    [
+        (SampleAxis, "holds", "capturing raised IndexError", {}),
+        (recorder.Recorder, "_operation", "recording raised IndexError", {}),
+        (recorder.Recorder, "_note_values", "recording raised IndexError", {}),
+        (engine, "differences", "the check raised IndexError", {}),
+        (engine, "random_factors", "the check raised IndexError", {"check": "every"}),
+        (accumulators.VectorAccumulator, "add", "adding its gradients raised IndexError", {}),
+        (accumulators.VectorAccumulator, "finish", "adding its gradients raised IndexError", {}),
+    ],
+)
+def test_faults_of_our_own_are_told_and_the_map_is_right(monkeypatch, owner, name, told, options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, C)).double()
+    batches = [data(FLAT, 6, 0)]
+    loop = sensitivity_map(net, batches, engine="loop")
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(UserWarning, match=told):  # these tests make errors of warnings
+        sensitivity_map(net, batches, **options)
+    with pytest.warns(UserWarning, match=told):
+        assert_same(sensitivity_map(net, batches, **options), loop)
 
 
 def test_a_model_that_shares_one_thing_for_all_samples_says_what_to_do():

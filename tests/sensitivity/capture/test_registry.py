@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsens.sensitivity.capture._registry import SampleAxis, Uncovered, candidates
+from fedsens.sensitivity._tolerance import Uncovered
+from fedsens.sensitivity.capture._registry import SampleAxis, candidates
 
 
 @given(

@@ -255,6 +255,24 @@ def a_gradient_inside_of_the_model(n, x):
     return torch.autograd.grad(torch.tanh(n.a(leaf)).square().sum(), leaf, create_graph=True)[0]
 
 
+# weights seen as complex numbers: gradients are real, cotangents need not be
+
+
+@case(("w", False), w=lambda: free(4, 4, 2))
+def a_complex_weight(n, x):
+    return torch.tanh((x.to(torch.cdouble) @ torch.view_as_complex(n.w)).abs())
+
+
+@case(("w", False), w=lambda: free(3, 2))
+def a_filter_of_frequencies(n, x):
+    return torch.fft.irfft(torch.fft.rfft(n.a(x)) * torch.view_as_complex(n.w), n=4)
+
+
+@case(("a.weight", True))
+def a_complex_activation(n, x):
+    return torch.view_as_real(torch.polar(n.a(x).exp(), n.b(x))).sum(-1)
+
+
 # tokens written into activations
 
 

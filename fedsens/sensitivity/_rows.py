@@ -1,24 +1,34 @@
-"""The logits side of the parameter-label Jacobian of one sample.
+"""Rows of the parameter-label Jacobian of one sample, their random combinations, their norms.
 
 With logits z, J_m = d/dy dL/dw_m = B g_m, where g_m = dz/dw_m and B = d2L/dy dz. B depends on
 the loss alone, never on the network, so ||J_m|| needs one backward pass per row of B and no
 double backward. Here B is a linear map: ``apply`` takes weights of its rows, of shape
-(r, count), to r cotangents of the logits, of shape (r, *z.shape). Everything in this file is
-about one sample, without a batch axis, and may run inside ``torch.func.vmap``.
+(r, count), to r cotangents of the logits, of shape (r, *z.shape). :class:`LabelRows` and what makes
+them are about one sample, without a batch axis, and may run inside ``torch.func.vmap``. Losses
+without a closed form are differentiated automatically, the loss alone.
 
-Losses without a closed form are differentiated automatically, the loss alone.
+Random rows estimate the L2 norm without bias. For a random r x n matrix U with orthonormal rows,
+uniform over the directions, and a vector J of n rows, sqrt(sum_r (U_r J)²) has expectation c ||J||
+with a constant c that does not depend on J. The matrices of :func:`random_probes` are divided by
+that constant, so the estimate is unbiased for every number of probes, one included. (Rademacher
+probes are not offered: their constant depends on J. Gaussian ones are unbiased too, but never
+closer.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import exp, lgamma, log, prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jacrev
 from torch.nn.functional import pad
+
+from fedsens.errors import SensitivityError
+from fedsens.extensions import Registry
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,6 @@ def matrix_rows(matrix: Tensor, z: Tensor) -> LabelRows:
     Args:
         matrix: B, of shape (rows, *z.shape).
         z: logits.
-
-    Returns:
-        The rows.
     """
     flat = matrix.reshape(matrix.shape[0], -1)
 
@@ -85,15 +92,7 @@ def matrix_rows(matrix: Tensor, z: Tensor) -> LabelRows:
 
 
 def diagonal_rows(weight: float, z: Tensor) -> LabelRows:
-    """Rows of ``weight`` times the identity, for losses whose outputs do not mix.
-
-    Args:
-        weight: the diagonal.
-        z: logits.
-
-    Returns:
-        One row per output.
-    """
+    """Rows of ``weight`` times the identity, for losses whose outputs do not mix."""
     mixing = torch.zeros_like(z), torch.full_like(z[..., 0], weight)
     return LabelRows(prod(z.shape), lambda u: weight * u.reshape(-1, *z.shape), z, None, mixing)
 
@@ -109,9 +108,6 @@ def softmax_rows(z: Tensor, q: Tensor, scale: Tensor) -> LabelRows:
         z: logits, (*positions, C).
         q: distributions, (*positions, C).
         scale: factor of each position, (*positions).
-
-    Returns:
-        C rows per position, and C - 1 in the reduced form.
     """
 
     def apply(weights: Tensor) -> Tensor:
@@ -159,9 +155,6 @@ def autograd_rows(value: Value, z: Tensor, y: Tensor) -> LabelRows:
         value: one sample's loss, (z, y) to a scalar.
         z: logits of the sample.
         y: label of the sample, floating point, any shape.
-
-    Returns:
-        One row per label coordinate.
     """
     # chunk_size=1 loops over the outputs instead of using vmap, which a user's loss may not allow
     inner = jacrev(value, argnums=1, chunk_size=1)
@@ -172,9 +165,6 @@ def autograd_rows(value: Value, z: Tensor, y: Tensor) -> LabelRows:
 def normalized(value: Value) -> Value:
     """The loss as a function of labels that are divided by their sum.
 
-    Args:
-        value: one sample's loss.
-
     Returns:
         (z, y) to value(z, y / sum y), the sum over the last axis.
     """
@@ -182,31 +172,82 @@ def normalized(value: Value) -> Value:
 
 
 def label_total(y: Tensor) -> Tensor:
-    """What to divide a label by so that it sums to 1.
-
-    Args:
-        y: label, the classes on the last axis.
-
-    Returns:
-        The sum over the last axis, kept as an axis; 1 where the label is all zero (ignored).
-    """
+    """What to divide a label by so that it sums to 1."""
     total = y.sum(-1, keepdim=True)
     return torch.where(total == 0, torch.ones_like(total), total)
 
 
 def tangent(value: Value) -> Value:
-    """The loss whose label derivative is that of ``value`` along constant label sums.
-
-    Args:
-        value: one sample's loss.
-
-    Returns:
-        The loss with its label projected on the directions that keep the last axis' sum; the
-        removed part is a constant, so the value is unchanged.
-    """
+    """The loss whose label derivative is that of ``value`` along constant label sums."""
 
     def projected(z: Tensor, y: Tensor) -> Tensor:
         mean = y.mean(-1, keepdim=True)
         return value(z, y - mean + mean.detach())
 
     return projected
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm as a fold over rows.
+
+    Attributes:
+        name: its name.
+        lift: first row to the accumulator, a new tensor.
+        fold: accumulator and next row to the accumulator; may write into it.
+        finish: accumulator to the norm.
+        order: what ``torch.linalg.vector_norm`` calls it.
+    """
+
+    name: str
+    init: Callable[[Tensor], Tensor]
+    fold: Callable[[Tensor, Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    order: Any
+
+    @property
+    def rotation_invariant(self) -> bool:
+        """Unchanged by rotations of label space, which alone allows fewer rows or probes."""
+        return self.name == "l2"
+
+    def step(self, folded: Tensor | None, row: Tensor) -> Tensor:
+        """Fold one more row; None is the accumulator before the first one."""
+        return self.init(row) if folded is None else self.fold(folded, row)
+
+
+NORMS: Registry[Norm] = Registry("norm", error=SensitivityError)
+# addcmul_ would save a pass but has no batching rule: under vmap it would be a loop
+NORMS.add("l2", Norm("l2", torch.square, lambda a, g: a.add_(g.square()), torch.sqrt, 2))
+NORMS.add("l1", Norm("l1", torch.abs, lambda a, g: a.add_(g.abs()), lambda a: a, 1))
+NORMS.add(
+    "linf", Norm("linf", torch.abs, lambda a, g: torch.maximum(a, g.abs()), lambda a: a, torch.inf)
+)
+
+# above, directions are orthogonal but for less than the square root of r / n
+HAAR_ROWS = 4096
+
+
+def random_probes(samples: int, probes: int, rows: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal probes, uniform over the directions (Haar); exact when r = n.
+
+    The constant is G((r+1)/2) G(n/2) / (G(r/2) G((n+1)/2)). Above 4096 rows independent normal
+    probes stand for them, with E sqrt(chi²_r) = sqrt(2) G((r+1)/2) / G(r/2): there the two are
+    alike.
+
+    Returns:
+        Weights, (K, r, n), float64.
+    """
+    # one draw per sample: a single large draw would depend on how samples are cut into batches
+    shape = (probes, rows)
+    normal = torch.stack([
+        torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples)
+    ])
+    if rows > HAAR_ROWS:
+        return normal / exp(log(2) / 2 + _gamma_ratio(probes))
+    # the signs that QR leaves open do not matter: only the span of the probes does
+    frames: Tensor = torch.linalg.qr(normal.mT).Q.mT
+    return frames / exp(_gamma_ratio(probes) - _gamma_ratio(rows))
+
+
+def _gamma_ratio(n: int) -> float:
+    return lgamma((n + 1) / 2) - lgamma(n / 2)

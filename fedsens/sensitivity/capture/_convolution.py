@@ -99,15 +99,7 @@ def windows(
 
 
 def on_each_axis(value: Sizes, axes: int) -> tuple[int, ...]:
-    """One number for each axis.
-
-    Args:
-        value: a number for all axes, or one for each.
-        axes: number of axes.
-
-    Returns:
-        So many numbers.
-    """
+    """One number for each axis."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * axes if len(values) == 1 else values
 

@@ -7,19 +7,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsens.sensitivity._tolerance import Uncovered
 from fedsens.sensitivity.capture._products import add_products, over_rows, stack_rows
-from fedsens.sensitivity.capture._registry import Gradient, Lookup, Outer, Uncovered
+from fedsens.sensitivity.capture._registry import Gradient, Lookup, Outer
 
 
-class Fold(Protocol):
+class Accumulator(Protocol):
     """Takes the gradients of the rows in turn, then adds the sum over samples of their norm."""
 
     def add(self, gradients: list[Gradient]) -> None:
-        """Take one row.
-
-        Args:
-            gradients: of each use of the parameter.
-        """
+        """Take one row."""
 
     def finish(self, total: Tensor) -> None:
         """Add the norms.
@@ -29,14 +26,8 @@ class Fold(Protocol):
         """
 
 
-def make_fold(gradients: list[Gradient]) -> Fold:
+def make_accumulator(gradients: list[Gradient]) -> Accumulator:
     """Choose how to fold by the first row.
-
-    Args:
-        gradients: of each use of the parameter.
-
-    Returns:
-        The fold.
 
     Raises:
         Uncovered: these kinds of gradients cannot be added.
@@ -45,14 +36,14 @@ def make_fold(gradients: list[Gradient]) -> Fold:
     lookups = [one for one in gradients if isinstance(one, Lookup)]
     if len(outer) == len(gradients):
         single = len(outer) == 1 and outer[0].positions == 1
-        return VectorFold() if single else OuterFold()
+        return VectorAccumulator() if single else OuterAccumulator()
     if len(lookups) == len(gradients):
-        return LookupFold()
+        return LookupAccumulator()
     if len(outer) + len(lookups) == len(gradients):
-        return TiedFold()
+        return TiedAccumulator()
     if outer or lookups:
         raise Uncovered("a gradient in full beside one in factors")
-    return DenseFold()
+    return DenseAccumulator()
 
 
 class RowNorms:
@@ -82,24 +73,24 @@ class RowNorms:
         return self._first.abs()
 
 
-class DenseFold:
+class DenseAccumulator:
     """Gradients given in full: norms, biases, embeddings of positions."""
 
     def __init__(self) -> None:
         self.norms = RowNorms()
 
     def add(self, gradients: list[Gradient]) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         g = sum(one for one in gradients if isinstance(one, Tensor))
         assert isinstance(g, Tensor)
         self.norms.add(g)
 
     def finish(self, total: Tensor) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         total.add_(self.norms.get().sum(0))
 
 
-class VectorFold:
+class VectorAccumulator:
     """A linear map at one position: ||d aᵀ|| = ||d|| |a|, so one matrix product for all samples."""
 
     def __init__(self) -> None:
@@ -107,21 +98,21 @@ class VectorFold:
         self.last: Outer | None = None
 
     def add(self, gradients: list[Gradient]) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         (outer,) = gradients
         assert isinstance(outer, Outer)
         self.norms.add(outer.d[..., 0])
         self.last = outer
 
     def finish(self, total: Tensor) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         assert self.last is not None
         norms = self.norms.get().movedim(0, -1)  # (groups, out, K)
         inputs = self.last.a(slice(None))[..., 0].abs().transpose(0, 1)  # (groups, K, in)
         self.last.fit(total).add_(norms @ inputs)
 
 
-class OuterFold:
+class OuterAccumulator:
     """Linear maps at several positions, convolutions, and linear maps that are used repeatedly."""
 
     def __init__(self) -> None:
@@ -129,18 +120,18 @@ class OuterFold:
         self.last: Outer | None = None
 
     def add(self, gradients: list[Gradient]) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         first, *others = (one for one in gradients if isinstance(one, Outer))
         self.last = first.joined(others)
         self.rows.append(self.last.d)
 
     def finish(self, total: Tensor) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         assert self.last is not None
         add_products(self.last.fit(total), self.rows, self.last.a)
 
 
-class LookupFold:
+class LookupAccumulator:
     """Embeddings: norms of the rows that a sample looked up; a table's size does not matter."""
 
     def __init__(self) -> None:
@@ -149,7 +140,7 @@ class LookupFold:
         self.inverse = Tensor()
 
     def add(self, gradients: list[Gradient]) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         first, *others = (one for one in gradients if isinstance(one, Lookup))
         lookup = first.joined(others)
         if not len(self.entries):
@@ -159,23 +150,23 @@ class LookupFold:
         self.norms.add(added)
 
     def finish(self, total: Tensor) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         total.index_add_(0, self.entries, self.norms.get())
 
 
-class TiedFold:
+class TiedAccumulator:
     """A table that is also a linear map: an embedding tied to the decoder.
 
     The linear map's rows are dense in the table; only those that the sample also looked up change.
     """
 
     def __init__(self) -> None:
-        self.dense = OuterFold()
+        self.dense = OuterAccumulator()
         self.lookups: list[Tensor] = []
         self.index = Tensor()
 
     def add(self, gradients: list[Gradient]) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         self.dense.add([one for one in gradients if isinstance(one, Outer)])
         first, *others = (one for one in gradients if isinstance(one, Lookup))
         lookup = first.joined(others)
@@ -183,7 +174,7 @@ class TiedFold:
         self.lookups.append(lookup.d)
 
     def finish(self, total: Tensor) -> None:
-        """See :class:`Fold`."""
+        """See :class:`Accumulator`."""
         self.dense.finish(total)
         assert self.dense.last is not None
         for k in range(len(self.index)):
