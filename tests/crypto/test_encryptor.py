@@ -50,7 +50,7 @@ def test_the_range_is_that_of_the_scaled_values():
 
 def test_the_range_can_be_checked_before_anything_is_encrypted():
     check_range(np.ones(N), parameters("compact"))
-    with pytest.raises(ValueRangeError, match="got layer0.weight NaN or infinite"):
+    with pytest.raises(ValueRangeError, match=r"got layer0\.weight NaN or infinite"):
         check_range(np.array([0, 0, 0, np.nan]), parameters("compact"), name_of)
 
 
