@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from fedsens.crypto import NameOf, check_range
@@ -253,34 +253,20 @@ class Uploader:
         Raises:
             MaskError: the mask would send a tied parameter in plaintext under its other name.
             ProtocolError: the answer holds a record that would leave unprotected.
-        """
+        """  # noqa: DOC502 - of the checks
         content, header = reply.content, received.header
         if not content.array_records:
             return
         self._client.check_mask(received.mask)
         if not received.mask.k:
             return  # an unencrypted run is the inner strategy's alone
-        if strange := [name for name in content if name.startswith(PREFIX)]:
-            raise ProtocolError(
-                f"expected an answer without records of fedsens's names, got {strange}; they would "
-                "leave unprotected: name them otherwise"
-            )
-        if context is None:
-            raise ProtocolError(
-                "expected a model in answers to training only, got one in another answer; send "
-                "metrics"
-            )
+        context = _own_upload(content, context)
         key = model_key(content)
         layout, mask = received.layout, received.mask
         # A large model is held as few times as can be: the record goes as soon as it was read.
         arrays = to_arrays(content.array_records[key])
         del content[key]
-        _check_update(arrays, layout)
-        if pairs := tied_but_masked_apart(arrays, layout, mask):
-            raise MaskError(
-                f"expected tied parameters to be masked alike, got {pairs}; force both names "
-                "(fedsens.force), or send one of them only"
-            )
+        _check_update(arrays, layout, mask)
         weight = header.weight_of(examples_of(content, header.weighted_by))
         arrays = _private(arrays, before, received)
         policy = header.remainder.policy()
@@ -350,7 +336,21 @@ def _private(arrays: Arrays, before: Arrays | None, received: Received) -> Array
     return terms.protect(before, arrays)
 
 
-def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
+def _own_upload(content: RecordDict, context: RoundContext | None) -> RoundContext:
+    """The context of an answer that holds a model; refuses records that would leave unprotected."""
+    if strange := [name for name in content if name.startswith(PREFIX)]:
+        raise ProtocolError(
+            f"expected an answer without records of fedsens's names, got {strange}; they would "
+            "leave unprotected: name them otherwise"
+        )
+    if context is None:
+        raise ProtocolError(
+            "expected a model in answers to training only, got one in another answer; send metrics"
+        )
+    return context
+
+
+def _check_update(arrays: Arrays, layout: ParameterLayout, mask: EncryptionMask) -> None:
     try:
         layout.check(arrays)
     except LayoutError as error:
@@ -359,4 +359,9 @@ def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
         raise ValueRangeError(
             f"expected finite parameters after training, got NaN or infinity in "
             f"{', '.join(broken)}; lower the learning rate"
+        )
+    if pairs := tied_but_masked_apart(arrays, layout, mask):
+        raise MaskError(
+            f"expected tied parameters to be masked alike, got {pairs}; force both names "
+            "(fedsens.force), or send one of them only"
         )

@@ -12,10 +12,9 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.simulation._app import FlowerApp
     from fedsens.simulation._figure import draw_curves
-    from fedsens.simulation._runner import RunOptions, RunOutcome
+    from fedsens.simulation._runner import RunOptions, RunOutcome, follow, submit
     from fedsens.simulation._screen import SimulationScreen, tables
     from fedsens.simulation._simulate import check_options, simulate, with_baseline
-    from fedsens.simulation._submit import follow, submit
     from fedsens.simulation._summary import RunSummary, SimulationSummary, summarize
 
 __all__ = [
@@ -41,10 +40,11 @@ _HOMES = {
     "fedsens.simulation._runner": (
         "RunOptions",
         "RunOutcome",
+        "follow",
+        "submit",
     ),
     "fedsens.simulation._screen": ("SimulationScreen", "tables"),
     "fedsens.simulation._simulate": ("check_options", "simulate", "with_baseline"),
-    "fedsens.simulation._submit": ("follow", "submit"),
     "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)
