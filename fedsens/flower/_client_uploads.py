@@ -36,7 +36,7 @@ from fedsens.flower._records import (
 )
 from fedsens.keys import PendingUpload, key_answer, make_tags
 from fedsens.layout import ParameterLayout
-from fedsens.mask import not_finite, tied_but_masked_apart
+from fedsens.mask import EncryptionMask, not_finite, tied_but_masked_apart
 from fedsens.protocol import (
     Contributor,
     Contributors,
