@@ -19,6 +19,7 @@ from fedsens.errors import ConfigurationError
 from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
 from fedsens.remainder import (
+    LEAST_SCALE,
     CentralPrivacy,
     Distribution,
     Remainder,
@@ -312,9 +313,19 @@ class FedSensConfig(BaseModel):
     def _privacy_of_the_whole(self) -> Self:
         if (self.dp_noise > 0) != (self.dp_clip > 0):
             raise ValueError("dp-noise is relative to dp-clip: set both, or none")
+        if 0 < self.dp_noise < LEAST_SCALE:
+            raise ValueError(f"dp-noise below {LEAST_SCALE:g} is none: raise it, or set 0")
         if self.dp_noise and (self.max_mb is not None or self.effective_ratio < 1):
             raise ValueError(
                 "dp-noise protects what is opened as a mean only: set ratio to 1, and no max-mb"
+            )
+        terms, most = self.central_privacy, self.parameters.value_range
+        if terms is not None and terms.deviation > most / 2:
+            raise ValueError(
+                f"one client's noise of standard deviation dp-noise x dp-clip / "
+                f"sqrt(train-min-clients) = {terms.deviation:.3g} leaves no room in the range of "
+                f"{most:g} that values may have: lower dp-clip, or raise value-range to at least "
+                f"{2 * terms.deviation:.3g}"
             )
         return self
 

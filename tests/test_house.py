@@ -65,12 +65,6 @@ LIGHT = {
     "keys",
 }  # start without torch
 
-LONG_FOR_A_REASON = {
-    "flower/_client_uploads.py:protect": "the steps of an answer, in the order that keeps it safe",
-}
-# Of planning, which offers it, and the maps' own, which nobody else sees.
-SHARED_NAMES = {"Plan"}
-
 
 def home_of(path):
     """The package or top-level module of fedsens that a file belongs to."""
@@ -130,15 +124,13 @@ def test_no_modules_import_each_other():
     assert house.circles(house.modules()) == []
 
 
-def test_no_function_is_long_but_for_a_reason():
+def test_no_function_is_long():
     sizes = house.bodies(house.modules())
-    assert {name for name, size in sizes.items() if size > house.LONG} <= set(LONG_FOR_A_REASON)
-    assert set(LONG_FOR_A_REASON) <= set(sizes), "drop what is gone"
+    assert [name for name, size in sizes.items() if size > house.LONG] == []
 
 
 def test_no_two_classes_have_one_name():
-    shared = house.same_names(house.modules())
-    assert set(shared) <= SHARED_NAMES, shared
+    assert house.same_names(house.modules()) == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)

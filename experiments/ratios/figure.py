@@ -23,7 +23,7 @@ def draw(rows: Sequence[Row], model: str, path: Path) -> None:
     ratios = [row["ratio"] for row in rows]
     left.plot(ratios, [row["up"] for row in rows], "o-", color="#4c78a8", label="up")
     left.plot(ratios, [row["down"] for row in rows], "s-", color="#e45756", label="down")
-    left.set(title="Bytes of a client", ylabel="relative to plain Flower FedAvg", ylim=(0, None))
+    left.set(title="Bytes of a client", ylabel="relative to plain Flower FedAvg", ylim=(0, 1.2))
     times = [row["time with training"] for row in rows]
     right.plot(ratios, times, "o-", color="#4c78a8", label="with one local epoch")
     times = [row["time"] for row in rows]

@@ -16,8 +16,7 @@ from fedsens.cli._common import console
 from fedsens.cli._files import identity, inspect, keygen, open_file, roster
 from fedsens.cli._map import map_command
 from fedsens.cli._plan import plan
-from fedsens.cli._report import report
-from fedsens.cli._run import simulate, submit
+from fedsens.cli._run import report, simulate, submit
 
 __all__ = ["app"]
 

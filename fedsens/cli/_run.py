@@ -1,11 +1,13 @@
-"""``fedsens simulate`` and ``fedsens submit``: run the app here, or on a deployed SuperLink."""
+"""``fedsens simulate``, ``submit`` and ``report``: run the app, and show what came of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import tomllib
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -174,3 +176,31 @@ def _toml(value: str) -> str:
     except tomllib.TOMLDecodeError:
         return json.dumps(value)  # a bare word: the shell has taken its quotes
     return value
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Runs (runs/latest), studies of fedsens audit, results (experiments).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its title.")] = "fedsens report",
+) -> None:
+    """Write one self-contained HTML page of runs, studies and experiments."""
+    from fedsens.reporting import page, result_sections, run_section
+
+    with named_errors():
+        sections: list[tuple[str, str]] = []
+        for folder in folders:
+            if (folder / "summary.json").exists():
+                sections.append(run_section(folder))
+            else:
+                sections += result_sections(folder)
+        made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        note = f"Made by fedsens {version('fedsens')} on {made}."
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(title, note, sections))
+    console.print(f"{out}: {', '.join(name for name, _ in sections)}", soft_wrap=True)

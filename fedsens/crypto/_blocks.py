@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 
 from fedsens.crypto._encoding import Floats, decode, encode
 from fedsens.crypto._parameters import CkksParameters
-from fedsens.crypto._public import public_polynomial
 from fedsens.crypto._seal import Ring, centre, seal_context, seal_file
-from fedsens.crypto._secret import OneTimeSecret
+from fedsens.crypto._secret import OneTimeSecret, public_polynomial
 from fedsens.crypto._wire import CHUNK, Batch, Words, to_wire
 from fedsens.errors import ValueRangeError
 

@@ -10,8 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from fedsens.crypto._blocks import decrypt_blocks
 from fedsens.crypto._encoding import Floats
 from fedsens.crypto._parameters import CkksParameters
-from fedsens.crypto._public import check_context
-from fedsens.crypto._secret import OneTimeSecret
+from fedsens.crypto._secret import OneTimeSecret, check_context
 from fedsens.crypto._wire import parse_batch
 from fedsens.errors import KeyMismatchError, ValueRangeError
 

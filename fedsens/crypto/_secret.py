@@ -1,18 +1,53 @@
-"""OneTimeSecret: what opens one upload, or, added to others', the sum of their uploads.
+"""What every encryption multiplies: public polynomials a_j, and a one-time secret s.
 
-It needs no TenSEAL, so that a client can pad and send it, and add sums, in a process that starts
-quickly. It is drawn in :mod:`fedsens.crypto._seal`.
+All who encrypt in one context share the public polynomials, and nobody chooses them. A secret opens
+one upload, or, added to others', the sum of their uploads. Neither needs TenSEAL, so that a client
+can pad and send a secret, and add sums, in a process that starts quickly; a secret is drawn in
+:mod:`fedsens.crypto._seal`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.crypto._parameters import DEGREE, LARGEST_ERROR
-from fedsens.errors import KeyMismatchError
+from fedsens.crypto._parameters import DEGREE, LARGEST_ERROR, MODULUS, CkksParameters
+from fedsens.crypto._wire import Words
+from fedsens.errors import ConfigurationError, KeyMismatchError
+
+# The largest multiple of q in 64 bits: numbers below it are uniform modulo q, others are skipped.
+LIMIT = 2**64 - 2**64 % MODULUS
+
+
+def check_context(context: bytes) -> bytes:
+    """The context if it is bytes: a number would pass as so many zeros in ``bytes(context)``."""
+    if not isinstance(context, bytes):
+        raise ConfigurationError(
+            f"expected the context as bytes, got {type(context).__name__}; encode what all who "
+            "add up agree on"
+        )
+    return context
+
+
+def public_polynomial(parameters: CkksParameters, context: bytes, index: int) -> Words:
+    """The public polynomial a_j of block j, transformed: N residues modulo q.
+
+    As ML-KEM samples its matrix (FIPS 203, algorithm 7): SHAKE-128 of the agreed bytes, read as
+    numbers of which those that are not below a multiple of q are skipped. The transform of a
+    uniform polynomial is uniform, so it is drawn transformed, as SEAL needs it.
+    """
+    head = b"fedsens public polynomial 3" + parameters.digest + len(context).to_bytes(8, "little")
+    stream = hashlib.shake_128(head + context + index.to_bytes(8, "little"))
+    count = DEGREE + 64  # one of 1,024 is skipped
+    while True:
+        numbers = np.frombuffer(stream.digest(8 * count), "<u8")
+        uniform = numbers[numbers < LIMIT][:DEGREE]
+        if len(uniform) == DEGREE:
+            return uniform % np.uint64(MODULUS)
+        count *= 2
 
 
 class OneTimeSecret:

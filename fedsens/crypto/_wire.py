@@ -9,7 +9,7 @@ Everything is little-endian::
     CRC-32 of the header and of the sums (u64) of each KiB of residues
 
 Only the first polynomial of a ciphertext travels: the second is public (see
-:mod:`fedsens.crypto._public`). The checksum guards against damage, not against forgery: whatever
+:mod:`fedsens.crypto._secret`). The checksum guards against damage, not against forgery: whatever
 changes one word is seen, and other damage passes once in 2^32. A CRC of every byte would take the
 server longer than adding. Reading and adding batches needs NumPy only.
 """

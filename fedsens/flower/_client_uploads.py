@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from fedsens.crypto import NameOf, check_range
@@ -48,6 +48,7 @@ from fedsens.protocol import (
     UploadHeader,
     check_weight,
 )
+from fedsens.remainder import DELTA, Account, CentralPrivacy
 
 if TYPE_CHECKING:
     from fedsens.flower._client import Client
@@ -135,7 +136,7 @@ class Uploader:
             cohort=tuple((each.name, each.run_key) for each in header.cohort),
             key_index=header.key_index,
             opens=context.opens,
-            shares=context.dp.shares if context.dp is not None else 0,
+            dp=context.dp if context.kind == "update" else None,  # metrics have no noise
         )
         self._client.records.keep(context.kind, context.round, pending)
         told = UploadHeader(
@@ -175,9 +176,8 @@ class Uploader:
                     "were asked, with its own weight and nonce, got another; the server deviates "
                     "from the protocol"
                 )
-            if pending.shares:
-                contributors.check(pending.shares, self._client.store.members)
-                _check_equal_weights(contributors)
+            if pending.dp is not None:
+                self._spend(pending.dp, contributors)
             others = [
                 Party(name=name, run_key=parties[name])
                 for name in contributors.names
@@ -192,6 +192,48 @@ class Uploader:
             return key_answer(pending.secret, identities, others, key, digest)
 
         return self._client.records.answer(request.kind, request.round, digest, compute)
+
+    def check_private(self, received: Received) -> None:
+        """Refuse, before training, an answer that its noise does not cover, or the budget.
+
+        Args:
+            received: the model with the terms of central differential privacy; without them this
+                does nothing.
+
+        Raises:
+            DowngradeError: something would leave in plaintext, or beyond ``fedsens-max-epsilon``.
+        """
+        terms = received.header.dp
+        if terms is None:
+            return
+        mask, budget = received.mask, self._client.settings.max_epsilon
+        if mask.k < mask.size:
+            raise DowngradeError(
+                "expected every parameter to be encrypted, because noise is added to the mean "
+                f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
+            )
+        self._account.check(terms.cost_to_client(terms.shares), budget)
+
+    def _spend(self, terms: CentralPrivacy, contributors: Contributors) -> None:
+        """Account for a sum that is about to be opened; refuse one with less noise than said."""
+        roster, settings = self._client.store.members, self._client.settings
+        contributors.check(terms.shares, roster)
+        _check_equal_weights(contributors)
+        names = contributors.names if roster is None else roster & set(contributors.names)
+        cost = terms.cost_to_client(len(names))
+        spent = self._account.spend(cost, settings.max_epsilon)
+        logger.info(
+            "central noise: at most epsilon %.4g for this mean, and %.4g for %d answers so far "
+            "from this state folder (delta %g)",
+            cost.epsilon(),
+            spent.epsilon(),
+            spent.answers,
+            DELTA,
+        )
+
+    @property
+    def _account(self) -> Account:
+        return Account.of_client(self._client.store.folder)
 
     def protect(
         self,
@@ -211,34 +253,20 @@ class Uploader:
         Raises:
             MaskError: the mask would send a tied parameter in plaintext under its other name.
             ProtocolError: the answer holds a record that would leave unprotected.
-        """
+        """  # noqa: DOC502 - of the checks
         content, header = reply.content, received.header
         if not content.array_records:
             return
         self._client.check_mask(received.mask)
         if not received.mask.k:
             return  # an unencrypted run is the inner strategy's alone
-        if strange := [name for name in content if name.startswith(PREFIX)]:
-            raise ProtocolError(
-                f"expected an answer without records of fedsens's names, got {strange}; they would "
-                "leave unprotected: name them otherwise"
-            )
-        if context is None:
-            raise ProtocolError(
-                "expected a model in answers to training only, got one in another answer; send "
-                "metrics"
-            )
+        context = _own_upload(content, context)
         key = model_key(content)
         layout, mask = received.layout, received.mask
         # A large model is held as few times as can be: the record goes as soon as it was read.
         arrays = to_arrays(content.array_records[key])
         del content[key]
-        _check_update(arrays, layout)
-        if pairs := tied_but_masked_apart(arrays, layout, mask):
-            raise MaskError(
-                f"expected tied parameters to be masked alike, got {pairs}; force both names "
-                "(fedsens.force), or send one of them only"
-            )
+        _check_update(arrays, layout, mask)
         weight = header.weight_of(examples_of(content, header.weighted_by))
         arrays = _private(arrays, before, received)
         policy = header.remainder.policy()
@@ -304,28 +332,25 @@ def _private(arrays: Arrays, before: Arrays | None, received: Received) -> Array
     terms = received.header.dp
     if terms is None:
         return arrays
-    check_private(received.mask)
     assert before is not None  # kept where there are terms
     return terms.protect(before, arrays)
 
 
-def check_private(mask: EncryptionMask) -> None:
-    """Refuse to answer with less than the whole update where its noise must cover all of it.
-
-    Args:
-        mask: what the answer would be split by.
-
-    Raises:
-        DowngradeError: something would leave in plaintext.
-    """
-    if mask.k < mask.size:
-        raise DowngradeError(
-            "expected every parameter to be encrypted, because noise is added to the mean "
-            f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
+def _own_upload(content: RecordDict, context: RoundContext | None) -> RoundContext:
+    """The context of an answer that holds a model; refuses records that would leave unprotected."""
+    if strange := [name for name in content if name.startswith(PREFIX)]:
+        raise ProtocolError(
+            f"expected an answer without records of fedsens's names, got {strange}; they would "
+            "leave unprotected: name them otherwise"
         )
+    if context is None:
+        raise ProtocolError(
+            "expected a model in answers to training only, got one in another answer; send metrics"
+        )
+    return context
 
 
-def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
+def _check_update(arrays: Arrays, layout: ParameterLayout, mask: EncryptionMask) -> None:
     try:
         layout.check(arrays)
     except LayoutError as error:
@@ -334,4 +359,9 @@ def _check_update(arrays: Arrays, layout: ParameterLayout) -> None:
         raise ValueRangeError(
             f"expected finite parameters after training, got NaN or infinity in "
             f"{', '.join(broken)}; lower the learning rate"
+        )
+    if pairs := tied_but_masked_apart(arrays, layout, mask):
+        raise MaskError(
+            f"expected tied parameters to be masked alike, got {pairs}; force both names "
+            "(fedsens.force), or send one of them only"
         )

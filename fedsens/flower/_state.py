@@ -35,6 +35,7 @@ from fedsens.mask import (
     check_plain,
     mask_count,
     tied_pairs,
+    visible_statistics,
 )
 from fedsens.protocol import (
     Aggregate,
@@ -103,6 +104,12 @@ class ServerState:
             layout.check_real()
         ratio, size = config.effective_ratio, layout.size
         self.terms.policy().check_statistics(layout, ratio, config.force)
+        if config.central_privacy is not None and (found := visible_statistics(layout, ())):
+            logger.warning(
+                "%s get noise like every parameter, and a variance below zero makes every output "
+                "NaN; normalise by groups or layers instead, or keep these out of the state dict",
+                ", ".join(found),
+            )
         if ratio > 0 and not mask_count(ratio, size):
             raise ConfigurationError(
                 f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
@@ -432,7 +439,12 @@ class ServerState:
         return content, header
 
     def prepare_messages(
-        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+        self,
+        name: PhaseName,
+        messages: Iterable[Message],
+        server_round: int,
+        grid: Grid,
+        own: bool = False,
     ) -> tuple[list[Message], Phase]:
         """Add to the inner strategy's messages what clients need to open and protect models.
 
@@ -441,6 +453,7 @@ class ServerState:
             messages: what the inner strategy wants to send.
             server_round: the round.
             grid: Flower's grid.
+            own: whether the messages hold the model to send, be it another than the last result.
 
         Returns:
             The messages to nodes that can take part, and the phase that they begin.
@@ -456,7 +469,8 @@ class ServerState:
                 messages = self._without_left_out(name, messages)
             for content in {id(m.content): m.content for m in messages}.values():
                 # The inner strategy may have been shown NaN.
-                content[model_key(content)] = to_record(self.model.plain)
+                if not own:
+                    content[model_key(content)] = to_record(self.model.plain)
         groups = [messages]
         if name == "train" and self.mask.k and self.config.groups > 1:
             groups = self._groups(messages, server_round)

@@ -11,6 +11,8 @@ different lists have different digests, so answers to both do not cancel either.
 keeps the sum from the server; it is left away where the clients' owners let the server open it.
 k_ij joins Diffie-Hellman of the run's identities E, which are deleted with the run, with that of
 the lasting identities P, which a pinned roster vouches for.
+
+PRG is ChaCha20 (RFC 8439) under a key that a label has been bound into.
 """
 
 from __future__ import annotations
@@ -19,16 +21,44 @@ from collections.abc import Iterable
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from fedsens.errors import ProtocolError
 from fedsens.keys._key import FederationKey
-from fedsens.keys._stream import uint16s
 from fedsens.protocol import Party
 
+Words = NDArray[np.uint64]
+
 COEFFICIENTS = 4096
+
+
+def stream(seed: bytes) -> CipherContext:
+    """A stream for a seed of 32 bytes, which must be used for one purpose only."""
+    return Cipher(ChaCha20(seed, bytes(16)), mode=None).encryptor()
+
+
+def uint16s(seed: bytes, count: int) -> NDArray[np.uint16]:
+    """Uniform numbers below 2^16."""
+    return np.frombuffer(stream(seed).update(bytes(2 * count)), "<u2")
+
+
+def residues_below(source: CipherContext, count: int, modulus: int) -> Words:
+    """Uniform numbers below a modulus.
+
+    Words of as many bits as the modulus has are drawn, and those beyond it dropped, so that no
+    residue is more likely than another. Wire moduli lie just below powers of two: hardly any is.
+    """
+    found = np.empty(0, np.uint64)
+    mask = np.uint64(2 ** (modulus - 1).bit_length() - 1)
+    while len(found) < count:
+        missing = count - len(found)
+        words = np.frombuffer(source.update(bytes(8 * missing)), "<u8") & mask
+        found = np.concatenate((found, words[words < np.uint64(modulus)]))
+    return found
 
 
 def key_answer(

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import Batch, CkksParameters, parse_batch
 from fedsens.keys._key import FederationKey
-from fedsens.keys._stream import Words, residues_below, stream
+from fedsens.keys._pads import Words, residues_below, stream
 from fedsens.protocol import Contributor, MaskOrigin, tag_count
 
 CERTIFICATE = b"mask certificate"

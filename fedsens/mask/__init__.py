@@ -16,7 +16,7 @@ from fedsens.mask._partition import (
     partition,
     with_nan,
 )
-from fedsens.mask._registry import Policy, PolicyInput, get_policy, policy_names, register_policy
+from fedsens.mask._policies import Policy, PolicyInput, get_policy, policy_names, register_policy
 from fedsens.mask._select import FlatMap, select_mask
 from fedsens.mask._tied import selectable_count, tied_but_masked_apart, tied_pairs
 from fedsens.topk import mask_count, top_k

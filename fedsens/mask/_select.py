@@ -14,7 +14,7 @@ from fedsens.errors import ConfigurationError, MaskError
 from fedsens.layout import ParameterLayout
 from fedsens.mask._layers import forced_names
 from fedsens.mask._mask import EncryptionMask
-from fedsens.mask._registry import Need, Policy, PolicyInput, get_policy
+from fedsens.mask._policies import Need, Policy, PolicyInput, get_policy
 from fedsens.mask._tied import Alike, Pairs, groups_of, selectable_count, with_twins
 from fedsens.topk import mask_count
 

@@ -13,20 +13,22 @@ if TYPE_CHECKING:
     from fedsens.planning._calibrate import calibrate, predicted_memory, predicted_rounds
     from fedsens.planning._plan import (
         Budget,
+        CostPlan,
         Federation,
-        Plan,
+        ModelSize,
         Speed,
         largest_plan,
         make_plan,
         plan_table,
+        size_of_file,
+        size_of_state,
     )
-    from fedsens.planning._size import ModelSize, size_of_file, size_of_state
 
 __all__ = [
     "Budget",
+    "CostPlan",
     "Federation",
     "ModelSize",
-    "Plan",
     "Speed",
     "calibrate",
     "largest_plan",
@@ -42,13 +44,15 @@ _HOMES = {
     "fedsens.planning._calibrate": ("calibrate", "predicted_memory", "predicted_rounds"),
     "fedsens.planning._plan": (
         "Budget",
+        "CostPlan",
         "Federation",
-        "Plan",
+        "ModelSize",
         "Speed",
         "largest_plan",
         "make_plan",
         "plan_table",
+        "size_of_file",
+        "size_of_state",
     ),
-    "fedsens.planning._size": ("ModelSize", "size_of_file", "size_of_state"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

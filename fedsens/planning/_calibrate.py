@@ -7,7 +7,14 @@ import torch
 from fedsens.bench import RoundReport, ScaleRow, measure_round, measuring_rounds
 from fedsens.crypto import CkksParameters, Opens
 from fedsens.mask import mask_count
-from fedsens.planning._plan import Federation, Plan, Speed, client_memory, make_plan, server_memory
+from fedsens.planning._plan import (
+    CostPlan,
+    Federation,
+    Speed,
+    client_memory,
+    make_plan,
+    server_memory,
+)
 
 CLIENTS, SMALL, LARGE = 2, 2**12, 2**19
 
@@ -42,7 +49,7 @@ def calibrate(preset: str = "precise", repeats: int = 3, opens: Opens = "clients
     )
 
 
-def predicted_rounds(report: RoundReport, preset: str, repeats: int) -> dict[str, Plan]:
+def predicted_rounds(report: RoundReport, preset: str, repeats: int) -> dict[str, CostPlan]:
     """Plan the rounds of a benchmark, after a calibration on this machine.
 
     Args:

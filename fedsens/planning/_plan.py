@@ -1,16 +1,20 @@
-"""Bytes, seconds, error and security of a round, from its size alone."""
+"""Bytes, seconds, error and security of a round, from the size of a model alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
 from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ConfigurationError
+from fedsens.layout import ParameterLayout
 from fedsens.mask import mask_count
-from fedsens.protocol import largest_count, traffic
+from fedsens.protocol import largest_count, mean_width, traffic
 from fedsens.tables import make_table
 
 # Memory, fitted to what `fedsens bench scale` measures (which shows both side by side): most of it
@@ -71,7 +75,7 @@ class Federation:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """The costs at one ratio. Bytes are one client's in one round.
 
     Attributes:
@@ -120,7 +124,7 @@ class Budget:
     megabytes: float | None = None
     seconds: float | None = None
 
-    def fits(self, plan: Plan, clients: int) -> bool:
+    def fits(self, plan: CostPlan, clients: int) -> bool:
         """Whether a plan for a number of clients is within the budget."""
         megabytes, seconds = _spent(plan, clients)
         return (self.megabytes is None or megabytes <= self.megabytes) and (
@@ -128,7 +132,7 @@ class Budget:
         )
 
 
-def make_plan(federation: Federation, ratio: float) -> Plan:
+def make_plan(federation: Federation, ratio: float) -> CostPlan:
     """Plan a federation at a ratio.
 
     Args:
@@ -141,7 +145,7 @@ def make_plan(federation: Federation, ratio: float) -> Plan:
     return _plan(federation, ratio, mask_count(ratio, federation.parameters))
 
 
-def largest_plan(federation: Federation, budget: Budget) -> Plan:
+def largest_plan(federation: Federation, budget: Budget) -> CostPlan:
     """The plan with the largest ratio within a budget.
 
     Args:
@@ -156,7 +160,7 @@ def largest_plan(federation: Federation, budget: Budget) -> Plan:
     """
     size, clients = federation.parameters, federation.clients
 
-    def plan_of(count: int) -> Plan:
+    def plan_of(count: int) -> CostPlan:
         return _plan(federation, count / size, count)
 
     # Ciphertexts of wide types are smaller than what they replace, so that all may fit alone.
@@ -176,13 +180,13 @@ def largest_plan(federation: Federation, budget: Budget) -> Plan:
     return plan_of(count)
 
 
-def _spent(plan: Plan, clients: int) -> tuple[float, float]:
+def _spent(plan: CostPlan, clients: int) -> tuple[float, float]:
     """Megabytes and seconds of one client in a round."""
     both_ways, cpu_seconds = plan.round
     return both_ways / 1e6, plan.link_seconds + cpu_seconds / clients
 
 
-def _plan(federation: Federation, ratio: float, count: int) -> Plan:
+def _plan(federation: Federation, ratio: float, count: int) -> CostPlan:
     size, codec, clients = federation.parameters, federation.codec, federation.clients
     withheld = federation.withheld and count > 0
     up, down = traffic(
@@ -198,7 +202,7 @@ def _plan(federation: Federation, ratio: float, count: int) -> Plan:
     seconds = speed.client + speed.plain * (size - count) + speed.encrypted * count
     seconds += speed.keys if count else 0.0
     seconds += speed.split * 4 * count * (size - count) / size
-    return Plan(
+    return CostPlan(
         ratio=ratio,
         encrypted=count,
         bytes_up=round(up),
@@ -226,7 +230,9 @@ def client_memory(size: int, count: int) -> int:
     return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
 
 
-def plan_table(federation: Federation, plans: Sequence[Plan], largest: Plan | None = None) -> Table:
+def plan_table(
+    federation: Federation, plans: Sequence[CostPlan], largest: CostPlan | None = None
+) -> Table:
     """One line per ratio.
 
     Args:
@@ -259,3 +265,86 @@ def plan_table(federation: Federation, plans: Sequence[Plan], largest: Plan | No
         "server / client, for float32. CPU and GiB without what training needs.",
         left=(),
     )
+
+
+TYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What of a model decides how many bytes it is.
+
+    Attributes:
+        parameters: P, floating-point entries of the model's state.
+        width: bytes of one of them in plaintext, on average.
+    """
+
+    parameters: int
+    width: float = 4.0
+
+    @classmethod
+    def of(cls, layout: ParameterLayout) -> ModelSize:
+        """The size of a layout."""
+        return cls(layout.size, mean_width(layout))
+
+
+def size_of_state(state: Mapping[str, Any]) -> ModelSize:
+    """The size of a state dict; LayoutError where it cannot be sent.
+
+    Args:
+        state: name to tensor.
+
+    Returns:
+        The size.
+    """
+    layout = ParameterLayout.from_state_dict(state)
+    return ModelSize.of(
+        ParameterLayout.from_shapes((t.name, t.shape, _sent_as(t.dtype)) for t in layout.tensors)
+    )
+
+
+def size_of_file(path: Path) -> ModelSize:
+    """The size of a safetensors file, of which only the header is read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The size.
+
+    Raises:
+        ConfigurationError: it is no safetensors file, or holds types that no model is sent in.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not iterable
+            tensors = [(n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()]
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"expected a safetensors file of weights in {path}, got {type(error).__name__}; "
+            "give --model MODULE:FUNCTION or --parameters instead"
+        ) from None
+    unknown = [f"{name} ({dtype})" for name, _, dtype in tensors if dtype not in TYPES]
+    if unknown:
+        raise ConfigurationError(
+            f"expected tensors of types among {', '.join(TYPES)} in {path}, got "
+            f"{', '.join(unknown)}; convert them"
+        )
+    shapes = ((name, shape, _sent_as(TYPES[dtype])) for name, shape, dtype in tensors)
+    return ModelSize.of(ParameterLayout.from_shapes(shapes))
+
+
+def _sent_as(dtype: str) -> str:
+    """The type that a tensor is sent in, since NumPy has no bfloat16."""
+    return "float32" if dtype == "bfloat16" else dtype

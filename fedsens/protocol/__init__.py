@@ -52,8 +52,16 @@ from fedsens.protocol._model import (
     save_model,
     save_protected,
 )
-from fedsens.protocol._report import Phase, PhaseReport, ReportFile, read_reports
-from fedsens.protocol._traffic import largest_count, mean_width, ratio_within, traffic
+from fedsens.protocol._report import (
+    Phase,
+    PhaseReport,
+    ReportFile,
+    largest_count,
+    mean_width,
+    ratio_within,
+    read_reports,
+    traffic,
+)
 
 __all__ = [
     "CHECKPOINT_TYPE",

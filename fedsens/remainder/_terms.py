@@ -1,4 +1,7 @@
-"""RemainderTerms, what a server asks for, and RemainderPolicy, what a policy must be able to do."""
+"""RemainderTerms, what a server asks for, and RemainderPolicy, what a policy must be able to do.
+
+:class:`Plain`, the policy that does nothing, shows how short one is.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fedsens.errors import ConfigurationError, DowngradeError, ProtocolError
 from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, mask_count, visible_statistics
+from fedsens.mask import EncryptionMask, mask_count, partition, visible_statistics
 from fedsens.remainder._account import Account, PrivacyLoss
 
 MOST_SCALE: Final = 1e6  # a scale beyond it leaves nothing of the update
@@ -181,7 +184,7 @@ class RemainderPolicy(ABC):
                 "without one; set the server's fedsens.remainder to 'noised' with "
                 "fedsens.noise-clip, or to 'withheld'"
             )
-        Account(folder).check(cost, max_epsilon)
+        Account.of_client(folder).check(cost, max_epsilon)
 
     @classmethod
     def check_statistics(
@@ -323,3 +326,28 @@ def policy_named(name: str) -> type[RemainderPolicy]:
         return _policies[_known(name)]
     except ValueError as error:
         raise ConfigurationError(f"{error} as the remainder") from None
+
+
+@register_remainder
+class Plain(RemainderPolicy):
+    """The remainder leaves as it is, and the inner strategy averages it."""
+
+    name: ClassVar = "plain"
+    protection: ClassVar = 0
+    needs_received: ClassVar = False
+    needs_mask: ClassVar = False
+    spoils_statistics: ClassVar = False
+
+    def protect(
+        self,
+        before: Arrays | None,
+        after: Arrays,
+        mask: EncryptionMask,
+        layout: ParameterLayout,
+        server_round: int,
+        folder: Path,
+        max_epsilon: float = math.inf,
+    ) -> Leaving:
+        """Split the trained model; nothing is kept."""
+        plain, masked = partition(after, mask, layout)
+        return Leaving(plain, masked, commit=lambda: None)

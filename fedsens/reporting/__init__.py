@@ -11,8 +11,7 @@ from fedsens._lazy import attach
 
 if TYPE_CHECKING:
     from fedsens.reporting._page import cards, page, picture
-    from fedsens.reporting._results import result_sections
-    from fedsens.reporting._run import run_section
+    from fedsens.reporting._sections import result_sections, run_section
 
 __all__ = [
     "cards",
@@ -24,7 +23,6 @@ __all__ = [
 
 _HOMES = {
     "fedsens.reporting._page": ("cards", "page", "picture"),
-    "fedsens.reporting._results": ("result_sections",),
-    "fedsens.reporting._run": ("run_section",),
+    "fedsens.reporting._sections": ("result_sections", "run_section"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -12,7 +12,7 @@ from fedsens._lazy import attach
 if TYPE_CHECKING:
     from fedsens.simulation._app import FlowerApp
     from fedsens.simulation._figure import draw_curves
-    from fedsens.simulation._runner import RunOptions, RunOutcome
+    from fedsens.simulation._runner import RunOptions, RunOutcome, follow, submit
     from fedsens.simulation._screen import SimulationScreen, tables
     from fedsens.simulation._simulate import (
         check_options,
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         simulate,
         with_baseline,
     )
-    from fedsens.simulation._submit import follow, submit
     from fedsens.simulation._summary import RunSummary, SimulationSummary, summarize
 
 __all__ = [
@@ -49,6 +48,8 @@ _HOMES = {
     "fedsens.simulation._runner": (
         "RunOptions",
         "RunOutcome",
+        "follow",
+        "submit",
     ),
     "fedsens.simulation._screen": ("SimulationScreen", "tables"),
     "fedsens.simulation._simulate": (
@@ -58,7 +59,6 @@ _HOMES = {
         "simulate",
         "with_baseline",
     ),
-    "fedsens.simulation._submit": ("follow", "submit"),
     "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

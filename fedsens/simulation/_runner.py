@@ -1,22 +1,28 @@
-"""One run of a Flower app on a simulation SuperLink, watched until its final status."""
+"""One run of a Flower app on a SuperLink, watched until its final status.
+
+In a simulation the SuperLink is our own, and ``flwr run`` streams its log; a deployed one is
+submitted to, and asked for the status of the run.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from fedsens.errors import SimulationError
+from fedsens.errors import DeploymentError, SimulationError
 from fedsens.protocol import PhaseReport, read_reports
 from fedsens.simulation._app import FlowerApp
 from fedsens.simulation._superlink import SuperLink, program
 
 COMPLETED = "finished:completed"
-POLL_SECONDS = 0.3
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.3, 5.0
 LOG_LINES, MOST_CLIENTS = 15, 5
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # The last line of a traceback, behind the name of the actor where Ray passes on a client's.
@@ -170,3 +176,83 @@ def _watch(
 def _outcome(link: SuperLink, log: Path) -> tuple[str, str]:
     found = re.search(r"started run (\d+)", log.read_text(errors="replace"))
     return (found[1], status_of(link, found[1])) if found else ("", "not started")
+
+
+def submit(app: FlowerApp, name: str, config: Mapping[str, str]) -> str:
+    """Submit an app.
+
+    Args:
+        app: the Flower app.
+        name: of the SuperLink in Flower's configuration (``flwr config list``).
+        config: run-config overrides, each value in TOML.
+
+    Returns:
+        Flower's number of the run, which has just begun.
+
+    Raises:
+        DeploymentError: the SuperLink did not take the run; the text is Flower's.
+    """
+    with TemporaryDirectory() as folder:
+        overrides = Path(folder) / "overrides.toml"
+        command = run_command(_link(name), app, config, overrides)
+        answer = subprocess.run(
+            [*command, "--format", "json"], capture_output=True, text=True, check=False
+        )
+    try:
+        return str(_json(answer.stdout)["run-id"])
+    except (ValueError, KeyError):
+        raise DeploymentError(
+            f"expected the SuperLink {name!r} to take the run, it did not; Flower says: "
+            f"{answer.stdout.strip()} {answer.stderr.strip()}"
+        ) from None
+
+
+def follow(
+    name: str,
+    run_id: str,
+    output: Path,
+    on_status: Callable[[str], None],
+    on_report: Callable[[PhaseReport], None],
+) -> RunOutcome:
+    """Wait until a run has finished; a SuperLink that is away for a while is waited for.
+
+    Args:
+        name: of the SuperLink in Flower's configuration.
+        run_id: Flower's number of the run.
+        output: the server's output folder; unless it is visible from here there are no reports.
+        on_status: called with each new status.
+        on_report: called with each phase's report.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        DeploymentError: the run failed or was stopped.
+    """
+    link, started = _link(name), time.monotonic()
+    status, reports = "", list[PhaseReport]()
+    while not status.startswith("finished"):
+        time.sleep(REMOTE_POLL_SECONDS if status else 0)
+        before, status = status, status_of(link, run_id)
+        if status != before:
+            on_status(status)
+        seen, reports = len(reports), read_reports(output / "reports.jsonl")
+        for report in reports[seen:]:
+            on_report(report)
+    if status != COMPLETED:
+        command = ["log", run_id, name, "--show"]
+        told = subprocess.run([program("flwr"), *command], capture_output=True, check=False)
+        raise DeploymentError(
+            f"expected run {run_id} to end as {COMPLETED!r}, got {status!r}; the whole log: flwr "
+            f"{' '.join(command)}\n{reasons_in(told.stdout.decode(errors='replace'))}"
+        )
+    return RunOutcome(run_id, status, time.monotonic() - started, reports)
+
+
+def _link(name: str) -> SuperLink:
+    return SuperLink(os.environ, Path.cwd(), name)
+
+
+def _json(text: str) -> dict[str, str]:
+    # Warnings about the app precede it.
+    return dict(json.loads(text[text.index("{") : text.rindex("}") + 1]))

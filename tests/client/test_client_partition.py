@@ -115,7 +115,7 @@ def test_client_or_fraction_out_of_range(client, count, fraction):
 def test_reads_and_deals_once_per_process(monkeypatch):
     load_partition("digits", 0, 4)
     monkeypatch.setattr(partition, "partition_indices", None)
-    monkeypatch.setattr(sys.modules["fedsens.data._formats"], "require", None)
+    monkeypatch.setattr(sys.modules["fedsens.data._readers"], "require", None)
     load_partition("digits", 3, 4)[0].x.zero_()
     assert load_partition("digits", 3, 4)[0].x.any()
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from fedsens.crypto import PRESETS, OneTimeSecret, parse_batch, residues
 from fedsens.crypto._blocks import Masks, decrypt_blocks, encrypt_blocks, switch_modulus
 from fedsens.crypto._encoding import encode
-from fedsens.crypto._public import public_polynomial
 from fedsens.crypto._seal import Ring, seal_file
+from fedsens.crypto._secret import public_polynomial
 from fedsens.crypto._wire import FRESH, write_batch
 
 from .kit import (

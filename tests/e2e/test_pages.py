@@ -63,7 +63,6 @@ def clone(tmp_path_factory):
 # Mended, and not seen to pass since: on a busy machine they took too long.
 UNSEEN = pytest.mark.xfail(reason="not seen to pass since it was mended", strict=False)
 UNSEEN_PAGES = {
-    "docs/how-to/install.md",
     "docs/how-to/map.md",
     "docs/how-to/noise.md",
     "docs/reference/run-config.md",

@@ -30,7 +30,7 @@ from fedsens.flower._records import HEADER
 from fedsens.keys import PendingUpload, UploadRecords, open_model
 from fedsens.protocol import ReportFile, save_protected
 from fedsens.reporting._page import page
-from fedsens.reporting._run import run_section
+from fedsens.reporting._sections import run_section
 from fedsens.simulation._runner import COMPLETED, RunOutcome
 from fedsens.simulation._summary import SimulationSummary, summarize
 

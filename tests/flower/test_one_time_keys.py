@@ -23,7 +23,7 @@ from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
 from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_ANSWER, MAP
 from fedsens.keys import _pads
-from fedsens.keys._stream import uint16s
+from fedsens.keys._pads import uint16s
 from fedsens.protocol import Contributors, ModelHeader, Party, RoundContext
 from fedsens.remainder import CentralPrivacy
 

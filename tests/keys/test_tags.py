@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedsens.crypto import PRESETS, Aggregator, CkksParameters, residues
 from fedsens.crypto._wire import FRESH, SUM, to_wire, write_batch
 from fedsens.keys import make_tags
-from fedsens.keys._stream import residues_below, stream
+from fedsens.keys._pads import residues_below, stream
 from fedsens.keys._tags import _times, expected_tags
 from fedsens.protocol import Contributor, tag_count
 

@@ -173,10 +173,10 @@ def test_a_policy_whose_masks_do_not_contain_one_another_meets_the_number_too(mo
     def restless(context: PolicyInput):
         return draw_at_random(PolicyInput(context.layout, context.k, context.seed + context.k))
 
-    from fedsens.mask import _registry
+    from fedsens.mask import _policies
 
-    monkeypatch.setattr(_registry, "_policies", deepcopy(_registry._policies))
-    _registry.register_policy("restless")(restless)
+    monkeypatch.setattr(_policies, "_policies", deepcopy(_policies._policies))
+    _policies.register_policy("restless")(restless)
     for layout, tied in MODELS.values():
         for k in range(layout.size + 1):
             mask = select_mask(None, layout, "restless", k / layout.size, seed=k, tied=tied)

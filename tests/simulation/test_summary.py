@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedsens.protocol import PhaseReport
-from fedsens.reporting._run import run_section
+from fedsens.reporting._sections import run_section
 from fedsens.simulation._figure import draw_curves
 from fedsens.simulation._runner import RunOutcome
 from fedsens.simulation._screen import SimulationScreen
