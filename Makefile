@@ -60,7 +60,7 @@ lock: .venv/installed ## Write constraints.txt from what is installed, and the i
 	  $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | sort -f) > constraints.new
 	@mv constraints.new constraints.txt
 	@(echo "# What the image installs, each file by its hash; written by make lock"; \
-	  $(COMPILE) pyproject.toml --extra data --no-emit-package torch) > docker/requirements.new
+	  $(COMPILE) pyproject.toml --extra data --extra privacy --no-emit-package torch) > docker/requirements.new
 	@mv docker/requirements.new docker/requirements.txt
 	@(echo "# What builds fedsens's own wheel for the image; written by make lock"; \
 	  echo hatchling==1.33.0 | $(COMPILE) -) > docker/requirements.new

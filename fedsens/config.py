@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -19,6 +19,7 @@ from fedsens.errors import ConfigurationError
 from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
 from fedsens.remainder import (
+    LEAST_SCALE,
     CentralPrivacy,
     Distribution,
     Remainder,
@@ -129,6 +130,9 @@ class FedSensConfig(BaseModel):
         resume: continue from the last complete round in that folder.
         log_format: ``text``, or ``json`` for one JSON object per line; empty leaves it to the
             environment.
+
+    Raises:
+        ConfigurationError: lists every wrong option.
     """
 
     model_config = ConfigDict(
@@ -174,6 +178,15 @@ class FedSensConfig(BaseModel):
     checkpoint_dir: Path | None = None
     resume: bool = False
     log_format: Literal["", "text", "json"] = ""
+
+    if not TYPE_CHECKING:  # whose constructor has typed arguments
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
+                raise ConfigurationError(f"the fedsens options are wrong: {problems}") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -228,15 +241,10 @@ class FedSensConfig(BaseModel):
             raise ValueError("rounds from 2 on, each larger than the one before")
         return rounds
 
-    @field_validator("checkpoint_dir", mode="before")
+    @field_validator("checkpoint_dir", "value_range", "max_mb", "max_empty_rounds", mode="before")
     @classmethod
-    def _empty_is_none(cls, value: Any) -> Any:
-        return None if value == "" else value
-
-    @field_validator("value_range", "max_mb", "max_empty_rounds", mode="before")
-    @classmethod
-    def _zero_is_default(cls, value: Any) -> Any:
-        return None if value == 0 else value  # a run config has no null
+    def _nothing_is_default(cls, value: Any) -> Any:
+        return None if value in ("", 0) else value  # a run config has no null
 
     @model_validator(mode="after")
     def _gradient_means_true_label(self) -> Self:
@@ -305,9 +313,19 @@ class FedSensConfig(BaseModel):
     def _privacy_of_the_whole(self) -> Self:
         if (self.dp_noise > 0) != (self.dp_clip > 0):
             raise ValueError("dp-noise is relative to dp-clip: set both, or none")
+        if 0 < self.dp_noise < LEAST_SCALE:
+            raise ValueError(f"dp-noise below {LEAST_SCALE:g} is none: raise it, or set 0")
         if self.dp_noise and (self.max_mb is not None or self.effective_ratio < 1):
             raise ValueError(
                 "dp-noise protects what is opened as a mean only: set ratio to 1, and no max-mb"
+            )
+        terms, most = self.central_privacy, self.parameters.value_range
+        if terms is not None and terms.deviation > most / 2:
+            raise ValueError(
+                f"one client's noise of standard deviation dp-noise x dp-clip / "
+                f"sqrt(train-min-clients) = {terms.deviation:.3g} leaves no room in the range of "
+                f"{most:g} that values may have: lower dp-clip, or raise value-range to at least "
+                f"{2 * terms.deviation:.3g}"
             )
         return self
 
@@ -376,25 +394,6 @@ class FedSensConfig(BaseModel):
         return self.max_mb is not None or self.effective_ratio > 0
 
     @classmethod
-    def create(cls, **options: Any) -> Self:
-        """Build a configuration, with fedsens's own error.
-
-        Args:
-            **options: the attributes, with underscores or dashes.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ConfigurationError: lists every wrong option.
-        """
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
-            raise ConfigurationError(f"the fedsens options are wrong: {problems}") from None
-
-    @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> Self:
         """Read the ``fedsens.*`` keys of a Flower run config; other keys are the app's own.
 
@@ -403,13 +402,16 @@ class FedSensConfig(BaseModel):
 
         Returns:
             The configuration.
-        """
+
+        Raises:
+            ConfigurationError: lists every wrong option.
+        """  # noqa: DOC502 - raised by the constructor
         options = {
             key.removeprefix(PREFIX): value
             for key, value in run_config.items()
             if key.startswith(PREFIX)
         }
-        return cls.create(**options)
+        return cls(**options)
 
 
 def _problem(item: ErrorDetails) -> str:

@@ -15,8 +15,8 @@ def test_an_empty_run_config_gives_the_defaults():
 
 
 def test_names_may_be_written_with_dashes_or_underscores():
-    dashed = FedSensConfig.create(**{"map-min-clients": 5})
-    assert dashed == FedSensConfig.create(map_min_clients=5)
+    dashed = FedSensConfig(**{"map-min-clients": 5})
+    assert dashed == FedSensConfig(map_min_clients=5)
 
 
 def test_every_wrong_option_is_listed_at_once():
@@ -84,7 +84,7 @@ def test_rotations_are_rounds(text, rounds):
 
 def test_every_key_of_a_run_needs_its_fingerprint():
     with pytest.raises(ConfigurationError, match="must name 2 keys"):
-        FedSensConfig.create(rotate_at=(3,), fingerprints="ab" * 16)
+        FedSensConfig(rotate_at=(3,), fingerprints="ab" * 16)
 
 
 def test_a_value_range_of_zero_is_the_presets_own():
@@ -99,8 +99,8 @@ def test_a_value_range_reaches_the_parameters():
 
 def test_the_gradient_policy_needs_the_true_label_rule():
     with pytest.raises(ConfigurationError, match="rule to 'true_label'"):
-        FedSensConfig.create(policy="gradient")
-    assert FedSensConfig.create(policy="gradient", rule="true_label").policy == "gradient"
+        FedSensConfig(policy="gradient")
+    assert FedSensConfig(policy="gradient", rule="true_label").policy == "gradient"
 
 
 @pytest.mark.parametrize(("policy", "ratio"), [("all", 1.0), ("none", 0.0), ("random", 0.25)])
@@ -117,19 +117,19 @@ def test_a_configuration_is_frozen():
 @pytest.mark.parametrize("off", [{"ratio": 0}, {"policy": "none"}])
 def test_without_encryption_there_is_no_remainder_to_protect(remainder, off):
     with pytest.raises(ConfigurationError, match=f"remainder '{remainder}' needs encryption"):
-        FedSensConfig.create(remainder=remainder, **off)
+        FedSensConfig(remainder=remainder, **off)
 
 
 def test_a_budget_does_not_hold_for_masks_that_add_up():
     fine = {"remainder": "withheld", "max_mb": 1}
-    assert FedSensConfig.create(**fine).refresh_every == 0
+    assert FedSensConfig(**fine).refresh_every == 0
     with pytest.raises(ConfigurationError, match="leave out max-mb or refresh-every"):
-        FedSensConfig.create(**fine, refresh_every=2)
+        FedSensConfig(**fine, refresh_every=2)
 
 
 def test_keys_and_maps_are_needed_from_as_many_clients_as_updates_are():
     def least(**options):
-        config = FedSensConfig.create(**options)
+        config = FedSensConfig(**options)
         return config.train_min_clients, config.key_min_clients, config.map_min_clients
 
     assert least() == (3, 3, 3)
@@ -139,3 +139,26 @@ def test_keys_and_maps_are_needed_from_as_many_clients_as_updates_are():
         4,
         5,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dp_noise": 1.0, "dp_clip": 1.0, "ratio": 0.1}, "set ratio to 1"),
+        ({"ratio": 2}, "ratio: "),
+        ({"ratoi": 0.1}, r"ratoi: no such option \(nearest: ratio\)"),
+        ({"groups": 3, "policy": "best"}, "policy: "),
+        ({"max-mb": "many"}, "max-mb: "),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [FedSensConfig, lambda **own: FedSensConfig.model_validate(own)])
+def test_the_constructor_refuses_as_a_run_config_does(make, options, text):
+    with pytest.raises(ConfigurationError, match=f"the fedsens options are wrong: .*{text}"):
+        make(**options)
+
+
+@pytest.mark.parametrize("name", ["max-mb", "value-range", "max-empty-rounds", "checkpoint-dir"])
+@pytest.mark.parametrize("nothing", ["", 0])
+def test_what_a_run_config_has_for_nothing_is_the_default(name, nothing):
+    assert FedSensConfig(**{name: nothing}) == FedSensConfig()

@@ -48,7 +48,8 @@ def test_the_images_versions_are_those_that_are_tested(name):
 
 def test_the_image_has_all_that_fedsens_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["data"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["data"], *extras["privacy"]]
     pins = pins_of(LISTS[0]) | pins_of(LISTS[1])
     for requirement in map(Requirement, wanted):
         version = pins[canonicalize_name(requirement.name)]

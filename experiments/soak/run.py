@@ -86,7 +86,7 @@ class Soak:
             on_row: called after every round.
         """
         self._plan, self._on_row, self.rows = plan, on_row, list[Row]()
-        self._config = FedSensConfig.create(
+        self._config = FedSensConfig(
             ratio=plan.ratio,
             refresh_every=plan.refresh_every,
             rotate_at=tuple(range(plan.rotate_every + 1, plan.rounds + 1, plan.rotate_every)),

@@ -168,9 +168,8 @@ def measure_round(
     strategy: Strategy = inner
     if ratio is not None:
         least = min(clients, LEAST_CLIENTS)
-        config = FedSensConfig.create(
-            ratio=ratio, policy="magnitude", preset=preset, train_min_clients=least, opens=opens
-        )
+        options = {"ratio": ratio, "preset": preset, "train-min-clients": least, "opens": opens}
+        config = FedSensConfig.model_validate({"policy": "magnitude", **options})
         strategy = SelectiveEncryption(inner, config)
     with TemporaryDirectory(prefix="fedsens-bench-") as folder:
         node = {

@@ -110,7 +110,7 @@ def _measure(parameters: int, clients: int, ratio: float | None) -> ScaleRow:
         if ratio is not None:
             strategy = SelectiveEncryption(
                 inner,
-                FedSensConfig.create(ratio=ratio, policy="magnitude", train_min_clients=1),
+                FedSensConfig(ratio=ratio, policy="magnitude", train_min_clients=1),
             )
         with remote_grid(clients, ratio is not None, folder) as (grid, used):
             strategy.start(grid, _model(parameters), ROUNDS)

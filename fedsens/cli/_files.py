@@ -23,8 +23,10 @@ from fedsens.protocol import LEAST_CONTRIBUTORS
 
 def open_file(
     model: Annotated[Path, typer.Argument(help="Protected model or checkpoint (safetensors).")],
-    key: Annotated[Path, typer.Option(help="The clients' key file.")],
     out: Annotated[Path, typer.Option(help="The opened state dict, a new .safetensors file.")],
+    key: Annotated[
+        Path | None, typer.Option(help="The clients' key file, where something is encrypted.")
+    ] = None,
     adapter: Annotated[
         Path | None,
         typer.Option(help="A PEFT adapter's folder; --out is then one, with what was trained."),
@@ -49,7 +51,8 @@ def open_file(
         must_be_new(out)
         like = None if adapter is None else read_adapter(adapter)
         protected = load_model(model)
-        secret = load_key(key, lambda: passphrase_of(passphrase_file))
+        ask = lambda: passphrase_of(passphrase_file)  # noqa: E731
+        secret = None if key is None else load_key(key, ask)
         arrays = open_model(protected, secret, min_contributors)
         if like is None:
             save_model(arrays, out)

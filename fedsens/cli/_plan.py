@@ -59,7 +59,8 @@ def plan(
     """Bytes, seconds, error and security of a round at several ratios, before anything runs.
 
     Bytes follow from the model's size and types; CPU seconds from a calibration of some seconds on
-    this machine. With --max-mb or --max-seconds the largest ratio within the budget comes last.
+    this machine. With --max-mb or --max-seconds the last line is the largest ratio within the
+    budget, marked so.
     """
     from fedsens.bench import RATIOS
     from fedsens.crypto import CkksParameters
@@ -81,10 +82,14 @@ def plan(
             size.width,
             opens,
         )
-        plans = [make_plan(federation, ratio) for ratio in ratios or RATIOS]
+        plans, largest = [make_plan(federation, ratio) for ratio in ratios or RATIOS], None
         if max_mb is not None or max_seconds is not None:
-            plans.append(largest_plan(federation, Budget(max_mb, max_seconds)))
-    console.print(plan_table(federation, plans))
+            largest = largest_plan(federation, Budget(max_mb, max_seconds))
+            plans = [each for each in plans if each.encrypted != largest.encrypted] + [largest]
+    console.print(plan_table(federation, plans, largest))
+    if largest is not None:
+        nothing = "" if largest.encrypted else ": nothing can be encrypted within it"
+        console.print(f"the largest ratio within the budget is {largest.ratio:.3g}{nothing}")
     console.print(f"{codec.security_bits}-bit security of what is encrypted (HE standard)")
     content = asdict(federation) | {"codec": preset}
     write_json(json_file, {"federation": content, "plans": [asdict(each) for each in plans]})

@@ -76,6 +76,7 @@ def simulate(
         RunOptions,
         SimulationScreen,
         check_options,
+        no_baseline,
         with_baseline,
     )
     from fedsens.simulation import simulate as run
@@ -86,6 +87,9 @@ def simulate(
         app, config = FlowerApp.load(app_folder), given | overrides(settings or [])
         options = RunOptions(app, clients, cpus_per_client, gpus_per_client, config)
         compare = RATIO in app.config if baseline is None else baseline
+        if compare and baseline is None and (why := no_baseline()):
+            console.print(f"no run at ratio 0: {why}", soft_wrap=True)
+            compare = False
         check_options(options, compare)
         for package in ("ray", "matplotlib"):
             require(package)
@@ -124,7 +128,7 @@ def submit(
     from here, shows each phase and sums the run up. Ctrl-C leaves the run going.
     """
     from fedsens.protocol import load_protected
-    from fedsens.simulation import FlowerApp, follow, summarize, tables
+    from fedsens.simulation import FlowerApp, configured, follow, summarize, tables
     from fedsens.simulation import submit as run
 
     with named_errors():
@@ -132,6 +136,7 @@ def submit(
         if output_dir is not None:
             config["output-dir"] = json.dumps(str(output_dir))
         app.check(config)
+        configured(app, config)
         run_id = run(app, superlink, config)
         stop = f"flwr stop {run_id} {superlink}"
         console.print(f"run {run_id} submitted; stop it by: {stop}", soft_wrap=True)

@@ -113,5 +113,6 @@ def _worst(block: Floats, low: int, name_of: NameOf | None) -> tuple[str, str]:
     finite = np.isfinite(block)
     whole = bool(finite.all())
     index = low + int(np.argmax(np.abs(block)) if whole else np.argmin(finite))
-    where = f"value {index}" + (f" (in {name_of(index)})" if name_of else "")
+    # An error with names may leave a client, and a position would tell the server more.
+    where = name_of(index) if name_of else f"value {index}"
     return where, "beyond that range" if whole else "NaN or infinite"

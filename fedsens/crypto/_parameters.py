@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.errors import ConfigurationError
 
@@ -89,16 +89,19 @@ class CkksParameters(BaseModel):
             The parameters.
 
         Raises:
-            ConfigurationError: there is no such preset.
+            ConfigurationError: there is no such preset, or no such range.
         """
         if name not in PRESETS:
             raise ConfigurationError(
                 f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them"
             )
-        return cls.model_validate({
-            "name": name,
-            "value_range": PRESETS[name].value_range if value_range is None else value_range,
-        })
+        wanted = PRESETS[name].value_range if value_range is None else value_range
+        try:
+            return cls.model_validate({"name": name, "value_range": wanted})
+        except ValidationError:
+            raise ConfigurationError(
+                f"expected a value range from 2^-20 to 2^20, got {value_range!r}; choose one there"
+            ) from None
 
     @property
     def degree(self) -> int:

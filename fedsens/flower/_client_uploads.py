@@ -48,6 +48,7 @@ from fedsens.protocol import (
     UploadHeader,
     check_weight,
 )
+from fedsens.remainder import DELTA, Account, CentralPrivacy
 
 if TYPE_CHECKING:
     from fedsens.flower._client import Client
@@ -135,7 +136,7 @@ class Uploader:
             cohort=tuple((each.name, each.run_key) for each in header.cohort),
             key_index=header.key_index,
             opens=context.opens,
-            shares=context.dp.shares if context.dp is not None else 0,
+            dp=context.dp if context.kind == "update" else None,  # metrics have no noise
         )
         self._client.records.keep(context.kind, context.round, pending)
         told = UploadHeader(
@@ -175,9 +176,8 @@ class Uploader:
                     "were asked, with its own weight and nonce, got another; the server deviates "
                     "from the protocol"
                 )
-            if pending.shares:
-                contributors.check(pending.shares, self._client.store.members)
-                _check_equal_weights(contributors)
+            if pending.dp is not None:
+                self._spend(pending.dp, contributors)
             others = [
                 Party(name=name, run_key=parties[name])
                 for name in contributors.names
@@ -192,6 +192,48 @@ class Uploader:
             return key_answer(pending.secret, identities, others, key, digest)
 
         return self._client.records.answer(request.kind, request.round, digest, compute)
+
+    def check_private(self, received: Received) -> None:
+        """Refuse, before training, an answer that its noise does not cover, or the budget.
+
+        Args:
+            received: the model with the terms of central differential privacy; without them this
+                does nothing.
+
+        Raises:
+            DowngradeError: something would leave in plaintext, or beyond ``fedsens-max-epsilon``.
+        """
+        terms = received.header.dp
+        if terms is None:
+            return
+        mask, budget = received.mask, self._client.settings.max_epsilon
+        if mask.k < mask.size:
+            raise DowngradeError(
+                "expected every parameter to be encrypted, because noise is added to the mean "
+                f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
+            )
+        self._account.check(terms.cost_to_client(terms.shares), budget)
+
+    def _spend(self, terms: CentralPrivacy, contributors: Contributors) -> None:
+        """Account for a sum that is about to be opened; refuse one with less noise than said."""
+        roster, settings = self._client.store.members, self._client.settings
+        contributors.check(terms.shares, roster)
+        _check_equal_weights(contributors)
+        names = contributors.names if roster is None else roster & set(contributors.names)
+        cost = terms.cost_to_client(len(names))
+        spent = self._account.spend(cost, settings.max_epsilon)
+        logger.info(
+            "central noise: at most epsilon %.4g for this mean, and %.4g for %d answers so far "
+            "from this state folder (delta %g)",
+            cost.epsilon(),
+            spent.epsilon(),
+            spent.answers,
+            DELTA,
+        )
+
+    @property
+    def _account(self) -> Account:
+        return Account.of_client(self._client.store.folder)
 
     def protect(
         self,
@@ -290,25 +332,8 @@ def _private(arrays: Arrays, before: Arrays | None, received: Received) -> Array
     terms = received.header.dp
     if terms is None:
         return arrays
-    check_private(received.mask)
     assert before is not None  # kept where there are terms
     return terms.protect(before, arrays)
-
-
-def check_private(mask: EncryptionMask) -> None:
-    """Refuse to answer with less than the whole update where its noise must cover all of it.
-
-    Args:
-        mask: what the answer would be split by.
-
-    Raises:
-        DowngradeError: something would leave in plaintext.
-    """
-    if mask.k < mask.size:
-        raise DowngradeError(
-            "expected every parameter to be encrypted, because noise is added to the mean "
-            f"(fedsens.dp-noise), got a mask of {mask.k} of {mask.size}; set fedsens.ratio to 1"
-        )
 
 
 def _own_upload(content: RecordDict, context: RoundContext | None) -> RoundContext:

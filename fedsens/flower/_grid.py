@@ -124,7 +124,8 @@ def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
         if time.monotonic() > deadline:
             raise PhaseError(
                 f"expected at least {least} connected nodes within {timeout:g} s, got {len(nodes)};"
-                " start more SuperNodes or lower fedsens.key-min-clients"
+                " start more SuperNodes, or lower fedsens.key-min-clients or fedsens.groups, which "
+                "need fedsens.train-min-clients each"
             )
         time.sleep(min(1.0, timeout / 10))
     return nodes

@@ -77,13 +77,17 @@ class RoundUpdates:
         contributors: the fewest of any sum whose keys were asked for; 0 where there is none.
     """
 
-    def __init__(self, phase: Phase, make: Callable[[Phase], Updates]) -> None:
+    def __init__(
+        self, phase: Phase, make: Callable[[Phase], Updates], asking: Callable[[int], None]
+    ) -> None:
         """Begin a sum for each group.
 
         Args:
             phase: the question, which has been sent.
             make: makes the sum of a group.
+            asking: called with ``contributors`` before anybody is asked for a key.
         """
+        self._asking = asking
         self._phase, self.silent = phase, frozenset[int]()
         self.contributors = 0
         self._parts = [make(each) for each in phase.parts]
@@ -139,6 +143,7 @@ class RoundUpdates:
         sums = [total for part in self._parts if (total := part.settle(least)) is not None]
         if sums:
             self.contributors = min(len(each.headers) for each in sums)
+            self._asking(self.contributors)
             name = self._phase.name, self._phase.round
             self._phase.absorb(collect_keys(grid, name, sums, timeout))
         results, void = [], list[PhaseError]()

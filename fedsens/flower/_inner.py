@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
@@ -26,8 +28,9 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
+from fedsens.files import Arrays
 from fedsens.flower._groups import COMPARE, least_groups
-from fedsens.flower._records import to_arrays, to_record
+from fedsens.flower._records import model_key, to_arrays, to_record
 from fedsens.flower._updates import averageable
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, as_layout_types, combine, partition, with_nan
@@ -78,7 +81,10 @@ class InnerStrategy:
         self.weighted_by = str(getattr(strategy, "weighted_by_key", "num-examples"))
         own = type(strategy)
         self._averages_itself = own.aggregate_train is not FedAvg.aggregate_train
-        self._asks_itself = own.configure_train not in FLOWERS_OWN
+        self._asks_itself = (
+            own.configure_train not in FLOWERS_OWN
+            or own.configure_evaluate is not FedAvg.configure_evaluate
+        )
 
     def shown(self, arrays: ArrayRecord, model: ProtectedModel) -> ArrayRecord:
         """The global model as the strategy gets it.
@@ -93,6 +99,41 @@ class InnerStrategy:
         if self._asks_itself and model.mask.k:
             return to_record(model.visible())
         return arrays
+
+    def keep_its_model(
+        self, messages: Iterable[Message], model: ProtectedModel, opens: Opens
+    ) -> bool:
+        """Whether the strategy's messages hold the model that clients shall get.
+
+        A strategy that configures rounds itself may send another model than the last mean, a mean
+        of several rounds say. Where the server opens, that is what travels.
+
+        Args:
+            messages: the strategy's; their models get the layout's types.
+            model: the last result.
+            opens: who opens the sums.
+
+        Returns:
+            Whether to leave the messages' models as they are.
+
+        Raises:
+            StrategyError: it sends another, but clients open, so that the server cannot know it.
+        """
+        if not self._asks_itself:
+            return False
+        for content in {id(m.content): m.content for m in messages}.values():
+            key = model_key(content)
+            arrays = to_arrays(content.array_records[key])
+            if opens == "server":
+                content[key] = to_record(as_layout_types(arrays, model.layout))
+            elif not _same(arrays, model.visible()):
+                raise StrategyError(
+                    "expected a strategy that sends the mean of the last round, of which the "
+                    f"server knows a part only, got {type(self.strategy).__name__} with a model "
+                    "of its own; send the arrays that configure_train was given, or set "
+                    "fedsens.opens to server"
+                )
+        return opens == "server"
 
     def told(self, config: ConfigRecord) -> RecordDict:
         """What clients are told to make a map: a content like that of training, without a model."""
@@ -185,6 +226,14 @@ class InnerStrategy:
         return arrays, metrics
 
 
+def _same(arrays: Arrays, others: Arrays) -> bool:
+    """Whether two models are equal, NaN included."""
+    return set(arrays) == set(others) and all(
+        np.array_equal(arrays[name], array, equal_nan=array.dtype.kind == "f")
+        for name, array in others.items()
+    )
+
+
 def check_strategy(
     strategy: Strategy,
     encrypts: bool,
@@ -242,9 +291,15 @@ def check_strategy(
     )
     if isinstance(strategy, COMPARE):
         why += f"; {_on_groups(strategy)}"
+    remedy = "Use FedAvg or FedProx"
+    if not isinstance(strategy, NEED_SINGLE_UPDATES):
+        remedy = (
+            "Set fedsens.opens to server, which may run any function of the mean and which each "
+            f"client's owner must allow (fedsens-opens=server), {remedy[0].lower()}{remedy[1:]}"
+        )
     raise StrategyError(
         f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
-        f"{why}. Use FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if its "
+        f"{why}. {remedy}, set fedsens.ratio to 0, or pass weighted_mean=True if its "
         "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
     )
 

@@ -20,7 +20,6 @@ from fedsens.errors import (
 from fedsens.files import Arrays
 from fedsens.flower._client import Client
 from fedsens.flower._client_masks import answer_mask, check_origin
-from fedsens.flower._client_uploads import check_private
 from fedsens.flower._keys import answer_keys
 from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
 from fedsens.flower._metrics import protect_metrics
@@ -104,8 +103,8 @@ class SelectiveEncryptionMod:
         category = message.metadata.message_type.partition(".")[0]  # of "evaluate.name" as well
         if category != "train":
             client.check_trained(received)
-        elif received.header.dp is not None:
-            check_private(received.mask)
+        else:
+            client.uploads.check_private(received)
         if received.mask.k:
             received.layout.check_real()
         settings, policy = client.settings, received.header.remainder.policy()

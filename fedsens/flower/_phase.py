@@ -321,7 +321,7 @@ def listed(reasons: Mapping[int, str]) -> str:
     """What nodes gave as reasons, in one line."""
     told = [f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED]]
     more = [f"and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
-    return "; ".join([*told, *more]) or "nobody answered in time"
+    return "; ".join([*told, *more]) or "no answer came in time"
 
 
 def match_replies(

@@ -35,6 +35,7 @@ from fedsens.mask import (
     check_plain,
     mask_count,
     tied_pairs,
+    visible_statistics,
 )
 from fedsens.protocol import (
     Aggregate,
@@ -97,11 +98,18 @@ class ServerState:
         self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
         self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
+        self._void = ""  # why the present round changes nothing
         self.replace_plain(initial, 0)
         if config.encrypts:
             layout.check_real()
         ratio, size = config.effective_ratio, layout.size
         self.terms.policy().check_statistics(layout, ratio, config.force)
+        if config.central_privacy is not None and (found := visible_statistics(layout, ())):
+            logger.warning(
+                "%s get noise like every parameter, and a variance below zero makes every output "
+                "NaN; normalise by groups or layers instead, or keep these out of the state dict",
+                ", ".join(found),
+            )
         if ratio > 0 and not mask_count(ratio, size):
             raise ConfigurationError(
                 f"expected a ratio that encrypts at least one of {size} parameters, got {ratio}; "
@@ -264,6 +272,7 @@ class ServerState:
             grid: Flower's grid.
             told: what clients are told to make a map, like what they are told to train.
         """
+        self._void = ""
         if self.config.effective_ratio == 0:
             return
         first, every = not self.mask.k, self.config.refresh_every
@@ -290,18 +299,36 @@ class ServerState:
         config, known = self.config, self.keys.fingerprint
         if config.effective_ratio == 0:
             return
-        nodes = wait_for_nodes(grid, config.key_min_clients, config.key_timeout)
+        least = max(config.key_min_clients, self._least if config.groups > 1 else 0)
+        nodes = wait_for_nodes(grid, least, config.key_timeout)
         self._agree(grid, nodes, server_round)
-        if len(self.keys.examples) < config.key_min_clients:
+        if len(self.keys.examples) < least:
             wanted = f"with the key {known}".rstrip()
             if config.server_opens:
                 wanted = "that let the server open the mean"
             raise PhaseError(
-                f"expected at least {config.key_min_clients} clients {wanted}, got "
-                f"{len(self.keys.examples)}: "
+                f"expected at least {least} clients {wanted}, got {len(self.keys.examples)}: "
                 f"{listed(self.keys.reasons)}; mend these, or lower fedsens.key-min-clients"
+                + (" and fedsens.groups" if config.groups > 1 else "")
             )
         self._gathered = True
+
+    def _absent(self) -> dict[int, str]:
+        """Node to why it does not take part in key agreement, and so in no round."""
+        known = self.keys.examples
+        return {node: why for node, why in self.keys.reasons.items() if node not in known}
+
+    def changes_nothing(self, server_round: int, why: str) -> None:
+        """Say that a round leaves the model as it is, and remember why: the first cause counts."""
+        if not self._void:
+            logger.warning("round %d changes nothing: %s", server_round, why)
+            self._void = why
+
+    def why_void(self) -> str:
+        """Why this round changes nothing, and why clients do not take part; "" if unknown."""
+        absent = self._absent()
+        told = [f"without keys are {listed(absent)}"] if absent else []
+        return "; ".join([self._void] * bool(self._void) + told)
 
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
         report = self.keys.agree(grid, nodes, server_round)
@@ -369,9 +396,7 @@ class ServerState:
             elif must and not error.nodes:
                 raise
             if must:
-                logger.warning(
-                    "round %d changes nothing, as it has no mask: %s", server_round, error
-                )
+                self.changes_nothing(server_round, f"it has no mask: {error}")
                 return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
@@ -414,7 +439,12 @@ class ServerState:
         return content, header
 
     def prepare_messages(
-        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+        self,
+        name: PhaseName,
+        messages: Iterable[Message],
+        server_round: int,
+        grid: Grid,
+        own: bool = False,
     ) -> tuple[list[Message], Phase]:
         """Add to the inner strategy's messages what clients need to open and protect models.
 
@@ -423,6 +453,7 @@ class ServerState:
             messages: what the inner strategy wants to send.
             server_round: the round.
             grid: Flower's grid.
+            own: whether the messages hold the model to send, be it another than the last result.
 
         Returns:
             The messages to nodes that can take part, and the phase that they begin.
@@ -438,7 +469,8 @@ class ServerState:
                 messages = self._without_left_out(name, messages)
             for content in {id(m.content): m.content for m in messages}.values():
                 # The inner strategy may have been shown NaN.
-                content[model_key(content)] = to_record(self.model.plain)
+                if not own:
+                    content[model_key(content)] = to_record(self.model.plain)
         groups = [messages]
         if name == "train" and self.mask.k and self.config.groups > 1:
             groups = self._groups(messages, server_round)
@@ -452,13 +484,11 @@ class ServerState:
         seed = config.seed, server_round
         groups = split(messages, config.groups, config.train_min_clients, seed)
         if not groups:
-            logger.warning(
-                "round %d changes nothing: %d clients are too few for %d groups of at least %d; "
-                "wait for more, or lower fedsens.groups",
+            self.changes_nothing(
                 server_round,
-                len(messages),
-                config.groups,
-                config.train_min_clients,
+                f"{len(messages)} clients are too few for {config.groups} groups of at least "
+                f"{config.train_min_clients}; have the strategy sample more, or lower "
+                "fedsens.groups",
             )
             return [[]]
         for group in groups:

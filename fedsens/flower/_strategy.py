@@ -41,7 +41,7 @@ from fedsens.flower._updates import (
 )
 from fedsens.protocol import Phase as PhaseName
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_protected
-from fedsens.remainder import DELTA, epsilon_of
+from fedsens.remainder import DELTA, Account, PrivacyLoss, epsilon_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ class SelectiveEncryption(Strategy):
         self._state: ServerState | None = None
         self._grid: Grid | None = None
         self._phase: Phase | None = None
+        self._spent = PrivacyLoss()
+        self._asks = True  # whether the strategy wants answers in this round
         self._schema: RecordSchema | None = None
         self._initial = ArrayRecord()
         self._empty_rounds = EmptyRounds(self.config.max_empty_rounds)
@@ -171,6 +173,7 @@ class SelectiveEncryption(Strategy):
         self._state, self._checkpoints, self._metrics = None, None, Metrics()
         self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
         self.reports.clear()
+        self._spent = PrivacyLoss()
         if self._output is not None:
             self._report_file = ReportFile(self._output / "reports.jsonl")
         self._deadline, self._started = math.inf if timeout is None else timeout, True
@@ -193,6 +196,7 @@ class SelectiveEncryption(Strategy):
         else:
             if self._checkpoints is not None:
                 self._checkpoints.create_folder()
+                self._open_account(self.config.checkpoint_dir)
             # Flower keeps the initial model for the whole run. What it keeps is this copy of the
             # record, which is emptied once messages hold a model of this strategy's own.
             self._initial = ArrayRecord(dict(initial_arrays))
@@ -242,8 +246,8 @@ class SelectiveEncryption(Strategy):
         trains = getattr(self.inner, "fraction_train", 1.0) > 0  # else it evaluates only
         if self._state is not None and trains and not self.model.round:
             raise PhaseError(
-                f"expected a round that changed the model, got none of {num_rounds}; see the "
-                "warnings above, and mend the clients or raise the number of rounds"
+                f"expected a round that changed the model, got none of {num_rounds}: "
+                f"{self._empty_rounds.why}; mend this, or raise the number of rounds"
             )
         if self._state is not None and self._output is not None:
             save_protected(self.model, self._output / "protected.safetensors")
@@ -251,8 +255,8 @@ class SelectiveEncryption(Strategy):
             result.arrays = to_record(self.model.visible())
             logger.warning(
                 "result.arrays has NaN at the %d of %d parameters that the server does not know; "
-                "save the model with save_protected(strategy.model, path), and open it with "
-                "fedsens open where the key is",
+                "save it by fedsens.protocol.save_protected(strategy.model, path), and open that "
+                "with fedsens open where the key is",
                 self.model.mask.k,
                 self.model.mask.size,
             )
@@ -268,6 +272,7 @@ class SelectiveEncryption(Strategy):
         tell(logger, "resuming after round %d of %d", done, rounds.last)
         for report in checkpoint.progress.reports:
             self._keep(report)
+        self._open_account(self.config.checkpoint_dir)
         if done <= rounds.last:
             run.gather(done, rounds.grid)
         self._metrics = checkpoints.restore(checkpoint)
@@ -338,13 +343,17 @@ class SelectiveEncryption(Strategy):
             self._state = self._new_state(arrays)
         self._run.prepare(server_round, grid, self._inner.told(config))
         shown = self._inner.shown(arrays, self._run.model)
-        messages = self.inner.configure_train(server_round, shown, config, grid)
+        messages = list(self.inner.configure_train(server_round, shown, config, grid))
+        self._asks = bool(messages)
         return self._prepare("train", messages, server_round, grid)
 
     def _prepare(
-        self, name: PhaseName, messages: Iterable[Message], server_round: int, grid: Grid
+        self, name: PhaseName, messages: list[Message], server_round: int, grid: Grid
     ) -> list[Message]:
-        ready, self._phase = self._run.prepare_messages(name, messages, server_round, grid)
+        run, own = self._run, False
+        if self.config.encrypts:
+            own = self._inner.keep_its_model(messages, run.model, self.config.opens)
+        ready, self._phase = run.prepare_messages(name, messages, server_round, grid, own)
         self._grid = grid
         if self._run.mask.k and not self.config.server_opens:
             self._initial.clear()
@@ -384,8 +393,9 @@ class SelectiveEncryption(Strategy):
         reasons = {**phase.reasons(), **updates.reasons}
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
-        if not (back or spoilt):
-            self._empty_rounds.count(server_round, clients, reasons, first)
+        if self._asks:
+            why, search = run.why_void(), back or spoilt
+            self._empty_rounds.count(server_round, clients, reasons, first, why, search=search)
         return arrays, metrics
 
     def _opened(self, results: list[RoundResult]) -> list[Message]:
@@ -412,8 +422,10 @@ class SelectiveEncryption(Strategy):
         clients = sum(reply.has_content() for reply in good)
         self._finish_training(server_round, clients, metrics)
         first = not self._run.model.round
-        if not self._run.searching:
-            self._empty_rounds.count(server_round, clients, self._asked.reasons(), first)
+        if self._asks:
+            reasons, why = self._asked.reasons(), self._run.why_void()
+            search = self._run.searching
+            self._empty_rounds.count(server_round, clients, reasons, first, why, search=search)
         return arrays, metrics
 
     def _add_updates(
@@ -434,7 +446,7 @@ class SelectiveEncryption(Strategy):
     def _new_updates(self, phase: Phase, stand_in: RecordDict | None) -> RoundUpdates:
         run = self._run
         shared = run.model.layout, run.mask, run.keys.parties, stand_in, self._schema
-        return RoundUpdates(phase, lambda part: Updates(part, *shared))
+        return RoundUpdates(phase, lambda part: Updates(part, *shared), self._spend)
 
     def _round_results(self, updates: RoundUpdates, server_round: int) -> list[RoundResult]:
         """What the round came to, by group; nothing where it is void, and the model then stays."""
@@ -443,7 +455,7 @@ class SelectiveEncryption(Strategy):
         try:
             results = updates.results(self._grid, least, config.key_timeout)
         except PhaseError as error:
-            logger.warning("round %d changes nothing: %s", server_round, error)
+            self._run.changes_nothing(server_round, str(error))
             self._run.leave_out(error.nodes)
             nodes = error.refused if isinstance(error, SumError) else ()
             connected = len(list(self._grid.get_node_ids()))
@@ -455,13 +467,11 @@ class SelectiveEncryption(Strategy):
         if config.groups > 1:
             return self._enough_groups(results, server_round)
         if 0 < len(results[0].replies) < least:
-            logger.warning(
-                "round %d changes nothing: %d updates arrived, %d are needed; wait for more "
+            self._run.changes_nothing(
+                server_round,
+                f"{len(results[0].replies)} updates arrived, {least} are needed; wait for more "
                 "clients, or lower fedsens.train-min-clients if all accept so few "
                 "(fedsens-min-contributors)",
-                server_round,
-                len(results[0].replies),
-                least,
             )
             return []
         return results
@@ -476,14 +486,11 @@ class SelectiveEncryption(Strategy):
         ]
         needed = least_groups(self.inner)
         if len(usable) < needed:
-            logger.warning(
-                "round %d changes nothing: %d of %d groups came to a mean, and %s needs %d; see "
-                "above why the others did not, or raise fedsens.groups",
+            self._run.changes_nothing(
                 server_round,
-                len(usable),
-                self.config.groups,
-                type(self.inner).__name__,
-                needed,
+                f"{len(usable)} of {self.config.groups} groups came to a mean, and "
+                f"{type(self.inner).__name__} needs {needed}; see in the log why the others did "
+                "not, or raise fedsens.groups",
             )
             return []
         return usable
@@ -528,24 +535,55 @@ class SelectiveEncryption(Strategy):
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
 
     def _central(self, updates: RoundUpdates | None) -> tuple[float | None, float | None]:
-        """Noise multiplier of the mean, and epsilon so far; None without central privacy.
-
-        A mean counts from the moment that its keys were asked for, whatever became of it.
-        """
-        terms = self.config.central_privacy
+        """Noise multiplier of the mean, and epsilon so far; None without central privacy."""
+        terms, spent = self.config.central_privacy, self._spent.rho
         if terms is None:
             return None, None
         contributors = updates.contributors if updates else 0
         multiplier = terms.multiplier(contributors) if contributors else None
-        each = [*(report.noise_multiplier for report in self.reports), multiplier]
-        return multiplier, epsilon_of(one for one in each if one is not None)
+        return multiplier, epsilon_of([(2 * spent) ** -0.5] if spent else [])
+
+    def _spend(self, contributors: int) -> None:
+        """Account for a mean from the moment that its keys are asked for, whatever comes of it.
+
+        Where the run can be resumed the account is a file, since a round whose mean was opened may
+        never get into a checkpoint.
+        """
+        if (terms := self.config.central_privacy) is not None:
+            self._account_for(terms.cost(contributors))
+
+    def _open_account(self, folder: Path | None) -> None:
+        """Begin with what the folder's account says, or the reports where they say more."""
+        if folder is None or self.config.central_privacy is None:
+            return
+        told = [each.noise_multiplier for each in self.reports if each.noise_multiplier]
+        reported = math.fsum(multiplier**-2 / 2 for multiplier in told)
+        self._spent = Account(folder).spent()
+        if math.isclose(self._spent.rho, reported):
+            return
+        if self._spent.rho < reported:
+            self._account_for(PrivacyLoss(answers=len(told), rho=reported - self._spent.rho))
+            return
+        logger.warning(
+            "central privacy: %d means were asked for under %s, %d of them in rounds that are "
+            "saved; all count",
+            self._spent.answers,
+            folder,
+            len(told),
+        )
+
+    def _account_for(self, cost: PrivacyLoss) -> None:
+        if self.config.checkpoint_dir is None:
+            self._spent = self._spent.plus(cost)
+        else:
+            self._spent = Account(self.config.checkpoint_dir).spend(cost)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample clients and give them what they need to open the model."""
         shown = self._inner.shown(arrays, self._run.model)
-        messages = self.inner.configure_evaluate(server_round, shown, config, grid)
+        messages = list(self.inner.configure_evaluate(server_round, shown, config, grid))
         if self.config.encrypts and not self.model.round:
             logger.warning(
                 "round %d evaluates nothing: no round has changed the initial model yet, which "

@@ -235,7 +235,11 @@ class Updates:
 
 
 class EmptyRounds:
-    """Counts rounds in a row in which no update counted, and ends a run that has too many."""
+    """Counts rounds in a row in which no update counted, and ends a run that has too many.
+
+    Attributes:
+        why: why the last round was empty, or why clients are missing in it.
+    """
 
     def __init__(self, most: int | None) -> None:
         """Count from now on.
@@ -245,9 +249,16 @@ class EmptyRounds:
                 round is wrong, else three.
         """
         self._most, self._rounds = most, 0
+        self.why = listed({})
 
     def count(
-        self, server_round: int, clients: int, reasons: Mapping[int, str], first: bool
+        self,
+        server_round: int,
+        clients: int,
+        reasons: Mapping[int, str],
+        first: bool,
+        void: str = "",
+        search: bool = False,
     ) -> None:
         """Take note of a round.
 
@@ -256,17 +267,23 @@ class EmptyRounds:
             clients: updates that counted.
             reasons: node to why its update did not count.
             first: no round changed the model yet, and no answer of this one could be used.
+            void: why the round changes nothing, where more is known than the clients' reasons.
+            search: whether it is void for the sake of finding who spoils sums, and does not count.
 
         Raises:
             PhaseError: the limit is reached; it tells the clients' reasons.
         """
+        told = [void] if void else []
+        self.why = "; ".join([*told, listed(reasons)] if reasons or not told else told)
+        if search:
+            return
         self._rounds = 0 if clients else self._rounds + 1
         limit = self._most or (FIRST_EMPTY if first and reasons else LATER_EMPTY)
         if self._rounds < limit:
             return
         raise PhaseError(
             f"expected at least one client's update within {limit} rounds, got none up to round "
-            f"{server_round}: {listed(reasons)}; mend the clients, or raise "
+            f"{server_round}: {self.why}; mend the clients, or raise "
             "fedsens.max-empty-rounds if rounds may be empty",
             nodes=reasons,
         )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedsens.crypto import Aggregator, OneTimeSecret
 from fedsens.errors import CryptoError, PhaseError, ProtocolError, SumError
-from fedsens.flower._phase import Phase, ask
+from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     KEY_ANSWER,
     KEY_SUM_ACTION,
@@ -68,6 +68,7 @@ class UploadSum:
         parties: node to the client that was asked there.
         headers: node to header of what was added.
         answers: node to its padded key, as far as they came (:func:`collect_keys`).
+        reasons: node to why it gave none, in its words.
         seconds: CPU seconds of adding.
     """
 
@@ -76,6 +77,7 @@ class UploadSum:
     parties: Mapping[int, Party]
     headers: dict[int, UploadHeader] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -190,10 +192,11 @@ class UploadSum:
 
     def _key_sum(self) -> bytes:
         if missing := set(self.headers) - set(self.answers):
+            why = {node: self.reasons[node] for node in missing & self.reasons.keys()}
             raise PhaseError(
                 f"expected the keys of all {len(self.headers)} clients whose uploads were added, "
                 f"got none from {', '.join(f'node {node}' for node in sorted(missing))}; the sum "
-                "cannot be opened and is dropped",
+                "cannot be opened and is dropped" + (f": {listed(why)}" if why else ""),
                 nodes=missing,
             )
         return sum_answers(self.answers.values())
@@ -237,6 +240,7 @@ def collect_keys(
             for node in each.headers.keys() & got.keys():
                 answer = _key_answer(node, got[node])
                 each.answers |= {} if answer is None else {node: answer}
+            each.reasons |= tried.reasons()
         exchange.absorb(tried)
         refused |= tried.refused()
     return exchange

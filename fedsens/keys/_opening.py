@@ -108,7 +108,9 @@ def open_model(
     if model.aggregate is None:
         return model.opened(np.empty(0))
     if key is None:
-        raise ProtocolError("expected a key to open an encrypted model, got none")
+        raise ProtocolError(
+            "expected a key to open an encrypted model, got none; name a client's key file"
+        )
     dtype = model.layout.dtype
     return model.opened(open_aggregate(model.aggregate, key, model.mask.k, least, roster, dtype))
 

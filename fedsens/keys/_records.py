@@ -50,6 +50,7 @@ from fedsens.files import (
     sync,
 )
 from fedsens.mask import EncryptionMask
+from fedsens.remainder import CentralPrivacy
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class PendingUpload:
         cohort: identity P and run identity E of all that were asked, in hexadecimal.
         key_index: which key of the run it is bound to.
         opens: who may open the sum, as D says.
-        shares: the fewest contributors whose noise hides this client's; 0 where there is no noise.
+        dp: what it has of central differential privacy; None where it has no noise.
     """
 
     secret: NDArray[np.int64] = field(repr=False)
@@ -188,7 +189,7 @@ class PendingUpload:
     cohort: tuple[tuple[str, str], ...]
     key_index: int = 0
     opens: str = "clients"
-    shares: int = 0
+    dp: CentralPrivacy | None = None
 
     def _to_content(self) -> dict[str, Any]:
         small = self.secret.astype("<i2")
@@ -202,7 +203,7 @@ class PendingUpload:
             "cohort": self.cohort,
             "key_index": self.key_index,
             "opens": self.opens,
-            "shares": self.shares,
+            "dp": None if self.dp is None else self.dp.model_dump(),
         }
 
     @classmethod
@@ -215,7 +216,7 @@ class PendingUpload:
             tuple((str(lasting), str(of_run)) for lasting, of_run in content["cohort"]),
             int(content["key_index"]),
             str(content["opens"]),
-            int(content["shares"]),
+            None if content["dp"] is None else CentralPrivacy.model_validate(content["dp"]),
         )
 
 

@@ -62,7 +62,8 @@ class ClientSettings(BaseModel):
         moving_masks: whether a mask may leave out what an earlier one of the same model covered,
             so that its values show (``fedsens-moving-masks``, ``FEDSENS_MOVING_MASKS``).
         max_epsilon: the largest epsilon, at delta 1e-5, that all noised answers of this state
-            folder may cost together; infinite for no bound (``fedsens-max-epsilon``,
+            folder, and the means with central noise that they are in, may cost together; infinite
+            for no bound (``fedsens-max-epsilon``,
             ``FEDSENS_MAX_EPSILON``).
         initial_sha256: digest of the only initial model that this client works on, as
             ``fedsens inspect`` prints it; empty for whatever a run begins with

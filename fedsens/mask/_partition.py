@@ -148,8 +148,15 @@ def as_layout_types(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout)
         Name to array in the order of the layout; what has its type already is not copied.
 
     Raises:
-        LayoutError: a value is no number of the layout's integer type. Lists every such tensor.
+        LayoutError: a tensor is missing, unknown or of another shape, or a value is no number of
+            the layout's integer type. Lists every such tensor.
     """
+    shapes = {t.name: t.shape for t in layout.tensors}
+    if differ := [n for n in {**shapes, **arrays} if shapes.get(n) != _shape_of(arrays, n)]:
+        raise LayoutError(
+            "expected the tensors of the model, got others, or of other shapes, in "
+            f"{', '.join(differ)}; look at what the strategy returns"
+        )
     typed = {t.name: _as_type(arrays[t.name], t.array_type) for t in layout.tensors}
     if wrong := [t for t in layout.tensors if typed[t.name] is None]:
         raise LayoutError(
@@ -185,11 +192,16 @@ def _walk(
         start += count
 
 
+def _shape_of(arrays: Mapping[str, NDArray[Any]], name: str) -> tuple[int, ...] | None:
+    return tuple(arrays[name].shape) if name in arrays else None
+
+
 def _as_type(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """The array in a type; None if that type has no such number."""
     if dtype.kind not in "biu" or array.dtype == dtype:
-        return array.astype(dtype, copy=False)
-    rounded = np.rint(array) if array.dtype.kind == "f" else array
+        return np.asarray(array, dtype)
+    # NumPy makes a scalar of an array without axes, which torch.from_numpy does not take.
+    rounded = np.asarray(np.rint(array)) if array.dtype.kind == "f" else np.asarray(array)
     if not array.size:
         return rounded.astype(dtype)
     low, high = rounded.min(), rounded.max()

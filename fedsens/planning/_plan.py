@@ -230,12 +230,15 @@ def client_memory(size: int, count: int) -> int:
     return LIBRARIES + held + min(MOST_KEPT, KEPT * size)
 
 
-def plan_table(federation: Federation, plans: Sequence[CostPlan]) -> Table:
+def plan_table(
+    federation: Federation, plans: Sequence[CostPlan], largest: CostPlan | None = None
+) -> Table:
     """One line per ratio.
 
     Args:
         federation: what is planned.
         plans: its plans.
+        largest: the one of them that is the largest within a budget, to mark it.
 
     Returns:
         The table.
@@ -244,7 +247,7 @@ def plan_table(federation: Federation, plans: Sequence[CostPlan]) -> Table:
         ("ratio", "MB up", "MB down", "link s", "CPU s", "GB, run", "error", "GiB"),
         [
             (
-                f"{plan.ratio:.3g}",
+                f"{plan.ratio:.3g}" + (" (largest)" if plan is largest else ""),
                 f"{plan.bytes_up / 1e6:.4g}",
                 f"{plan.bytes_down / 1e6:.4g}",
                 f"{plan.link_seconds:.3g}",

@@ -7,7 +7,7 @@ the server's half; another one is another subclass of :class:`RemainderPolicy`.
 
 from fedsens.remainder._account import DELTA, Account, PrivacyLoss
 from fedsens.remainder._central import CentralPrivacy, epsilon_of
-from fedsens.remainder._noised import Noised, add_noise
+from fedsens.remainder._noised import LEAST_SCALE, Noised, add_noise
 from fedsens.remainder._terms import (
     Distribution,
     Experiment,
@@ -23,6 +23,7 @@ from fedsens.remainder._withheld import Withheld
 
 __all__ = [
     "DELTA",
+    "LEAST_SCALE",
     "Account",
     "CentralPrivacy",
     "Distribution",

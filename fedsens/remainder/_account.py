@@ -8,7 +8,9 @@ figures hold for real arithmetic; floating-point samplers fall short of it (Miro
 
 The account is the client's own: one for its state folder, whatever runs, nodes and experiments the
 server names, so that nobody else can begin it anew. Clients that share a state folder, as those of
-a simulation do, share the account; then it is an upper bound for each.
+a simulation do, share the account; then it is an upper bound for each. Means with the noise of
+:mod:`fedsens.remainder._central` are in it, too. The server's account of a run with such noise is
+another file of the same form, beside its checkpoints.
 """
 
 from __future__ import annotations
@@ -101,11 +103,16 @@ class AccountHeader(BaseModel):
 
 
 class Account:
-    """The privacy that the noised remainders of one state folder have cost; it only grows."""
+    """The privacy that releases have cost, in a file; it only grows."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the account of the state folder above a client's folder in a run."""
-        self._path = folder.parent.parent / ACCOUNT_FILE
+        """Find the account of a folder, which must exist."""
+        self._path = folder / ACCOUNT_FILE
+
+    @classmethod
+    def of_client(cls, folder: Path) -> Account:
+        """The account of the state folder above a client's folder in a run."""
+        return cls(folder.parent.parent)
 
     def spent(self) -> PrivacyLoss:
         """The cost so far, zero if nothing was spent.
@@ -151,7 +158,7 @@ class Account:
             raise DowngradeError(
                 f"expected a privacy loss of at most epsilon {max_epsilon:g} for all answers of "
                 "this client (fedsens-max-epsilon), got an answer that exceeds it; raise the "
-                "server's fedsens.noise-scale, or go on without this client"
+                "server's fedsens.noise-scale or fedsens.dp-noise, or go on without this client"
             )
         return total
 

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedsens.errors import ValueRangeError
 from fedsens.extras import require
 from fedsens.files import Arrays
-from fedsens.remainder._account import DELTA, PrivacyLoss
+from fedsens.remainder._account import DELTA, PrivacyLoss, cost_of
 from fedsens.remainder._noised import update_norm
 
 STEPS = 4  # of the type between neighbouring numbers; with fewer, rounding can hide the noise
@@ -51,7 +51,7 @@ class CentralPrivacy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip: float = Field(gt=0, allow_inf_nan=False)
-    noise: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    noise: float = Field(ge=1e-100, le=1e6, allow_inf_nan=False)  # whose square is a number
     shares: int = Field(ge=1)
 
     @property
@@ -62,6 +62,14 @@ class CentralPrivacy(BaseModel):
     def multiplier(self, contributors: int) -> float:
         """The noise multiplier of a sum of so many clients."""
         return self.noise * math.sqrt(contributors / self.shares)
+
+    def cost(self, contributors: int) -> PrivacyLoss:
+        """What a sum of so many clients costs one that is in it or not, as zCDP."""
+        return PrivacyLoss(answers=1, rho=self.multiplier(contributors) ** -2 / 2)
+
+    def cost_to_client(self, contributors: int) -> PrivacyLoss:
+        """What it costs one that is in it, whatever its data: two updates differ by 2 C."""
+        return cost_of("gaussian", self.multiplier(contributors))
 
     def protect(self, before: Arrays, after: Arrays) -> Arrays:
         """Clip an update and add this client's share of the noise.

@@ -104,7 +104,7 @@ class Noised(RemainderPolicy):
                 "there is next to no noise" if terms.clip else "the update is not clipped",
             )
             return
-        spent = Account(folder).spend(cost, max_epsilon)
+        spent = Account.of_client(folder).spend(cost, max_epsilon)
         logger.info(
             "round %d remainder: %s noise, epsilon %.4g, and %.4g for %d answers so far from this "
             "state folder (delta %g, plaintext remainder alone)",

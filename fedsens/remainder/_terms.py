@@ -184,7 +184,7 @@ class RemainderPolicy(ABC):
                 "without one; set the server's fedsens.remainder to 'noised' with "
                 "fedsens.noise-clip, or to 'withheld'"
             )
-        Account(folder).check(cost, max_epsilon)
+        Account.of_client(folder).check(cost, max_epsilon)
 
     @classmethod
     def check_statistics(

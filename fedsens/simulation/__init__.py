@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from fedsens.simulation._figure import draw_curves
     from fedsens.simulation._runner import RunOptions, RunOutcome, follow, submit
     from fedsens.simulation._screen import SimulationScreen, tables
-    from fedsens.simulation._simulate import check_options, simulate, with_baseline
+    from fedsens.simulation._simulate import (
+        check_options,
+        configured,
+        no_baseline,
+        simulate,
+        with_baseline,
+    )
     from fedsens.simulation._summary import RunSummary, SimulationSummary, summarize
 
 __all__ = [
@@ -25,8 +31,10 @@ __all__ = [
     "SimulationScreen",
     "SimulationSummary",
     "check_options",
+    "configured",
     "draw_curves",
     "follow",
+    "no_baseline",
     "simulate",
     "submit",
     "summarize",
@@ -44,7 +52,13 @@ _HOMES = {
         "submit",
     ),
     "fedsens.simulation._screen": ("SimulationScreen", "tables"),
-    "fedsens.simulation._simulate": ("check_options", "simulate", "with_baseline"),
+    "fedsens.simulation._simulate": (
+        "check_options",
+        "configured",
+        "no_baseline",
+        "simulate",
+        "with_baseline",
+    ),
     "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
 }
 __getattr__, __dir__ = attach(__name__, _HOMES, __all__)

@@ -27,8 +27,9 @@ LOG_LINES, MOST_CLIENTS = 15, 5
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # The last line of a traceback, behind the name of the actor where Ray passes on a client's.
 RAISED = re.compile(
-    r"(?P<actor>\(\w+ pid=\d+\) )?(?P<raised>[A-Za-z_][\w.]*(Error|Exception|Exit|Replies): .*)"
+    r"(?P<actor>\(\w+ pid=\d+\) )?(?P<raised>[\w.]*(Error|Exception|Exit|Replies): .*)"
 )
+OF_FLOWER = ("Simulation Runtime crashed.", "Ending simulation.")  # which say no more than that
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def reasons_in(log: str) -> str:
     """
     lines = [ANSI.sub("", line).rstrip() for line in log.splitlines()]
     raised = [found for line in lines if (found := RAISED.match(line))]
-    server = [found["raised"] for found in raised if not found["actor"]][-1:]
+    server = [each["raised"] for each in raised if not each["actor"]]
+    server = [text for text in server if not text.endswith(OF_FLOWER)][-1:]
     clients = dict.fromkeys(f"a client: {found['raised']}" for found in raised if found["actor"])
     return "\n".join([*server, *list(clients)[:MOST_CLIENTS]] or lines[-LOG_LINES:])
 

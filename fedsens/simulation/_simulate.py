@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from fedsens.config import OUTPUT_DIR, FedSensConfig
+from fedsens.config import OUTPUT_DIR, PREFIX, FedSensConfig
 from fedsens.errors import ConfigurationError, SimulationError
 from fedsens.files import digest_of
 from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
+from fedsens.mask import get_policy
 from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
+from fedsens.simulation._app import FlowerApp
 from fedsens.simulation._runner import RunOptions, RunOutcome, run_app
 from fedsens.simulation._summary import SimulationSummary, summarize
 from fedsens.simulation._superlink import superlink
 
 Progress = Callable[[PhaseReport], None]
-RATIO = "fedsens.ratio"
-RATIO_0 = {
-    RATIO: "0.0",
-    "fedsens.max-mb": "0.0",
-    "fedsens.policy": '"none"',
-    "fedsens.force": '""',
-    "fedsens.remainder": '"plain"',
-}
+RATIO, POLICY, GROUPS = f"{PREFIX}ratio", f"{PREFIX}policy", f"{PREFIX}groups"
+# Who starts a simulation owns all of its data, and allows this unless the environment says no.
+ALLOWED = {"opens": "server", "allow_plain_maps": True, "moving_masks": True}
+# What a run at ratio 0 has in common with another; all other options are then their defaults.
+AT_RATIO_0 = frozenset({"imports", "seed", "train_min_clients", "max_empty_rounds", "log_format"})
 
 
 def check_options(options: RunOptions, baseline: bool) -> None:
@@ -38,21 +37,37 @@ def check_options(options: RunOptions, baseline: bool) -> None:
         baseline: whether to run at ratio 0 too.
 
     Raises:
-        ConfigurationError: the app does not declare a key that is overridden, or there are fewer
-            clients than the run needs.
+        ConfigurationError: the app does not declare a key that is overridden, an option is wrong,
+            the environment forbids it, or there are fewer clients than the run needs.
     """
     app, keys = options.app, dict.fromkeys(options.config)
     app.check(keys | ({RATIO: None} if baseline else {}))
+    if baseline and (why := no_baseline()):
+        raise ConfigurationError(f"{why}; leave --baseline out")
     if app.value(RATIO, options.config) == 0:
         return
-    known = sorted(FedSensConfig.model_fields, reverse=True)  # train first, which others follow
-    names = [name for name in known if name.endswith("_min_clients")]
-    keys_of = {name: f"fedsens.{name.replace('_', '-')}" for name in names}
-    asked = {name: app.value(key, options.config) for name, key in keys_of.items()}
-    config = FedSensConfig.create(**{n: int(value) for n, value in asked.items() if value})
-    least = {"FEDSENS_MIN_CONTRIBUTORS": _least(options.clients)}
-    least |= {key: getattr(config, name) for name, key in keys_of.items()}
-    most = max(least, key=lambda name: least[name])
+    config, settings = configured(app, options.config), ClientSettings.from_node({})
+    asked = {
+        "opens": config.server_opens,
+        "allow_plain_maps": config.maps == "plain",
+        "moving_masks": config.moving_masks,
+    }
+    asked = {n: asks and n in settings.model_fields_set for n, asks in asked.items()}
+    if against := [n for n in asked if asked[n] and getattr(settings, n) != ALLOWED[n]]:
+        raise ConfigurationError(
+            "expected an environment that allows what the run's options ask for, got "
+            f"{', '.join(map(_variable, against))} against it; change the one or the other"
+        )
+    least = {"FEDSENS_MIN_CONTRIBUTORS": config.groups * _least(options)}
+    least |= {
+        f"fedsens.{name.replace('_', '-')}": value
+        for name, value in config.model_dump().items()
+        if name.endswith("_min_clients")
+    }
+    if config.groups > 1:
+        groups = f"fedsens.train-min-clients in each of {config.groups} groups"
+        least[groups] = config.groups * config.train_min_clients
+    most = max(sorted(least, reverse=True), key=lambda name: least[name])
     if options.clients < least[most]:
         raise ConfigurationError(
             f"expected at least {least[most]} clients, because {most} asks for as many, got "
@@ -60,12 +75,65 @@ def check_options(options: RunOptions, baseline: bool) -> None:
         )
 
 
-def _least(clients: int) -> int:
-    """Whoever starts a simulation owns all of its data, so that it may have few clients."""
+def configured(app: FlowerApp, overrides: Mapping[str, str]) -> FedSensConfig:
+    """The fedsens options of a run, but for modules and policies that only the app can import.
+
+    Args:
+        app: the app.
+        overrides: of its run config, each value in TOML.
+
+    Returns:
+        The options.
+
+    Raises:
+        ConfigurationError: lists every wrong option.
+    """  # noqa: DOC502 - raised by from_run_config
+    values = {key: app.value(key, overrides) for key in {*app.config, *overrides}}
+    values.pop(f"{PREFIX}import", None)
+    try:
+        get_policy(str(values.get(POLICY)))
+    except ConfigurationError:
+        values.pop(POLICY, None)
+    return FedSensConfig.from_run_config(values)
+
+
+def no_baseline() -> str:
+    """Why clients would refuse to run at ratio 0, by the settings in the environment; else ""."""
+    settings = ClientSettings.from_node({})
+    if settings.demands_encryption or settings.remainder != "plain":
+        return (
+            "expected clients that accept ratio 0 for a run to compare with, got settings in the "
+            "environment (FEDSENS_...) that demand encryption"
+        )
+    return ""
+
+
+def at_ratio_0(app: FlowerApp, overrides: Mapping[str, str]) -> dict[str, str]:
+    """The overrides of a run at ratio 0: none that has a meaning with encryption only."""
+    defaults = {
+        f"{PREFIX}{field.alias}": _toml(field.get_default())
+        for name, field in FedSensConfig.model_fields.items()
+        if name not in AT_RATIO_0
+    }
+    return {**overrides, **app.declared(defaults | {RATIO: "0.0"})}
+
+
+def _toml(default: object) -> str:
+    """A default as a run config says it, which has neither null nor lists."""
+    return '""' if default is None or default == () else json.dumps(default)
+
+
+def _variable(setting: str) -> str:
+    return f"FEDSENS_{setting.upper()}"
+
+
+def _least(options: RunOptions) -> int:
+    """Whoever starts a simulation owns all of its data, so that sums may be of few clients."""
     settings = ClientSettings.from_node({})
     if "min_contributors" in settings.model_fields_set:
         return settings.min_contributors
-    return min(settings.min_contributors, clients)
+    groups = int(options.app.value(GROUPS, options.config) or 1)
+    return max(1, min(settings.min_contributors, options.clients // max(groups, 1)))
 
 
 def simulate(
@@ -97,7 +165,7 @@ def simulate(
     folder = _new_folder(options.app.outside_of_bundles(runs))
     outcome = _run(options, folder, folder / "state", key_file, progress)
     model = _model(folder)
-    sha256, agreeing = _open(model, outcome, folder, key_file, _least(options.clients))
+    sha256, agreeing = _open(model, outcome, folder, key_file, _least(options))
     summary = SimulationSummary(
         **dict(summarize(outcome, model, metric)),
         baseline=None,
@@ -128,7 +196,7 @@ def with_baseline(
         SimulationError: the run failed.
     """  # noqa: DOC502 - raised by run_app
     folder = summary.folder
-    plain = replace(options, config={**options.config, **options.app.declared(RATIO_0)})
+    plain = replace(options, config=at_ratio_0(options.app, options.config))
     # without a provisioned key, because whoever holds one refuses ratio 0
     outcome = _run(plain, folder / "baseline", folder / "state", None, progress)
     baseline = summarize(outcome, _model(folder / "baseline"), metric)
@@ -144,16 +212,12 @@ def _run(
     key_file: Path | None,
     progress: Progress,
 ) -> RunOutcome:
-    environment = {
-        "FEDSENS_STATE_DIR": str(state),
-        # Who starts a simulation owns all of its data.
-        "FEDSENS_ALLOW_PLAIN_MAPS": "true",
-        "FEDSENS_OPENS": "server",
-        "FEDSENS_MOVING_MASKS": "true",
-    }
+    own = ClientSettings.from_node({}).model_fields_set
+    environment = {_variable(n): str(value) for n, value in ALLOWED.items() if n not in own}
+    environment["FEDSENS_STATE_DIR"] = str(state)
     if "output-dir" not in options.app.config:
         environment[OUTPUT_DIR] = str(folder.resolve())
-    environment["FEDSENS_MIN_CONTRIBUTORS"] = str(_least(options.clients))
+    environment["FEDSENS_MIN_CONTRIBUTORS"] = str(_least(options))
     if key_file is not None:
         environment["FEDSENS_KEY_FILE"] = str(key_file.resolve())
         environment["FEDSENS_MIN_RATIO"] = os.environ.get("FEDSENS_MIN_RATIO", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -17,7 +18,8 @@ from fedsens import FederationKey, sensitivity_map
 from fedsens.cli import app
 from fedsens.files import digest_of
 from fedsens.keys import open_model
-from fedsens.protocol import PhaseReport, ReportFile, save_model, save_protected
+from fedsens.mask import EncryptionMask
+from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_model, save_protected
 from fedsens.sensitivity import save_map
 from tests.simulation.helpers import protected_model
 
@@ -126,6 +128,21 @@ def test_open_names_what_was_given_for_a_key(files, made, tmp_path, kind):
     said = run(*arguments, tmp_path / "out.safetensors", ok=False)
     assert "KeyFileError: expected a key of a federation" in said
     assert f"got: {kind}" in said
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_open_needs_a_key_only_where_something_is_encrypted(made, tmp_path, with_key):
+    """As after a run whose sums the server opened, or at ratio 0."""
+    folder, model, key = made
+    state, out = open_model(model, key, 1), tmp_path / "opened.safetensors"
+    none = EncryptionMask(np.zeros(model.layout.size, np.bool_), model.layout.digest)
+    plain = ProtectedModel(model.layout, none, state, None, model.parameters, 1)
+    save_protected(plain, tmp_path / "m")
+    given = ["--key", folder / "federation.key"] if with_key else []
+    run("open", tmp_path / "m", "--out", out, *given)
+    assert digest_of(dict(sorted(load_file(out).items()))) == digest_of(dict(sorted(state.items())))
+    said = run("open", folder / "m.safetensors", "--out", tmp_path / "n", ok=False)
+    assert "expected a key to open an encrypted model, got none; name a client's key file" in said
 
 
 @pytest.mark.parametrize("kind", ["fedsens protected model", "fedsens checkpoint"])

@@ -44,6 +44,21 @@ def test_the_command_shows_a_line_per_ratio_and_the_largest_that_fits(tmp_path):
     assert "256-bit" in result.output
 
 
+@pytest.mark.parametrize(
+    ("budget", "ratios", "said"),
+    [
+        (0.405, ["0.1", "0.3", "0.5", "1", "0 (largest)"], "is 0: nothing can be encrypted"),
+        (99, ["0", "0.1", "0.3", "0.5", "1 (largest)"], "within the budget is 1"),
+        (0.5, ["0", "0.1", "0.3", "0.5", "1", "0.164 (largest)"], "is 0.164"),
+    ],
+)
+def test_the_largest_ratio_is_marked_and_listed_once(budget, ratios, said):
+    result = plan_command("--parameters", 50_000, "--preset", "exact", "--max-mb", budget)
+    lines = [line.strip().split("  ")[0].strip() for line in result.output.splitlines()]
+    assert lines[lines.index("0" if "0" in ratios else "0.1") :][: len(ratios)] == ratios
+    assert said in " ".join(result.output.split())
+
+
 def test_a_factory_and_a_file_give_their_size(tmp_path):
     save_file({"a": np.zeros((300, 40), np.float32)}, tmp_path / "w.safetensors")
     named = plan_command(

@@ -111,6 +111,12 @@ def test_an_unknown_preset_names_the_known_ones():
         CkksParameters.preset("balanced")
 
 
+@pytest.mark.parametrize("value_range", [0.0, -1.0, 2.0**21, math.nan, math.inf])
+def test_an_impossible_range_of_a_preset_is_a_configuration_error(value_range):
+    with pytest.raises(ConfigurationError, match="a value range from"):
+        CkksParameters.preset("precise", value_range)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -100,7 +100,7 @@ def arrays_of(record: ArrayRecord) -> dict[str, np.ndarray]:
 
 def config_of(**options) -> FedSensConfig:
     """A configuration of few clients, whose owners have chosen that two are enough."""
-    return FedSensConfig.create(**{"train_min_clients": 2, **options})
+    return FedSensConfig(**{"train_min_clients": 2, **options})
 
 
 class Recorder:

@@ -79,9 +79,9 @@ def test_a_budget_is_a_demand_for_encryption():
         def aggregate_train(self, server_round, replies):
             """Not a mean."""
 
-    config = FedSensConfig.create(max_mb=1, ratio=0)
+    config = FedSensConfig(max_mb=1, ratio=0)
     with pytest.raises(StrategyError):
         SelectiveEncryption(Median(), config)
     with pytest.raises(ConfigurationError, match="max-mb has no say under policy 'all'"):
-        FedSensConfig.create(max_mb=1, policy="all")
-    assert FedSensConfig.create(**{"max-mb": 0.0}).max_mb is None  # a run config has no null
+        FedSensConfig(max_mb=1, policy="all")
+    assert FedSensConfig(**{"max-mb": 0.0}).max_mb is None  # a run config has no null

@@ -50,9 +50,7 @@ def app_with(train, outside=(), around_training=()):
 
 
 def start(app, rounds=1, **options):
-    strategy = SelectiveEncryption(
-        FedAvg(), FedSensConfig.create(ratio=0.5, force=FORCE, **options)
-    )
+    strategy = SelectiveEncryption(FedAvg(), FedSensConfig(ratio=0.5, force=FORCE, **options))
     grid = LocalGrid(app, 3)
     random.seed(0)
     config = ConfigRecord({"clipping_norm": NORM})  # Flower's key; in strategy.start's train_config

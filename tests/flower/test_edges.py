@@ -142,7 +142,7 @@ def test_a_model_without_parameters_is_the_inner_strategys_matter(state):
 def test_initial_values_beyond_the_range_are_refused_by_name():
     recorder = Recorder(walk)
     big = {"w": np.full(8192, 50.0, np.float32)}
-    with pytest.raises(PhaseError, match=r"node 1000: ValueRangeError.*\(in w\)"):
+    with pytest.raises(PhaseError, match=r"node 1000: ValueRangeError.*got w beyond that range"):
         federate(big, recorder, rounds=1, ratio=1.0)
     recorder = Recorder(walk)
     grid = LocalGrid(make_app(recorder, evaluate=answer), 3, run_id=2)

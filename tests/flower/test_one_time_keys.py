@@ -560,7 +560,7 @@ def test_a_key_of_a_first_map_that_does_not_come_voids_the_round_by_name(recorde
     grid = Keyless(make_app(recorder), give, number=1)
     grid.tap = lambda message: sent.append(message.metadata.message_type)
     run = Run(grid=grid, rounds=3, ratio=0.5, policy="sensitivity")
-    assert "round 1 changes nothing, as it has no mask: expected the keys of all 3" in caplog.text
+    assert "round 1 changes nothing: it has no mask: expected the keys of all 3" in caplog.text
     assert "got none from node 1001" in caplog.text
     maps = [(r.round, r.clients) for r in run.reports("map")]
     assert maps == [(2, 2)]

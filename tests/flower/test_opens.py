@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideFixedClipping,
@@ -28,17 +28,26 @@ from flwr.serverapp.strategy import (
 
 from fedsens import FedSensConfig
 from fedsens.crypto import OneTimeSecret
-from fedsens.errors import ConfigurationError, CryptoError, PhaseError, StrategyError
+from fedsens.errors import (
+    ConfigurationError,
+    CryptoError,
+    LayoutError,
+    PhaseError,
+    StrategyError,
+)
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._client import Client
-from fedsens.flower._records import HEADER, KEY_ANSWER, MASK
+from fedsens.flower._records import HEADER, KEY_ANSWER, MASK, bytes_to_record
 from fedsens.keys import open_model
-from fedsens.remainder import epsilon_of
+from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask
+from fedsens.remainder import Account, CentralPrivacy, epsilon_of
 
 from .federation import (
     arrays_of,
     config_of,
     initial_arrays,
+    is_reply,
     is_request,
     make_app,
     run_plain,
@@ -115,6 +124,126 @@ def test_a_users_own_strategy_gets_whole_arrays(ratio):
     for one, other in zip(inner.seen, twin.seen, strict=True):
         assert largest_difference(one, other) < 1e-5
     assert largest_difference(arrays_of(result.arrays), inner.seen[-1]) == 0
+
+
+class Saving(FedAvg):
+    """A user's own: it writes the model of each round."""
+
+    def __init__(self, folder):
+        super().__init__()
+        folder.mkdir()
+        self.folder = str(folder)
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if arrays is not None:
+            np.savez(f"{self.folder}/{server_round}.npz", **arrays_of(arrays))
+        return arrays, metrics
+
+
+def test_a_users_own_strategy_saves_the_model_of_each_round(tmp_path):
+    run(Saving(tmp_path / "here"), 3)
+    run_plain(Saving(tmp_path / "plain"), 3)
+    for server_round in (1, 2, 3):
+        here, plain = (
+            np.load(tmp_path / each / f"{server_round}.npz") for each in ("here", "plain")
+        )
+        assert largest_difference(dict(here), dict(plain)) < 1e-5
+
+
+class Patient(FedAvg):
+    """A user's own: it asks nobody any more once the accuracy is good enough."""
+
+    def __init__(self, enough=0.0):
+        super().__init__()
+        self.enough, self.stopped = enough, False
+
+    def configure_train(self, server_round, arrays, config, grid):
+        if self.stopped:
+            return []
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def configure_evaluate(self, server_round, arrays, config, grid):
+        if self.stopped:
+            return []
+        return super().configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round, replies):
+        metrics = super().aggregate_evaluate(server_round, replies)
+        self.stopped |= metrics is not None and metrics["accuracy"] >= self.enough
+        return metrics
+
+
+@pytest.mark.parametrize("options", [{"ratio": 1.0}, {"ratio": 0.3}, {"ratio": 0.0}])
+def test_a_strategy_that_stops_early_ends_its_run_in_peace(options):
+    _, result, _ = run(Patient(), 6, policy="random", **options)
+    plain = run_plain(Patient(), 6)
+    assert largest_difference(arrays_of(result.arrays), arrays_of(plain.arrays)) < 1e-5
+    assert list(result.evaluate_metrics_clientapp) == [1]
+
+
+def test_a_strategy_that_stops_early_may_where_clients_open():
+    grid = LocalGrid(make_app(), 3)
+    strategy = SelectiveEncryption(Patient(), config_of(ratio=0.3, policy="random"))
+    strategy.start(grid, initial_arrays(), 6)
+    assert strategy.model.round == 1
+
+
+class Averaging(FedAvg):
+    """A user's own: clients train and evaluate the mean of all models so far."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        return super().configure_train(server_round, self.smooth(arrays), config, grid)
+
+    def configure_evaluate(self, server_round, arrays, config, grid):
+        return super().configure_evaluate(server_round, self.smooth(arrays), config, grid)
+
+    def smooth(self, arrays):
+        now = arrays_of(arrays)
+        self.before = getattr(self, "before", now)
+        middle = {n: np.asarray((now[n] + self.before[n]) / 2, now[n].dtype) for n in now}
+        self.before = now
+        return ArrayRecord({name: Array(each) for name, each in middle.items()})
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_a_strategy_may_send_another_model_than_the_last_mean(ratio):
+    _, result, _ = run(Averaging(), 3, ratio=ratio, policy="random")
+    plain = run_plain(Averaging(), 3)
+    assert largest_difference(arrays_of(result.arrays), arrays_of(plain.arrays)) < 1e-5
+    accuracies = [
+        [metrics["accuracy"] for metrics in each.evaluate_metrics_clientapp.values()]
+        for each in (result, plain)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+class OnlyEvaluates(Averaging):
+    configure_train = FedAvg.configure_train
+
+
+@pytest.mark.parametrize("inner", [Averaging, OnlyEvaluates])
+def test_where_clients_open_a_model_of_the_strategys_own_is_refused(inner):
+    strategy = SelectiveEncryption(inner(), config_of(ratio=0.3, policy="random"))
+    with pytest.raises(StrategyError, match=r"with a model of its own; .*fedsens\.opens to"):
+        strategy.start(LocalGrid(make_app(), 3), initial_arrays(), 3)
+
+
+@pytest.mark.parametrize("change", ["missing", "added", "reshaped"])
+def test_a_result_that_is_no_such_model_is_refused_by_name(change):
+    class Wrong(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            weight = arrays.pop("0.weight").numpy()
+            if change == "reshaped":
+                arrays["0.weight"] = Array(weight.ravel())
+            elif change == "added":
+                arrays["0.weight"] = arrays["other"] = Array(weight)
+            return arrays, metrics
+
+    name = "other" if change == "added" else "0.weight"
+    with pytest.raises(LayoutError, match=f"in {name}; look at what the strategy returns"):
+        run(Wrong(), 1)
 
 
 def test_the_server_can_evaluate_the_model_each_round():
@@ -255,7 +384,7 @@ def test_the_mask_is_the_one_that_clients_would_make():
 )
 def test_a_strategy_that_needs_single_updates_is_refused(strategy):
     with pytest.raises(StrategyError, match="function of the mean"):
-        SelectiveEncryption(strategy, FedSensConfig.create(opens="server"))
+        SelectiveEncryption(strategy, FedSensConfig(opens="server"))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +393,7 @@ def test_a_strategy_that_needs_single_updates_is_refused(strategy):
 )
 def test_options_without_sense_are_refused(options):
     with pytest.raises(ConfigurationError, match="opens"):
-        FedSensConfig.create(**({"opens": "server"} | options))
+        FedSensConfig(**({"opens": "server"} | options))
 
 
 def test_a_wrong_key_answer_voids_the_round(monkeypatch, caplog):
@@ -429,17 +558,39 @@ def test_a_void_group_is_named_and_the_round_goes_on_with_the_others(caplog):
 def test_with_too_few_groups_the_round_is_void_by_name(caplog):
     grid = silent_keys({1000})(6)
     options = {"ratio": 1.0, "train_min_clients": 2, "groups": 3}
-    with pytest.raises(PhaseError, match="changed the model, got none of 1"):
+    with pytest.raises(PhaseError, match=r"got none of 1: 2 of 3 groups .* FedMedian needs 3"):
         run(FedMedian(), 1, grid=grid, **options)
     assert "2 of 3 groups came to a mean, and FedMedian needs 3" in caplog.text
 
 
 def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
     kinds = []
-    with pytest.raises(PhaseError):
-        in_groups(FedMedian(), 4, tap=lambda message: kinds.append(message.metadata.message_type))
-    assert "6 clients are too few for 4 groups of at least 2" in caplog.text
+    told = "4 clients are too few for 3 groups of at least 2"
+    inner = FedMedian(fraction_train=0.6)
+    with pytest.raises(PhaseError, match=told):
+        in_groups(inner, 3, 7, tap=lambda message: kinds.append(message.metadata.message_type))
+    assert told in caplog.text
     assert "train" not in kinds
+
+
+def test_groups_that_the_clients_connected_cannot_fill_are_an_error_before_the_first_round():
+    kinds = []
+    with pytest.raises(PhaseError, match=r"at least 8 connected nodes .* got 6; .*fedsens.groups"):
+        in_groups(
+            FedMedian(),
+            4,
+            key_timeout=0.05,
+            tap=lambda message: kinds.append(message.metadata.message_type),
+        )
+    assert not kinds
+
+
+def test_clients_that_refuse_the_mode_are_quoted_where_groups_are_too_few():
+    grid = LocalGrid(make_app(), 6)
+    with pytest.raises(
+        PhaseError, match=r"at least 6 clients .* got 0: node 1000: .*fedsens-opens"
+    ):
+        run(FedMedian(), 1, grid=grid, ratio=1.0, train_min_clients=2, groups=3)
 
 
 @pytest.mark.parametrize(
@@ -457,31 +608,53 @@ def test_clients_that_do_not_fill_the_groups_are_asked_for_nothing(caplog):
 )
 def test_groups_need_a_strategy_that_can_use_them(inner, groups, text):
     with pytest.raises(StrategyError, match=text):
-        SelectiveEncryption(inner, FedSensConfig.create(opens="server", groups=groups))
+        SelectiveEncryption(inner, FedSensConfig(opens="server", groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("inner", "shown"),
+    [
+        (FedAdam(), True),
+        (FedAvgM(server_momentum=0.9), True),
+        (FedYogi(), True),
+        (type("Mine", (FedAvg,), {"aggregate_train": FedAdam.aggregate_train})(), True),
+        (QFedAvg(client_learning_rate=0.1), False),
+        (FedXgbBagging(), False),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_strategy_that_the_server_mode_can_run_is_shown_the_way_there(inner, shown):
+    with pytest.raises(StrategyError) as caught:
+        SelectiveEncryption(inner, FedSensConfig())
+    assert ("Set fedsens.opens to server" in str(caught.value)) is shown
+    if shown:
+        SelectiveEncryption(inner, FedSensConfig(opens="server"))
 
 
 @pytest.mark.parametrize("opens", ["clients", "server"])
 def test_a_refused_robust_strategy_is_shown_the_way_to_groups(opens):
     inner = Krum(num_malicious_nodes=1)
     with pytest.raises(StrategyError, match=r"fedsens\.groups to 5 or more"):
-        SelectiveEncryption(inner, FedSensConfig.create(opens=opens))
+        SelectiveEncryption(inner, FedSensConfig(opens=opens))
 
 
 @pytest.mark.parametrize("options", [{"opens": "clients"}, {"opens": "server", "ratio": 0}])
 def test_groups_need_a_server_that_opens(options):
     with pytest.raises(ConfigurationError, match="leave groups out"):
-        FedSensConfig.create(groups=3, **options)
+        FedSensConfig(groups=3, **options)
 
 
 # Central differential privacy: the noise is in the sum, whoever opens it.
 
 
-def private(opens="server", clients=3, train=train, rounds=1, grid=None, **options):
-    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
-    grid = grid or LocalGrid(make_app(train=train), clients, node_config=node)
+OPENS = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+
+
+def private(opens="server", clients=3, train=train, rounds=1, grid=None, inner=None, **options):
+    grid = grid or LocalGrid(make_app(train=train), clients, node_config=OPENS)
     options = {"dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 2} | options
     config = config_of(opens=opens, ratio=1.0, **options)
-    strategy = SelectiveEncryption(FedAvg(), config)
+    strategy = SelectiveEncryption(inner or FedAvg(), config)
     strategy.start(grid, initial_arrays(), rounds)
     key = None if opens == "server" else shared_key(grid)
     return strategy, open_model(strategy.model, key, 1)
@@ -530,6 +703,154 @@ def test_lost_clients_are_accounted_at_the_noise_that_is_left(caplog):
     assert told[1][1].central_epsilon == pytest.approx(epsilon_of([1, 1]))
     assert told[0][0].central_epsilon < told[1][0].central_epsilon < told[1][1].central_epsilon
     assert "of the mean so far" in str(told[1][1])
+
+
+class Broken(FedAvg):
+    """The process ends in the second round, after its mean was opened."""
+
+    def aggregate_train(self, server_round, replies):
+        if server_round == 2:
+            raise RuntimeError("out of power")
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("lost", ["round 2", "round 1 too", "the account"])
+def test_a_mean_that_was_opened_before_a_crash_stays_in_the_account(lost, tmp_path, caplog):
+    folder = tmp_path / "saved"
+    options = {"checkpoint_dir": folder, "dp_clip": 0.05, "rounds": 3}
+    grids = [LocalGrid(make_app(), 3, run_id=n, node_config=OPENS) for n in (1, 2)]
+    with pytest.raises(RuntimeError):
+        private(grid=grids[0], inner=Broken(), **options)
+    again = {"resume": lost != "round 1 too"}
+    if lost == "round 1 too":
+        (folder / "round-000001.safetensors").unlink()
+    if lost == "the account":
+        (folder / "privacy.safetensors").unlink()
+    mended = type("Broken", (FedAvg,), {})()  # the name is compared
+    reports = private(grid=grids[1], inner=mended, **options, **again)[0].reports
+    told = [each for each in reports if each.phase == "train"]
+    releases = {"round 2": 4, "round 1 too": 5, "the account": 3}[lost]
+    assert told[-1].central_epsilon == pytest.approx(epsilon_of([np.sqrt(3 / 2)] * releases))
+    assert ("all count" in caplog.text) == (lost != "the account")
+
+
+def test_a_run_without_checkpoints_accounts_for_itself_alone():
+    epsilons = []
+    for number in (1, 2):
+        grid = LocalGrid(make_app(), 3, run_id=number, node_config=OPENS)
+        epsilons.append(private(grid=grid, dp_clip=0.05)[0].reports[-2].central_epsilon)
+    assert epsilons[0] == epsilons[1] == pytest.approx(epsilon_of([np.sqrt(3 / 2)]))
+
+
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_an_owners_budget_holds_for_means_whatever_runs_they_are_of(opens, tmp_path):
+    """A server that begins a run anew for each question is refused once the budget is spent."""
+    cost = CentralPrivacy(clip=0.05, noise=1.0, shares=2).cost_to_client(3)
+    bound = cost.plus(cost).epsilon() + 1e-6
+    seen = []
+    for number in (1, 2, 3):
+        grid = LocalGrid(make_app(), 3, run_id=number, node_config=OPENS)
+        for node, context in grid.nodes.items():
+            context.node_config["fedsens-state-dir"] = str(tmp_path / str(node))
+            context.node_config["fedsens-max-epsilon"] = bound
+        try:
+            private(opens, grid=grid, dp_clip=0.05)
+        except PhaseError as error:
+            seen.append("fedsens-max-epsilon" in str(error))
+        else:
+            seen.append(None)
+    # The second: before training the bound is checked at the noise of the fewest.
+    assert seen == [None, True, True]
+    account = Account(tmp_path / "1000").spent()
+    assert (account.answers, account.rho) == (1, pytest.approx(cost.rho))
+
+
+def test_a_spent_budget_is_no_reason_to_ask_for_a_second_list(tmp_path):
+    """The same list again is answered as before, and costs nothing more."""
+    grid = LocalGrid(make_app(), 3, node_config=OPENS | {"fedsens-state-dir": str(tmp_path)})
+    requests = []
+
+    class Twice(LocalGrid):
+        def answer(self, message):
+            if is_request(message, "query.fedsens_key_sum"):
+                requests.append(RecordDict(dict(message.content)))
+            return super().answer(message)
+
+    grid.__class__ = Twice
+    private(grid=grid, dp_clip=0.05)
+    before = Account(tmp_path).spent()
+    content = RecordDict(dict(requests[-1]))
+    again = Message(content, dst_node_id=1002, message_type="query.fedsens_key_sum")
+    (reply,) = grid.send_and_receive([again])
+    assert KEY_ANSWER in reply.content
+    assert Account(tmp_path).spent() == before
+
+
+def test_running_statistics_under_noise_are_named(caplog):
+    private(dp_clip=0.05)
+    assert "1.running_mean, 1.running_var get noise like every parameter" in caplog.text
+
+
+class Partial(LocalGrid):
+    """A server that asks for half of the parameters in the round of a map and of an update."""
+
+    def __init__(self, kind):
+        super().__init__(make_app(), 3, node_config=OPENS | {"fedsens-min-dp-noise": 0.5})
+        self._kind, self.reasons = kind, []
+
+    def answer(self, message):
+        if is_request(message, self._kind):
+            half = EncryptionMask(np.arange(115) % 2 == 0, self.layout_of(message).digest)
+            header = json.loads(message.content[HEADER]["json"]) | {"mask": half.digest}
+            header["origin"] = None
+            message.content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+            message.content[MASK] = bytes_to_record(half.to_bytes())
+        reply = super().answer(message)
+        if reply.has_error():
+            self.reasons.append(reply.error.reason)
+        return reply
+
+    @staticmethod
+    def layout_of(message):
+        return ParameterLayout.from_json(json.loads(message.content[HEADER]["json"])["layout"])
+
+
+def test_an_update_with_central_noise_leaves_no_part_in_plaintext():
+    grid = Partial("train")
+    with pytest.raises(PhaseError):
+        private(grid=grid)
+    assert len(grid.reasons) == 3
+    assert all("expected every parameter to be encrypted" in each for each in grid.reasons)
+
+
+@pytest.mark.parametrize("demanded", ["by the server's terms", "by the owner", "by nobody"])
+def test_a_map_whose_sum_has_no_noise_is_refused_where_means_have_some(demanded):
+    """A server that deviates asks for a map in a run with noise, or with owners who want some."""
+    node = {"fedsens-min-dp-noise": 0.5} if demanded == "by the owner" else {}
+    grid = LocalGrid(make_app(), 3, node_config=OPENS | node)
+    terms = CentralPrivacy(clip=1.0, noise=1.0, shares=2)
+    lie = terms if demanded != "by nobody" else None
+    reasons = []
+
+    class Asking(LocalGrid):
+        def answer(self, message):
+            if is_request(message, "query.fedsens_sensitivity") and lie is not None:
+                header = json.loads(message.content[HEADER]["json"]) | {"dp": lie.model_dump()}
+                message.content[HEADER] = ConfigRecord({"json": json.dumps(header)})
+            reply = super().answer(message)
+            if is_reply(reply, "query.fedsens_sensitivity") and reply.has_error():
+                reasons.append(reply.error.reason)
+            return reply
+
+    grid.__class__ = Asking
+    if demanded == "by nobody":
+        run(grid=grid, ratio=0.3, rounds=1)
+        assert not reasons
+        return
+    with pytest.raises(PhaseError):
+        run(grid=grid, ratio=0.3, rounds=1)
+    assert len(reasons) == 3
+    assert all("no question for a map, whose sum would have no noise" in each for each in reasons)
 
 
 def failing(message, context):
@@ -608,11 +929,14 @@ def test_an_owner_demands_noise(noise, allowed):
         ({"dp_clip": 1.0}, "set both"),
         ({"dp_noise": 1.0, "dp_clip": 1.0, "ratio": 0.5}, "set ratio to 1"),
         ({"dp_noise": 1.0, "dp_clip": 1.0, "max_mb": 3.0}, "no max-mb"),
+        ({"dp_noise": 1e-9, "dp_clip": 1.0}, "dp-noise below 1e-06 is none"),
+        ({"dp_noise": 1.0, "dp_clip": 5.0}, r"= 2.89 leaves no room .* at least 5.77"),
+        ({"dp_noise": 5.0, "dp_clip": 1.0, "value_range": 5}, "leaves no room in the range of 5"),
     ],
 )
 def test_noise_needs_a_norm_and_everything_encrypted(options, text):
     with pytest.raises(ConfigurationError, match=text):
-        FedSensConfig.create(**({"ratio": 1.0} | options))
+        FedSensConfig(**({"ratio": 1.0} | options))
 
 
 def test_a_robust_strategy_gets_private_group_means():

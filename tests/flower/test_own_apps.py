@@ -74,6 +74,36 @@ class Federation:
         return open_model(model, shared_key(self.grid) if model.aggregate else None, 1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 0.5},
+        {"ratio": 1.0},
+        {"ratio": 0.0},
+        {"ratio": 1.0, "opens": "server"},
+        {"ratio": 1.0, "dp_noise": 0.1, "dp_clip": 1.0},
+        {"remainder": "noised"},
+        {"remainder": "noised", "noise_clip": 1.0, "noise": "laplace"},
+        {"remainder": "withheld", "refresh_every": 1},
+    ],
+    ids=str,
+)
+def test_opened_models_and_results_are_arrays_that_torch_takes(options, monkeypatch):
+    """The documented recipe, with a counter and a temperature that have no axes."""
+    monkeypatch.setenv("FEDSENS_OPENS", "server")
+    federation = Federation()
+    state = {"steps": np.int64(3), "temperature": np.float32(0.5), "flag": np.bool_(True)}
+    result = federation.start(weights(**state), rounds=1, **options)
+    opened = {name: torch.from_numpy(array) for name, array in federation.opened().items()}
+    assert {name: tuple(tensor.shape) for name, tensor in opened.items()} == {
+        "w": (4, 6),
+        **dict.fromkeys(state, ()),
+    }
+    assert (round(opened["steps"].item()), bool(opened["flag"])) == (3, True)
+    seen = {name: array.numpy() for name, array in result.arrays.items()}
+    assert all(isinstance(array, np.ndarray) for array in seen.values())
+
+
 # Rounds in which nobody's update counts.
 
 
@@ -112,7 +142,7 @@ def test_a_first_round_without_any_update_ends_the_run_with_the_reasons(train, r
 
 
 def test_without_encryption_a_first_round_of_exceptions_ends_the_run_too():
-    with pytest.raises(PhaseError, match="node 1000: ValueError in the app"):
+    with pytest.raises(PhaseError, match=r"node 1000: ValueError in the app"):
         Federation(fail).start(ratio=0)
 
 
@@ -128,6 +158,32 @@ def test_later_rounds_may_be_empty_for_a_while():
     federation.grid = LocalGrid(federation.grid._app, 3, run_id=2)
     federation.start(rounds=5, max_empty_rounds=9)
     assert federation.clients() == [3, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+@pytest.mark.parametrize("opens", ["clients", "server"])
+def test_a_sum_of_fewer_than_the_clients_demand_ends_with_what_they_said(
+    monkeypatch, rounds, opens
+):
+    monkeypatch.setenv("FEDSENS_MIN_CONTRIBUTORS", "4")
+    monkeypatch.setenv("FEDSENS_OPENS", opens)
+    with pytest.raises(PhaseError, match=r"node 1000: .*at least 4 .*fedsens-min-contributors"):
+        Federation().start(rounds=rounds, opens=opens)
+
+
+def test_clients_that_refuse_later_are_quoted_where_rounds_are_empty():
+    """They are no longer asked, so that their reasons are those of the round before."""
+
+    class Leaving(LocalGrid):
+        def answer(self, message):
+            if message.metadata.message_type == "train":
+                self.nodes[message.metadata.dst_node_id].node_config["fedsens-min-ratio"] = 0.9
+            return super().answer(message)
+
+    federation = Federation()
+    federation.grid = Leaving(federation.grid._app, 3)
+    with pytest.raises(PhaseError, match=r"node 1000: .*minimum ratio 0.9"):
+        federation.start(rounds=5, max_empty_rounds=2)
 
 
 @pytest.mark.parametrize(

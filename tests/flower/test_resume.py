@@ -310,7 +310,7 @@ def test_deadlines_and_thresholds_may_change(start):
 
 def test_resume_needs_a_folder():
     with pytest.raises(ConfigurationError, match="set checkpoint-dir"):
-        FedSensConfig.create(resume=True)
+        FedSensConfig(resume=True)
     assert FedSensConfig.from_run_config({"fedsens.checkpoint-dir": ""}).checkpoint_dir is None
 
 

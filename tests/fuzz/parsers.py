@@ -195,7 +195,7 @@ def plain_map(data: bytes) -> None:
     first, scores = _frames(data, 2)[:2]
     content = _headed(first)
     _put(content, (records.PLAIN_MAP,), [scores])
-    MapCollection(FedSensConfig.create(maps="plain"), KeyAgreement(1.0), 8)._add_plain(content)
+    MapCollection(FedSensConfig(maps="plain"), KeyAgreement(1.0), 8)._add_plain(content)
 
 
 def key_sum_request(data: bytes) -> None:

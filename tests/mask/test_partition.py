@@ -157,6 +157,19 @@ def test_integers_are_rounded_half_to_even_and_floats_are_not():
     assert typed["x"].tolist() == np.array([0.49, 1.51], np.float32).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["float64", "float32", "int64"])
+@pytest.mark.parametrize("axes", [(), (1,), (0,)])
+def test_what_has_no_axes_stays_an_array(dtype, kind, axes):
+    """BatchNorm's num_batches_tracked and learned temperatures, also where a mean is a scalar."""
+    layout = ParameterLayout.from_shapes([("tracked", axes, dtype)])
+    for mean in (np.ones(axes, kind), np.ones(axes, kind) * 1.0):
+        typed = as_layout_types({"tracked": mean}, layout)["tracked"]
+        assert type(typed) is np.ndarray
+        assert (typed.shape, typed.dtype) == (axes, dtype)
+        torch.from_numpy(typed)
+
+
 @given(models())
 def test_what_has_its_type_is_the_same_array(drawn):
     arrays, layout, _ = drawn

@@ -21,6 +21,7 @@ def same(one, other):
     for name in one:
         assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape), name
         assert one[name].tobytes() == other[name].tobytes(), name
+        assert isinstance(one[name], np.ndarray), name
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])

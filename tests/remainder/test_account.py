@@ -76,15 +76,15 @@ def test_a09_no_run_and_no_node_begins_the_account_anew(tmp_path):
     """Whatever the server calls a run, a node or an experiment, the client knows its own folder."""
     places = [(1, 7), (1, 7), (2, 7), (2, 8), (3, 1)]
     for count, (run, node) in enumerate(places, 1):
-        spent = Account(folder(tmp_path, run, node)).spend(COST)
+        spent = Account.of_client(folder(tmp_path, run, node)).spend(COST)
         assert (spent.answers, spent.rho) == (count, 2 * count)
-    assert Account(folder(tmp_path, 9)).spent() == spent
+    assert Account.of_client(folder(tmp_path, 9)).spent() == spent
     assert (tmp_path / "privacy.safetensors").stat().st_mode & 0o777 == 0o600
-    assert Account(folder(tmp_path / "another client")).spent() == PrivacyLoss()
+    assert Account.of_client(folder(tmp_path / "another client")).spent() == PrivacyLoss()
 
 
 def test_a09_a_bound_is_kept_and_what_is_refused_is_not_counted(tmp_path, caplog):
-    account, bound = Account(folder(tmp_path)), COST.plus(COST).epsilon()
+    account, bound = Account.of_client(folder(tmp_path)), COST.plus(COST).epsilon()
     assert account.spend(COST, bound).answers == 1
     assert account.spend(COST, bound).answers == 2
     with pytest.raises(DowngradeError) as caught:
@@ -99,7 +99,7 @@ def test_a09_a_bound_is_kept_and_what_is_refused_is_not_counted(tmp_path, caplog
 
 @pytest.mark.parametrize("damage", [b"damaged", None])
 def test_a_damaged_account_is_an_error_and_not_an_empty_one(tmp_path, damage):
-    account = Account(folder(tmp_path))
+    account = Account.of_client(folder(tmp_path))
     account.spend(COST)
     path = tmp_path / "privacy.safetensors"
     path.write_bytes(damage or path.read_bytes()[:-1] + b"~")
@@ -110,11 +110,11 @@ def test_a_damaged_account_is_an_error_and_not_an_empty_one(tmp_path, damage):
 def test_another_file_in_its_place_is_refused(tmp_path):
     write_checked(tmp_path / "privacy.safetensors", '{"type": "other"}', {})
     with pytest.raises(CheckpointError, match="expected a fedsens privacy account"):
-        Account(folder(tmp_path)).spent()
+        Account.of_client(folder(tmp_path)).spent()
 
 
 def test_answers_at_the_same_time_are_all_counted(tmp_path):
-    account = Account(folder(tmp_path))
+    account = Account.of_client(folder(tmp_path))
     threads = [threading.Thread(target=account.spend, args=(COST,)) for _ in range(12)]
     for thread in threads:
         thread.start()

@@ -211,7 +211,7 @@ class TestBudget:
             which.check_budget(mask, folder, bound)
         with pytest.raises(DowngradeError, match="fedsens-max-epsilon"):
             second.commit()
-        assert Account(folder).spent() == PrivacyLoss(answers=1, rho=0.02)
+        assert Account.of_client(folder).spent() == PrivacyLoss(answers=1, rho=0.02)
 
 
 def test_the_rest_of_a_policy_is_as_for_a_plain_one():

@@ -36,7 +36,7 @@ def protected_model(
     node = {"fedsens-state-dir": str(folder / "state"), "fedsens-key-file": str(path)}
     node |= {"fedsens-min-ratio": 0.2}
     grid = LocalGrid(app, 3, node_config=node, run_id=random.SystemRandom().randrange(1, 2**40))
-    config = FedSensConfig.create(**{"ratio": 0.25, "policy": "random", **options})
+    config = FedSensConfig(**{"ratio": 0.25, "policy": "random", **options})
     strategy = SelectiveEncryption(FedAvg(fraction_evaluate=0.0), config)
     with torch.random.fork_rng():
         torch.manual_seed(0)

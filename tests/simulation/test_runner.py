@@ -36,3 +36,12 @@ def test_without_an_exception_the_end_of_the_log_is_told():
 def test_no_more_than_some_clients_are_quoted():
     log = "\n".join(f"(Actor pid={n}) ValueError: {n}" for n in range(20))
     assert len(reasons_in(log).splitlines()) == 5
+
+
+def test_flowers_own_last_words_do_not_hide_the_cause():
+    log = """\
+Exception: The current node timed out during startup.
+RuntimeError: Simulation Runtime crashed.
+RuntimeError: An error was encountered. Ending simulation.
+"""
+    assert reasons_in(log) == "Exception: The current node timed out during startup."
