@@ -33,7 +33,8 @@ from fedsens.remainder._terms import (
 
 logger = logging.getLogger(__name__)
 
-LEAST_SCALE: Final = 1e-6  # a scale below it protects nothing, and its budget is no number any more
+#: A scale below it protects nothing, and its budget is no number any more.
+LEAST_SCALE: Final = 1e-6
 Visible = Mapping[str, NDArray[Any]]
 
 

@@ -81,7 +81,7 @@ def prepare(page: str, folder: Path) -> None:
     for name in ("client", "server"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     app = (ROOT / "pyproject.toml").read_text()
-    patient = app.replace("key-timeout = 120.0", "key-timeout = 900.0")  # of a busy machine
+    patient = app.replace("key-timeout = 120.0", "key-timeout = 300.0")  # of a busy machine
     (folder / "pyproject.toml").write_text(patient)
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "models.py").write_text(MODEL)
