@@ -108,11 +108,11 @@ def test_provisioned_keys_replace_key_agreement(tmp_path):
     assert not list((latest / "state").rglob("key"))
 
 
-def test_a_failed_run_is_an_error_with_the_log(tmp_path):
+def test_a_wrong_option_is_found_before_processes_start(tmp_path):
     result = simulate(tmp_path, "--clients", "3", "--rounds", "1", "-c", "fedsens.preset=weak")
     assert result.returncode == 1
-    assert "finished:failed" in result.stderr
-    assert "preset" in result.stderr
+    assert "preset: Input should be 'tiny'" in result.stderr
+    assert not list(tmp_path.rglob("flower.log"))
 
 
 def test_what_has_completed_is_told_where_the_baseline_fails(tmp_path):
