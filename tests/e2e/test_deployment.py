@@ -50,7 +50,9 @@ def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
     with Federation(tmp_path / "federation", isolation="subprocess") as federation:
         run = federation.submit(CONFIG)
         assert federation.wait(run, timeout=600) == COMPLETED
-        failed = submit(federation, tmp_path / "failed", **{"fedsens.preset": "weak"})
+        late = {"fedsens.key-min-clients": "9", "fedsens.key-timeout": "5.0"}
+        failed = submit(federation, tmp_path / "failed", **late)
+        wrong = submit(federation, tmp_path / "wrong", **{"fedsens.preset": "weak"})
     phases = [report.phase for report in run.reports()]
     assert phases == ["keys", "map", "mask", "train", "evaluate"]
     assert all(report.clients == 3 and report.lost == 0 for report in run.reports()[3:])
@@ -61,6 +63,8 @@ def test_an_insecure_federation_that_agrees_on_its_key(tmp_path):
     assert failed.returncode == 1
     assert "DeploymentError" in failed.stderr
     assert "finished:failed" in failed.stderr
+    assert wrong.returncode == 1
+    assert "ConfigurationError" in wrong.stderr
     assert_nothing_secret_is_written(federation, run.model(), keys[0])
 
 
