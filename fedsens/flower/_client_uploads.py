@@ -244,6 +244,8 @@ class Uploader:
     ) -> None:
         """Encrypt the masked coordinates of an answer, so that none leaves in plaintext.
 
+        Where metrics are summed, nothing of them but the number of examples leaves, either.
+
         Args:
             reply: the answer of the user's function; changed in place.
             received: the model it answers to.
@@ -255,6 +257,8 @@ class Uploader:
             ProtocolError: the answer holds a record that would leave unprotected.
         """  # noqa: DOC502 - of the checks
         content, header = reply.content, received.header
+        if header.metrics == "summed":  # also where no model leaves
+            keep_count_only(content, header.weighted_by)
         if not content.array_records:
             return
         self._client.check_mask(received.mask)
@@ -287,8 +291,6 @@ class Uploader:
         if leaving.plain is not None:
             content[key] = to_record(leaving.plain)
         leaving.commit()
-        if header.metrics == "summed":
-            keep_count_only(content, header.weighted_by)
         put_header(content, told)
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",

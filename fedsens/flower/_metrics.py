@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Schema = tuple[
-    str, tuple[tuple[str, int], ...]
-]  # the record's name; names and lengths, 0: a number
+# The record's name, and names and lengths of the metrics in it; 0 for a number.
+Schema = tuple[str, tuple[tuple[str, int], ...]]
 LARGEST = MAP_PARAMETERS.value_range
 
 
@@ -95,7 +94,7 @@ def protect_metrics(
 
 
 def keep_count_only(content: RecordDict, weighted_by: str) -> None:
-    """Leave nothing of the metrics of training but the number of examples, which is its weight."""
+    """Leave nothing of metrics but the number of examples, which is the weight of an update."""
     for name, metrics in content.metric_records.items():
         content[name] = MetricRecord({k: v for k, v in metrics.items() if k == weighted_by})
 

@@ -100,6 +100,7 @@ class SelectiveEncryptionMod:
         client = Client(context, self.min_ratio)
         received = client.open(message.content)
         client.check_mask(received.mask)
+        client.check_metrics(received.header)
         category = message.metadata.message_type.partition(".")[0]  # of "evaluate.name" as well
         if category != "train":
             client.check_trained(received)
@@ -116,7 +117,6 @@ class SelectiveEncryptionMod:
             bound = client.uploads.begin("update", received)
             needed = policy.needs_received or received.header.dp is not None
             before = self._before(message, received.key) if needed else None
-        client.check_metrics(received.header)
         if category == "evaluate" and received.header.metrics == "summed":
             bound = client.uploads.begin("metrics", received)
         try:

@@ -12,6 +12,7 @@ from fedsens.flower import LocalGrid
 from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_SUM_ACTION, bytes_to_record
 
 from .federation import Run, config_of, data_of, is_reply, make_app
+from .federation import train as one_step
 
 SUMMED = {"metrics": "summed", "ratio": 0.5}
 
@@ -28,10 +29,11 @@ def reporting(metrics_of, key="metrics"):
 
 
 def metrics_of(partition):
+    """So small that the codec's bound holds the quotient of two sums of three within 1e-8."""
     return {
         "loss": 0.1 + partition,
         "correct": 3 * partition,
-        "per-class": [0.5, partition / 7, -300.0 * partition],
+        "per-class": [0.5, partition / 7, -20.0 * partition],
         "one": [1.0],
     }
 
@@ -160,8 +162,32 @@ def test_an_owner_can_demand_sums(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSENS_STATE_DIR", str(tmp_path))  # of another run
     with pytest.raises(PhaseError, match=r"set the server's fedsens\.metrics to summed"):
         Run(rounds=1, ratio=0.5)
+    assert list(tmp_path.glob("run-*/node-*/map-*.begun"))
+    assert not list(tmp_path.glob("run-*/node-*/update-*.begun"))  # a mended server may ask again
 
 
 def test_an_unencrypted_run_has_no_keys_to_sum_metrics_with():
     with pytest.raises(ConfigurationError, match="metrics are summed under the keys"):
         config_of(ratio=0, metrics="summed")
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["with its model", "without a model"])
+def test_whoever_trains_tells_its_number_of_examples_only(keeps):
+    answers = []
+
+    def keep(message):
+        if is_reply(message):
+            answers.append(message.content)
+
+    def train(message, context):
+        reply = one_step(message, context)
+        reply.content["metrics"]["train-loss"] = 0.25
+        if not keeps and context.node_config["partition-id"] == 2:
+            del reply.content["arrays"]
+        return reply
+
+    Run(grid=LocalGrid(make_app(train), 3, tap=keep), rounds=1, **SUMMED)
+    assert len(answers) == 3
+    assert sum(not content.array_records for content in answers) == (not keeps)
+    for content in answers:
+        assert [set(each) for each in content.metric_records.values()] == [{"num-examples"}]
