@@ -20,7 +20,6 @@ from fedsens.audit._trial import PLAIN, Protection
 from fedsens.audit._verdict import UNION, VerdictRow
 
 MEASURES = {"images": "SSIM", "tokens": "F1"}  # of what is recovered
-NOUNS = {"images": "images", "tokens": "tokens"}
 
 
 def audit_table(

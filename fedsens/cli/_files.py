@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,7 @@ def open_file(
         must_be_new(out)
         like = None if adapter is None else read_adapter(adapter)
         protected = load_model(model)
-        ask = lambda: passphrase_of(passphrase_file)  # noqa: E731
-        secret = None if key is None else load_key(key, ask)
+        secret = None if key is None else load_key(key, partial(passphrase_of, passphrase_file))
         arrays = open_model(protected, secret, min_contributors)
         if like is None:
             save_model(arrays, out)

@@ -291,16 +291,16 @@ def check_strategy(
     )
     if isinstance(strategy, COMPARE):
         why += f"; {_on_groups(strategy)}"
-    remedy = "Use FedAvg or FedProx"
+    remedy = "Use"
     if not isinstance(strategy, NEED_SINGLE_UPDATES):
         remedy = (
             "Set fedsens.opens to server, which may run any function of the mean and which each "
-            f"client's owner must allow (fedsens-opens=server), {remedy[0].lower()}{remedy[1:]}"
+            "client's owner must allow (fedsens-opens=server), use"
         )
     raise StrategyError(
         f"expected a strategy that averages weighted by examples (FedAvg, FedProx), got {name}: "
-        f"{why}. {remedy}, set fedsens.ratio to 0, or pass weighted_mean=True if its "
-        "mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
+        f"{why}. {remedy} FedAvg or FedProx, set fedsens.ratio to 0, or pass weighted_mean=True if "
+        "its mean is that of FedAvg; it then gets whole tensors with NaN at what is hidden"
     )
 
 

@@ -313,11 +313,6 @@ class ServerState:
             )
         self._gathered = True
 
-    def _absent(self) -> dict[int, str]:
-        """Node to why it does not take part in key agreement, and so in no round."""
-        known = self.keys.examples
-        return {node: why for node, why in self.keys.reasons.items() if node not in known}
-
     def changes_nothing(self, server_round: int, why: str) -> None:
         """Say that a round leaves the model as it is, and remember why: the first cause counts."""
         if not self._void:
@@ -326,9 +321,10 @@ class ServerState:
 
     def why_void(self) -> str:
         """Why this round changes nothing, and why clients do not take part; "" if unknown."""
-        absent = self._absent()
-        told = [f"without keys are {listed(absent)}"] if absent else []
-        return "; ".join([self._void] * bool(self._void) + told)
+        known = self.keys.examples
+        absent = {node: why for node, why in self.keys.reasons.items() if node not in known}
+        told = f"without keys are {listed(absent)}" if absent else ""
+        return "; ".join(filter(None, (self._void, told)))
 
     def _agree(self, grid: Grid, nodes: Iterable[int], server_round: int) -> None:
         report = self.keys.agree(grid, nodes, server_round)
@@ -467,10 +463,9 @@ class ServerState:
             messages = [m for m in messages if m.metadata.dst_node_id in able]
             if messages and (name == "train" or self.config.metrics == "summed"):
                 messages = self._without_left_out(name, messages)
-            for content in {id(m.content): m.content for m in messages}.values():
+            for content in {id(m.content): m.content for m in messages if not own}.values():
                 # The inner strategy may have been shown NaN.
-                if not own:
-                    content[model_key(content)] = to_record(self.model.plain)
+                content[model_key(content)] = to_record(self.model.plain)
         groups = [messages]
         if name == "train" and self.mask.k and self.config.groups > 1:
             groups = self._groups(messages, server_round)

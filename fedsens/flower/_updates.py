@@ -273,8 +273,7 @@ class EmptyRounds:
         Raises:
             PhaseError: the limit is reached; it tells the clients' reasons.
         """
-        told = [void] if void else []
-        self.why = "; ".join([*told, listed(reasons)] if reasons or not told else told)
+        self.why = f"{void}; {listed(reasons)}" if void and reasons else void or listed(reasons)
         if search:
             return
         self._rounds = 0 if clients else self._rounds + 1
