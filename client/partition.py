@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._imports import require, require_datasets
 from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError, DataError
-from fedsens.extras import require, require_datasets
 
 Indices = NDArray[np.int64]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils.nodes import Node, TextElement
-from pygments.lexers.special import TextLexer
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -33,12 +32,21 @@ release = version = fedsens.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "docs/notebooks/*.ipynb", "experiments/**.md", "[A-Z]*.md"]
-exclude_patterns = [".*", ".*/**", "build", "dist", "runs", "docs/_build", "fedsens", "tests"]
+exclude_patterns = [
+    ".[a-z]*",
+    ".[a-z]*/**",
+    "build",
+    "dist",
+    "runs",
+    "docs/_build",
+    "fedsens",
+    "tests",
+]
 suppress_warnings = ["myst.header", "toc.not_included"]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!fedsens\b).*"),  # other libraries' names
-    (r"py:.*", r"fedsens\.bench\..*|.*\._terms\.(P|_known)"),  # benchmarks; a type variable
+    (r"py:.*", r"fedsens\.bench\..*|.*\._terms\.(P|_known)|.*\._options\.Options"),
 ]
 
 nb_execution_mode = "off"  # a test runs them; shown is what they keep
@@ -53,10 +61,14 @@ python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
+highlight_language = "none"  # of blocks that name none: commands, tables, pictures
+
 html_theme = "furo"
 html_title = "fedsens"
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 _log = getLogger(__name__)
@@ -163,7 +175,6 @@ def _start_page(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """What Sphinx calls with this file."""
-    app.add_lexer("mermaid", TextLexer)  # a picture on GitHub, legible as text here
     app.connect("autodoc-process-docstring", _plain, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _describe, priority=600)
     app.connect("missing-reference", _find)

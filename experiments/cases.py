@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedsens._tables import make_table
 from fedsens.bench._map import machine
-from fedsens.tables import make_table
 
 Case = dict[str, str | int | float]  # what tells one case from another
 Row = dict[str, Any]  # a case and its figures
+SEEDS = (0, 1, 2)  # of model, data and order, where a table is of several
 
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure anew what is there already.")]

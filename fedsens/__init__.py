@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
     from fedsens.config import FedSensConfig
@@ -45,13 +45,4 @@ __all__ = [
     "sensitivity_map",
 ]
 
-_HOMES = {
-    "fedsens.config": ("FedSensConfig",),
-    "fedsens.crypto": ("Aggregator", "CkksParameters", "Decryptor", "Encryptor", "OneTimeSecret"),
-    "fedsens.errors": ("FedSensError",),
-    "fedsens.keys": ("FederationKey",),
-    "fedsens.layout": ("ParameterLayout",),
-    "fedsens.mask": ("EncryptionMask", "select_mask"),
-    "fedsens.sensitivity": ("SensitivityMap", "reference_map", "sensitivity_map"),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

@@ -7,16 +7,15 @@ owner and live in :class:`fedsens.keys.ClientSettings`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fedsens._extensions import load_extensions
+from fedsens._options import Options
 from fedsens.crypto import CkksParameters, Opens, PresetName
 from fedsens.errors import ConfigurationError
-from fedsens.extensions import load_extensions
 from fedsens.mask import get_policy
 from fedsens.remainder import (
     LEAST_SCALE,
@@ -60,7 +59,7 @@ def modules_in(given: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if isinstance(name, str) and name.strip())
 
 
-class FedSensConfig(BaseModel):
+class FedSensConfig(Options):
     """The server's configuration of selective encryption.
 
     In a run config the keys are the names below with dashes, in the table
@@ -136,11 +135,9 @@ class FedSensConfig(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
     )
+    _called: ClassVar = "the fedsens options"
 
     ratio: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
     max_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -178,15 +175,6 @@ class FedSensConfig(BaseModel):
     checkpoint_dir: Path | None = None
     resume: bool = False
     log_format: Literal["", "text", "json"] = ""
-
-    if not TYPE_CHECKING:  # whose constructor has typed arguments
-
-        def __init__(self, **options: Any) -> None:
-            try:
-                super().__init__(**options)
-            except ValidationError as error:
-                problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
-                raise ConfigurationError(f"the fedsens options are wrong: {problems}") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -412,13 +400,3 @@ class FedSensConfig(BaseModel):
             if key.startswith(PREFIX)
         }
         return cls(**options)
-
-
-def _problem(item: ErrorDetails) -> str:
-    """What is wrong with one option, with the nearest one where there is none of its name."""
-    name = ".".join(map(str, item["loc"])) or "options"
-    if item["type"] != "extra_forbidden":
-        return f"{name}: {item['msg'].removeprefix('Value error, ')}"
-    known = [field.alias or "" for field in FedSensConfig.model_fields.values()]
-    near = get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.6)
-    return f"{name}: no such option" + (f" (nearest: {near[0]})" if near else "")

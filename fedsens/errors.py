@@ -31,7 +31,8 @@
     └── BenchmarkError            what was measured is not what should have been
 
 Messages say what was expected, what came instead and what to do. They never hold a
-parameter value, a key or a sensitivity.
+parameter value, a key, a sensitivity or a label, because a client's error travels to the server.
+What may quote data is in a note (PEP 678), which stays on the machine where it is raised.
 """
 
 from __future__ import annotations
@@ -43,7 +44,22 @@ if TYPE_CHECKING:
 
 
 class FedSensError(Exception):
-    """Base of every error that fedsens raises on purpose."""
+    """Base of every error that fedsens raises on purpose.
+
+    Args:
+        text: for everybody.
+        note: what may quote data, such as another error's text.
+    """
+
+    def __init__(self, text: str = "", note: str = "") -> None:
+        super().__init__(text)
+        if note:
+            self.add_note(note)
+
+    @property
+    def with_notes(self) -> str:
+        """The text and the notes, which may quote data: for the machine that has them."""
+        return ". ".join([str(self), *getattr(self, "__notes__", ())])
 
 
 class ConfigurationError(FedSensError):

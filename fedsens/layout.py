@@ -18,7 +18,10 @@ from fedsens.errors import LayoutError
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 DISCRETE = frozenset({"bool"} | {f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)})
-COMPLEX = frozenset({"complex64"})  # averaged like others, but only where nothing is encrypted
+COMPLEX = frozenset({
+    "complex64",
+    "complex128",
+})  # averaged like others, but only where nothing is encrypted
 TYPES = FLOATING | DISCRETE | COMPLEX
 
 MOST_DIMENSIONS = 64  # NumPy's limit
@@ -151,6 +154,11 @@ class ParameterLayout:
     def size(self) -> int:
         """P, the number of coordinates of the flat vector."""
         return sum(t.size for t in self.entries)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the tensors that are no floating-point ones, which are never encrypted."""
+        return sum(t.size * t.itemsize for t in self.tensors if t.offset is None)
 
     @cached_property
     def digest(self) -> str:

@@ -40,7 +40,7 @@ AREAS = (
     ),
     Area(
         "wrong messages of a server, and wrong requests of an app: the client answers with a named "
-        "error and with nothing else",
+        "error and no record",
         ("flower/test_fail_closed.py", "flower/test_hostile_server.py"),
     ),
     Area(

@@ -37,6 +37,7 @@ class Needles:
     secrets: dict[str, list[bytes]] = field(default_factory=dict)
     words: set[int] = field(default_factory=set)
     decimals: dict[int, set[str]] = field(default_factory=dict)
+    _sorted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def add_secret(self, name: str, secret: bytes, step: int = 512) -> None:
         """Look for key material: all of it, or any of its slices at every ``step`` bytes."""
@@ -61,11 +62,12 @@ class Needles:
 
     def search(self, documents: Documents) -> list[str]:
         """Every find: the document's name and what is in it."""
-        words = np.array(sorted(self.words), np.uint64)
+        if len(self._sorted) != len(self.words):  # words are added, and never taken away
+            self._sorted = np.sort(np.fromiter(self.words, np.uint64, len(self.words)))
         found = []
         for name, data in documents.items():
             found += [f"{name}: {kind}" for kind in self._secrets_in(data)]
-            found += [f"{name}: a value in binary"] * _holds_words(data, words)
+            found += [f"{name}: a value in binary"] * _holds_words(data, self._sorted)
             found += [f"{name}: a value as text, {text}" for text in self._decimals_in(data)]
         return found
 

@@ -145,17 +145,14 @@ def test_keys_and_maps_are_needed_from_as_many_clients_as_updates_are():
     ("options", "text"),
     [
         ({"dp_noise": 1.0, "dp_clip": 1.0, "ratio": 0.1}, "set ratio to 1"),
-        ({"ratio": 2}, "ratio: "),
-        ({"ratoi": 0.1}, r"ratoi: no such option \(nearest: ratio\)"),
         ({"groups": 3, "policy": "best"}, "policy: "),
         ({"max-mb": "many"}, "max-mb: "),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("make", [FedSensConfig, lambda **own: FedSensConfig.model_validate(own)])
-def test_the_constructor_refuses_as_a_run_config_does(make, options, text):
+def test_the_constructor_refuses_as_a_run_config_does(options, text):
     with pytest.raises(ConfigurationError, match=f"the fedsens options are wrong: .*{text}"):
-        make(**options)
+        FedSensConfig(**options)
 
 
 @pytest.mark.parametrize("name", ["max-mb", "value-range", "max-empty-rounds", "checkpoint-dir"])

@@ -6,10 +6,10 @@ from importlib.metadata import EntryPoint
 import pytest
 from typer.testing import CliRunner
 
-from fedsens import extensions
+from fedsens import _extensions as extensions
+from fedsens._extensions import Registry, load_extensions
 from fedsens.cli import app
 from fedsens.errors import ConfigurationError, DataError
-from fedsens.extensions import Registry, load_extensions
 
 MODULE = """
 from fedsens.data import RawImages, register_reader
@@ -87,8 +87,10 @@ def test_installed_packages_are_asked_when_a_name_is_looked_up(shapes, announced
 @pytest.mark.parametrize("value", ["no_such_module", "json:nothing"])
 def test_an_entry_point_that_does_not_load_is_named(shapes, announced, value):
     announced(value)
-    with pytest.raises(ConfigurationError, match=f"extra = {value} of fedsens.shapes"):
+    with pytest.raises(ConfigurationError, match=f"extra = {value} of fedsens.shapes") as told:
         shapes["square"]
+    assert " '" not in str(told.value)  # what the import says, perhaps with folders, is a note
+    assert "'no_such_module'" in told.value.with_notes or "'nothing'" in told.value.with_notes
 
 
 def test_a_known_name_does_not_ask_other_packages(shapes, announced):

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsens.errors import FedSensError, KeyFileError
-from fedsens.files import (
+from fedsens._files import (
     append_private,
     create_private,
     digest_of,
@@ -26,6 +25,7 @@ from fedsens.files import (
     write_checked,
     write_private,
 )
+from fedsens.errors import FedSensError, KeyFileError
 
 DATA = b"precious"
 root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives away")
@@ -273,7 +273,7 @@ def test_folders_above_are_the_users_own_business(tmp_path):
 FULL = """
 import pathlib, resource, sys
 from fedsens.errors import FedSensError
-from fedsens import files
+from fedsens import _files as files
 import numpy as np
 path, write = pathlib.Path(sys.argv[1]), sys.argv[2]
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

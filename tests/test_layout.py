@@ -153,7 +153,7 @@ def test_check_lists_every_problem():
 @pytest.mark.parametrize(
     "value",
     [
-        torch.zeros(2, dtype=torch.complex128),
+        torch.zeros(2).to(torch.float8_e5m2),
         torch.zeros(2).to(torch.float8_e4m3fn),
         np.zeros(2, ">f4"),
         np.zeros(2, "U3"),

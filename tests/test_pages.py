@@ -2,17 +2,24 @@
 
 import re
 import shlex
+import tomllib
 from importlib import import_module
 
 import pytest
+from flwr.common.config import flatten_dict
 from typer import Typer
 from typer.main import get_command
 
+from fedsens import protocol
 from fedsens.cli import app
+from fedsens.keys import ClientSettings
+from fedsens.protocol import Header
 
+from .doc_tables import BADGES, badges
 from .pages import ROOT, blocks, pages
 
 SHOWN = {page.relative_to(ROOT).as_posix(): list(blocks(page.read_text())) for page in pages()}
+REFERENCE = (ROOT / "docs" / "reference" / "run-config.md").read_text()
 PAGE = """# Title
 
     fedsens plan
@@ -74,6 +81,31 @@ def test_commands_of_experiments_parse(page):
             get_command(command).make_context(name, shlex.split(words, comments=True))
 
 
+def test_the_reference_has_every_key_of_the_run_config_with_its_default():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    rows = re.findall(r"^\| `(?!fedsens-)([^`]+)` \|([^|]*)\|", REFERENCE, re.M)
+    shown = {key: default.strip(" `") for key, default in rows}
+    assert shown.keys() == flatten_dict(project["config"]).keys()
+    for key, value in flatten_dict(project["config"]).items():
+        text = str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
+        assert shown[key].removesuffix(".0") == text, key
+
+
+def test_the_reference_has_every_setting_of_a_client_with_its_variable():
+    rows = re.findall(r"^\| `(fedsens-[^`]+)` \| `(\w+)` \|", REFERENCE, re.M)
+    named = [f"fedsens-{name.replace('_', '-')}" for name in ClientSettings.model_fields]
+    assert dict(rows) == {name: name.upper().replace("-", "_") for name in named}
+
+
+def test_the_reference_has_the_header_of_every_message():
+    page = (ROOT / "docs" / "reference" / "wire-format.md").read_text()
+    public = (getattr(protocol, name) for name in protocol.__all__)
+    headers = [each for each in public if isinstance(each, type) and issubclass(each, Header)]
+    assert len(headers) > 10
+    for header in headers:
+        assert f"~fedsens.protocol.{header.__name__}`" in page or header is Header, header
+
+
 def test_the_readmes_lines_are_those_of_the_tutorial_which_runs():
     (shown,) = (block for block in SHOWN["README.md"] if block.language == "python")
     tutorial = SHOWN["docs/tutorial/2-your-app.md"]
@@ -81,6 +113,10 @@ def test_the_readmes_lines_are_those_of_the_tutorial_which_runs():
     lines = [_code(line) for line in shown.text.splitlines() if _code(line)]
     assert len(lines) <= 12
     assert set(lines) <= run
+
+
+def test_the_readmes_badges_say_what_pyproject_says():
+    assert BADGES.read_text() == badges()
 
 
 def _code(line):

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from fedsens.tables import make_table, to_html, to_markdown
+from fedsens._tables import make_table, to_html, to_markdown
 from tests.reporting.html_reader import HOSTILE, Reader
 
 

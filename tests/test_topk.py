@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsens._topk import CHUNK, top_k
 from fedsens.errors import MaskError
-from fedsens.topk import CHUNK, top_k
 from tests.mask.strategies import FLOATS, scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from experiments.architectures import handmade
 
+LIBRARIES = ("torch", "transformers", "peft", "timm", "torchvision")
 C, VOCABULARY, SIDE = 3, 37, 32
 LARGEST = 3_000_000  # parameters of a model that is small where its configuration knows our names
 Batch = Any
@@ -37,9 +39,9 @@ SIZES: Mapping[str, Any] = {
     "bos_token_id": 1,
     "image_size": SIDE,
     "patch_size": 8,
-    "num_local_experts": 2,
-    "num_experts": 2,
-    "num_experts_per_tok": 1,
+    "num_local_experts": 3,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
     "conv_dim": (8, 8),
     "conv_stride": (4, 2),
     "conv_kernel": (8, 4),
@@ -77,6 +79,7 @@ ADAPTERS: Mapping[str, Mapping[str, Any]] = {
 
 def names() -> Iterator[tuple[str, str]]:
     """Families and architectures of the libraries that are installed."""
+    _declare_operators()
     yield from (("by hand", name) for name in handmade.STEPS)
     if _works("transformers"):
         for task in TASKS:
@@ -103,6 +106,18 @@ def _works(library: str) -> bool:
     except (ImportError, RuntimeError):  # not there, or built for another version of torch
         return False
     return True
+
+
+def _declare_operators() -> None:
+    """Let a torchvision whose compiled part is for CUDA load beside a torch for CPUs alone.
+
+    It registers shapes of two operators on boxes of that part when it is imported. Its models of
+    images, and timm, which imports it, take neither.
+    """
+    if find_spec("torchvision") and not _works("torchvision"):
+        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", boxes)
 
 
 def make(family: str, name: str) -> Made:
@@ -146,7 +161,8 @@ def _peft(_: str, name: str) -> Made:
 
 
 def _timm(_: str, name: str) -> Made:
-    return import_module("timm").create_model(name, num_classes=C), _images(96)
+    model = import_module("timm").create_model(name, num_classes=C)
+    return model, _images(model.pretrained_cfg["input_size"][-1])
 
 
 def _torchvision(_: str, name: str) -> Made:
@@ -174,14 +190,19 @@ def _configured(config: Any) -> Any:
     known = set(inspect.signature(config.__init__).parameters) | set(dir(config))
     attributes = set(getattr(config, "attribute_map", {}))
     usable = {key: value for key, value in SIZES.items() if key in known | attributes}
-    return config(**usable)
+    made = config(**usable)
+    made._experts_implementation = "eager"  # grouped products refuse float64
+    made.decoder_start_token_id = getattr(made, "decoder_start_token_id", None) or 0
+    return made
 
 
 def _texts() -> list[Batch]:
     batches = []
     for length in (7, 5):
-        mask = torch.arange(length)[None] < torch.tensor([length, 3, length, 2])[:, None]
+        lengths = torch.tensor([length, 3, length, 2])
+        mask = torch.arange(length)[None] < lengths[:, None]
         tokens = torch.randint(3, VOCABULARY, (4, length)) * mask
+        tokens[torch.arange(4), lengths - 1] = SIZES["eos_token_id"]  # encoder-decoders read there
         labels = torch.randint(C, (4,))
         batches.append({"input_ids": tokens, "attention_mask": mask.long(), "labels": labels})
     return batches

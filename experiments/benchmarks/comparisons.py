@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedsens.bench._cases import CASES, MapCase
+from fedsens.bench._map import CASES, MapCase
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from rich.table import Table
 
-from fedsens.tables import to_markdown
+from fedsens._tables import to_markdown
 
 SECTIONS = {
     "codec": "The codec",

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.benchmarks.rows import MapRow, MethodsReport, ThresholdRow
-from fedsens.tables import make_table
+from fedsens._tables import make_table
 
 
 def methods_table(report: MethodsReport) -> Table:

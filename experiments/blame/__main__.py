@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import statistics
@@ -11,20 +12,33 @@ from typing import Annotated
 import typer
 
 from fedsens.flower._blame import Blame
+from fedsens.flower._groups import split
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/faults.md"
 BEGIN, END = "<!-- blame -->", "<!-- end of blame -->"
-COUNTS, SHARES = (4, 5, 10, 100), (1.0, 0.3)
-LEAST = 3  # updates that a round needs
+# Clients, groups, and updates that each group needs.
+ALONE = ((4, 1, 3), (5, 1, 3), (10, 1, 3), (100, 1, 3))
+GROUPED = ((4, 2, 2), (9, 3, 3), (9, 3, 2), (12, 3, 3), (12, 4, 3), (12, 4, 2))
+SHARES = (1.0, 0.3)
 LONGEST = 2000  # rounds of one search
-HEADS = ("clients", "spoils", "refused sums", "rounds to the name", "named wrongly")
+HEADS = (
+    "clients",
+    "groups",
+    "needed of each",
+    "spoils",
+    "refused sums",
+    "rounds to the name",
+    "named wrongly",
+)
 
 
-def search(count: int, share: float, seed: int) -> tuple[int, int, bool]:
+def search(count: int, groups: int, least: int, share: float, seed: int) -> tuple[int, int, bool]:
     """One search for one client among some.
 
     Args:
         count: how many there are.
+        groups: that are summed apart; drawn anew in each round.
+        least: updates that each of them needs.
         share: of the rounds in which it takes part and spoils the sum.
         seed: of cohorts and behaviour.
 
@@ -34,13 +48,12 @@ def search(count: int, share: float, seed: int) -> tuple[int, int, bool]:
     names = [f"{number:03d}" for number in range(count)]
     chance = random.Random(seed)
     culprit = chance.choice(names)
-    blame = Blame(LEAST, seed)
+    blame = Blame(least * groups, seed)
     for rounds in range(1, LONGEST):
-        cohort = set(names) - blame.leave_out(names)
-        if culprit in cohort and chance.random() < share:
-            blame.refuse(cohort)
-        else:
-            blame.accept(cohort)
+        cohort = sorted(set(names) - blame.leave_out(names))
+        spoils = chance.random() < share
+        for group in split(cohort, groups, least, (seed, rounds)):
+            (blame.refuse if spoils and culprit in group else blame.accept)(group)
         if blame.excluded:
             return rounds, len(blame.refused), blame.excluded == {culprit}
     return LONGEST, len(blame.refused), False
@@ -56,13 +69,12 @@ def table(runs: int) -> str:
         The table.
     """
     lines: list[tuple[str, ...]] = [HEADS, tuple("---" for _ in HEADS)]
-    for count in COUNTS:
-        for share in SHARES:
-            found = [search(count, share, seed) for seed in range(runs)]
-            rounds, refused = ([each[i] for each in found] for i in (0, 1))
-            figures = (f"{statistics.median(each):g} ({max(each)})" for each in (refused, rounds))
-            wrong = sum(not right for *_, right in found)
-            lines.append((str(count), f"{share:.0%}", *figures, f"{wrong} of {runs}"))
+    for case, share in itertools.product((*ALONE, *GROUPED), SHARES):
+        found = [search(*case, share, seed) for seed in range(runs)]
+        rounds, refused = ([each[i] for each in found] for i in (0, 1))
+        figures = (f"{statistics.median(each):g} ({max(each)})" for each in (refused, rounds))
+        wrong = sum(not right for *_, right in found)
+        lines.append((*map(str, case), f"{share:.0%}", *figures, f"{wrong} of {runs}"))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -109,6 +109,23 @@ def _run(folder: Path, ratio: float | None) -> dict[str, Any]:
     return {**means, "encrypted": encrypted}
 
 
+def complete_torchvision() -> None:
+    """Let torchvision load where it was built for another torch and stops for want of operators.
+
+    transformers and lightning import it wherever it is installed; nothing here calls it.
+    """
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            signature = "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", signature)
+    except ImportError:
+        return
+
+
 def _component(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -121,11 +138,7 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     os.environ["FEDSENS_OUTPUT_DIR"] = str(place / "output")
     os.chdir(place)
-    # transformers loads torchvision if it is there, and one built for another torch breaks it.
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    complete_torchvision()
     with contextlib.redirect_stdout(sys.stderr):
         figures = _run(place, None if sys.argv[2] == "None" else float(sys.argv[2]))
     sys.stdout.write(json.dumps(figures) + "\n")

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fedsens._tables import make_table, to_markdown
 from fedsens.audit import CONFIDENCE, Protection, Record, VerdictRow, read_settings, verdicts
 from fedsens.errors import ConfigurationError
-from fedsens.tables import make_table, to_markdown
 
 VARYING = ("seed", "weights", "imports")  # by what studies that are one may differ
 UNION = "union"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from experiments.cases import Case, Fresh, OutFolder, Row, measure_cases, show
+from experiments.cases import SEEDS, Case, Fresh, OutFolder, Row, measure_cases, rows_of, show
 from experiments.privacy.text import TextClassifier, zipf_sentences
 from fedsens.audit import (
     AttackBudget,
@@ -33,6 +33,7 @@ SENTENCES = 2  # of a batch
 CALIBRATION = 256  # sentences for the map
 POLICIES = ("sensitivity", "gradient", "random", "critical_layers", "first_layers")
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+FIGURES = ("embedding", "span", "both", "absent", "precision", "guess")
 LINEARS = ("query", "key", "value")
 EMBEDDINGS = ("embedding", "position")
 FORCED = {  # what is encrypted whole, the rest of the ratio by sensitivity
@@ -56,25 +57,30 @@ def main(
     shapes += [{"policy": p, "ratio": r, "force": ""} for p in POLICIES for r in RATIOS]
     shapes += [{"policy": "sensitivity", "ratio": _share(f), "force": f} for f in FORCED]
     shapes += [{"policy": "all", "ratio": 1.0, "force": ""}]
-    setting = _Setting(batches)
-    cases = [{"batches": batches} | shape for shape in shapes]
-    rows = measure_cases(cases, setting.measure, "tokens", out, fresh)
+    setting = lru_cache(maxsize=1)(lambda seed: _Setting(batches, seed))
+    cases = [{"batches": batches, "seed": seed} | shape for seed in SEEDS for shape in shapes]
+    each = measure_cases(
+        cases, lambda case: setting(int(case["seed"])).measure(case), "tokens", out, fresh
+    )
+    rows = [shape | averaged(rows_of(each, shape)) for shape in shapes]
     show(
-        f"Tokens of {batches} batches of {SENTENCES} x {LENGTH}",
+        f"Tokens of {batches} batches of {SENTENCES} x {LENGTH} for each of {len(SEEDS)} seeds",
         ("encrypted", "ratio", "embedding", "span", "both", "absent", "precision"),
         (_line(row) for row in rows),
         "share of the tokens found (absent: of those not in the data of the map); naming the most "
-        f"frequent ones finds {rows[0]['guess']:.2f}",
+        f"frequent ones finds {rows[0]['guess']:.2f}; shares of two seeds differ by at most "
+        f"{spread(each):.2f}",
     )
 
 
 class _Setting:
     """A model, its maps, and batches to attack."""
 
-    def __init__(self, batches: int) -> None:
-        self._model = TextClassifier(VOCABULARY, LENGTH, WIDTH, CLASSES)
+    def __init__(self, batches: int, seed: int) -> None:
+        self._seed = seed
+        self._model = TextClassifier(VOCABULARY, LENGTH, WIDTH, CLASSES, seed)
         self._layout = ParameterLayout.from_state_dict(self._model.state_dict())
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         self._known = _labelled(CALIBRATION, generator)
         self._batches = [_labelled(SENTENCES, generator) for _ in range(batches)]
         self._memo: dict[Any, Any] = {}
@@ -89,7 +95,9 @@ class _Setting:
     def _mask(self, policy: str, ratio: float, force: str) -> EncryptionMask:
         rule = "true_label" if policy == "gradient" else "vector"
         scores = self._scores(rule) if "scores" in get_policy(policy).needs else None
-        return select_mask(scores, self._layout, policy, ratio, FORCED.get(force, ()))
+        return select_mask(
+            scores, self._layout, policy, ratio, FORCED.get(force, ()), seed=self._seed
+        )
 
     def _map(self, rule: str) -> SensitivityMap:
         return sensitivity_map(self._model, [self._known], rule=rule)
@@ -125,6 +133,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return round(sum(there) / len(there), 5) if there else None
 
 
+def averaged(rows: Sequence[Row]) -> Row:
+    """The mean of each figure over the rows of one shape, one for each seed."""
+    return {name: _mean([row[name] for row in rows]) for name in FIGURES}
+
+
+def spread(rows: Sequence[Row]) -> float:
+    """The largest difference in a share that is found between two seeds of one shape."""
+    most = 0.0
+    for row in rows:
+        shape = {name: row[name] for name in ("policy", "ratio", "force")}
+        for name in FIGURES[:4]:
+            own = [each[name] for each in rows_of(rows, shape) if each[name] is not None]
+            most = max(most, max(own, default=0.0) - min(own, default=0.0))
+    return most
+
+
 def _labelled(sentences: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     tokens = zipf_sentences(sentences, LENGTH, VOCABULARY, generator)
     return tokens, torch.randint(CLASSES, (sentences,), generator=generator)
@@ -144,8 +168,7 @@ def _share(force: str) -> float:
 
 def _line(row: Row) -> Sequence[str]:
     name = f"+ {row['force']}" if row["force"] else str(row["policy"])
-    parts = ("embedding", "span", "both", "absent", "precision")
-    cells = ["-" if row[part] is None else f"{row[part]:.2f}" for part in parts]
+    cells = ["-" if row[part] is None else f"{row[part]:.2f}" for part in FIGURES[:-1]]
     return [name, f"{row['ratio']:g}", *cells]
 
 

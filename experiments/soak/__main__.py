@@ -28,11 +28,12 @@ def main(
     many_rounds: Annotated[int, typer.Option(min=2, help="With a tenth of many clients.")] = 50,
     many_clients: Annotated[int, typer.Option(min=40, help="A tenth in every round.")] = 200,
     seed: Annotated[int, typer.Option(help="Of what goes wrong.")] = 0,
+    spoils: Annotated[bool, typer.Option(help="One of all clients spoils sums.")] = True,
     fresh: Fresh = False,
 ) -> None:
     """Run rounds in which a tenth of the clients misbehave, and check every one of them."""
     plans = {
-        ALL: Plan(clients, rounds, seed=seed),
+        ALL: Plan(clients, rounds, seed=seed, spoils=spoils),
         SAMPLED: Plan(
             many_clients,
             many_rounds,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsens.files import Arrays
+from fedsens._files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from experiments.soak.schedule import NOT_FINITE, OTHER_SHAPE, RAISES
 from fedsens import SensitivityMap, sensitivity_map
+from fedsens._files import Arrays
 from fedsens.data import load_dataset
-from fedsens.files import Arrays
 from fedsens.flower import SelectiveEncryptionMod, install
 
 BATCH, RATE = 32, 0.05

@@ -9,8 +9,16 @@ from pathlib import Path
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from experiments.soak.hostile import change_of, cut_map
-from experiments.soak.schedule import AWAY, HOSTILE, NO_KEY, TWICE, Schedule
+from experiments.soak.hostile import change_of, cut_map, wrong_key
+from experiments.soak.schedule import (
+    AWAY,
+    HOSTILE,
+    NO_KEY,
+    TWICE,
+    WRONG_KEY,
+    WRONG_TAG,
+    Schedule,
+)
 from fedsens import CkksParameters
 from fedsens.flower import LocalGrid
 from fedsens.flower._records import KEY_SUM_ACTION, SENSITIVITY_ACTION
@@ -94,6 +102,8 @@ class SoakGrid(LocalGrid):
             and reply.has_content()
         ):
             cut_map(reply.content)
+        if fault == WRONG_KEY and kind == f"query.{KEY_SUM_ACTION}" and reply.has_content():
+            wrong_key(reply.content)
         if kind == "train" and reply.has_content():
             self._meddle(reply.content, node, fault)
         return reply
@@ -103,8 +113,8 @@ class SoakGrid(LocalGrid):
             last = deepcopy(self._last[node])
             content.clear()
             content.update(last)
-        elif fault in HOSTILE:  # who has not answered yet has nothing to replay
+        elif fault in {*HOSTILE, WRONG_TAG}:  # who has not answered yet has nothing to replay
             kind = "another context" if fault == "replayed answer" else fault
-            change_of(kind, self._parameters)(content)
+            change_of(str(kind), self._parameters)(content)
         else:
             self._last[node] = deepcopy(content)

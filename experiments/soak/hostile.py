@@ -9,9 +9,10 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from experiments.soak.schedule import WRONG_TAG
 from fedsens import Aggregator, CkksParameters, Encryptor
 from fedsens.crypto import MAP_PARAMETERS, parse_batch
-from fedsens.flower._records import CIPHERTEXT, HEADER, MAP, bytes_to_record
+from fedsens.flower._records import CIPHERTEXT, HEADER, KEY_ANSWER, MAP, bytes_to_record
 
 Change = Callable[[RecordDict], None]
 
@@ -20,7 +21,7 @@ def change_of(kind: str, parameters: CkksParameters) -> Change:
     """What turns an honest answer into a hostile one.
 
     Args:
-        kind: one of :data:`~experiments.soak.schedule.HOSTILE`, but no replay.
+        kind: one of :data:`~experiments.soak.schedule.HOSTILE`, but no replay, or a wrong tag.
         parameters: of the ciphertexts.
 
     Returns:
@@ -30,6 +31,7 @@ def change_of(kind: str, parameters: CkksParameters) -> Change:
         "another context": lambda content: _edit_header(content, context="00" * 32),
         "another client's name": lambda content: _edit_header(content, name="ab" * 32),
         "tags beyond the modulus": lambda content: _edit_header(content, tags=[-1]),
+        WRONG_TAG: _next_tag,
         "other parameters": lambda content: _replace(
             content, _encrypted_otherwise(content, parameters)
         ),
@@ -52,6 +54,13 @@ def cut_map(content: RecordDict) -> None:
     """Cut an encrypted sensitivity map short."""
     data = b"".join(array.data for array in content.array_records[MAP].values())
     content[MAP] = bytes_to_record(data[:-7])
+
+
+def wrong_key(content: RecordDict) -> None:
+    """Change one coefficient of a padded secret by one."""
+    data = bytearray(b"".join(array.data for array in content.array_records[KEY_ANSWER].values()))
+    data[0] = (data[0] + 1) % 256
+    content[KEY_ANSWER] = bytes_to_record(bytes(data))
 
 
 def _bytes(content: RecordDict) -> bytes:
@@ -81,6 +90,11 @@ def _encrypted_otherwise(content: RecordDict, parameters: CkksParameters) -> byt
 def _edit_header(content: RecordDict, **fields: object) -> None:
     header = json.loads(cast(str, content.config_records[HEADER]["json"]))
     content[HEADER] = ConfigRecord({"json": json.dumps(header | fields)})
+
+
+def _next_tag(content: RecordDict) -> None:
+    first, *others = json.loads(cast(str, content.config_records[HEADER]["json"]))["tags"]
+    _edit_header(content, tags=[first - 1 if first else 1, *others])
 
 
 def _edit_model(content: RecordDict, make: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -21,11 +21,11 @@ from flwr.serverapp.strategy import FedAvg
 from experiments.cases import Row
 from experiments.soak.check import Gap, largest_gap, mean_of
 from experiments.soak.clients import Clients, build_model
-from experiments.soak.grid import SoakGrid
-from experiments.soak.schedule import NO_KEY, TWICE, Schedule
+from experiments.soak.grid import FIRST_NODE, SoakGrid
+from experiments.soak.schedule import NO_KEY, SPOILS, TWICE, Schedule
 from fedsens import FederationKey, FedSensConfig
+from fedsens._files import Arrays
 from fedsens.errors import BenchmarkError
-from fedsens.files import Arrays
 from fedsens.flower import SelectiveEncryption
 from fedsens.flower._client import Client
 from fedsens.flower._records import KEY_SUM_ACTION
@@ -40,6 +40,7 @@ NAMES = re.compile(
     rf"node (\d+) is lost for (?:train|{KEY_SUM_ACTION})|"
     r"left out the (?:update|answer) of node (\d+)"
 )
+EXCLUDED = re.compile(r"client ([0-9a-f]{64})")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -57,6 +58,7 @@ class Plan:
         seed: of what goes wrong.
         rotate_every: rounds under one key.
         refresh_every: rounds under one mask.
+        spoils: whether the first client spoils sums until it is excluded.
     """
 
     clients: int
@@ -68,6 +70,7 @@ class Plan:
     seed: int = 0
     rotate_every: int = 100
     refresh_every: int = EVERY
+    spoils: bool = False
 
 
 class Soak:
@@ -95,7 +98,7 @@ class Soak:
             train_min_clients=2,
         )
         self._clients = Clients(lambda node: self._grid.fault_of(node))
-        self._schedule = Schedule(plan.seed)
+        self._schedule = Schedule(plan.seed, spoiler=FIRST_NODE if plan.spoils else None)
         self._grid = SoakGrid(
             self._clients.app(),
             plan.first or plan.clients,
@@ -110,18 +113,30 @@ class Soak:
         self._started, self._named = time.process_time(), Named()
         self._row: Row = {}
         self._model: Arrays = {n: t.numpy() for n, t in build_model().state_dict().items()}
+        self._spoilt = False  # whether the present model opens for nobody
 
     def run(self) -> list[Row]:
         """Run all rounds.
 
         Returns:
             A row for each.
+
+        Raises:
+            BenchmarkError: the client that spoils sums is not excluded in the end, or somebody is
+                in a mean who should not be, or is missing there.
         """
         random.seed(self._plan.seed)
         with listening(self._named), one_thread():
             self._strategy.start(
                 self._grid, ArrayRecord(build_model().state_dict()), self._plan.rounds
             )
+        if self._plan.spoils:
+            name = Client(self._grid.nodes[FIRST_NODE]).store.name
+            if self._named.excluded != {name}:
+                raise BenchmarkError(
+                    f"expected client {name}, which spoils sums, to be excluded in the end, got "
+                    f"{self._named.excluded or 'nobody'}"
+                )
         return self.rows
 
     def _seen(self, report: PhaseReport) -> None:
@@ -133,10 +148,13 @@ class Soak:
     def _check(self, report: PhaseReport) -> Row:
         sampled = report.clients + report.lost
         faults = {node: self._grid.fault_of(node) for node in self._grid.asked}
-        honest = [node for node, fault in faults.items() if fault in {None, TWICE}]
-        wrong = {node: fault for node, fault in faults.items() if node not in honest and fault}
-        void = NO_KEY in wrong.values()
-        counted = 0 if void else len(honest)
+        added = [node for node, fault in faults.items() if fault in {None, TWICE, *SPOILS}]
+        wrong = {node: fault for node, fault in faults.items() if node not in added and fault}
+        # Nobody trains on a model that opens for nobody, where an evaluation has not told before.
+        void = self._spoilt or NO_KEY in wrong.values()
+        void |= len(added) < self._strategy.config.train_min_clients
+        counted = 0 if void else len(added)
+        self._spoilt = not void and any(faults[node] in SPOILS for node in added)
         if (sampled, report.clients) != (len(faults), counted):
             raise BenchmarkError(
                 f"expected {counted} of {len(faults)} clients in the mean of round "
@@ -151,12 +169,18 @@ class Soak:
             "in the mean": report.clients,
             "left out": "; ".join(sorted(wrong.values())),
             "twice": sum(fault == TWICE for fault in faults.values()),
-            **self._gap([] if void else honest).figures(),
+            "spoilt": int(self._spoilt),
+            "excluded": len(self._named.excluded),
+            **self._gap([] if void or self._spoilt else added).figures(),
         }
 
     def _gap(self, honest: list[int]) -> Gap:
-        """How far the model is from the mean, or from itself where the round is void."""
-        model, bound = self._strategy.model, 0.0
+        """How far the model is from the mean, or from itself where the round changes nothing.
+
+        Where a sum was spoilt it is the model that the run goes back to.
+        """
+        model = self._strategy._run.accepted if self._spoilt else self._strategy.model
+        bound = 0.0
         opened = open_model(model, self._key(), 1)
         expected = self._model
         if honest and model.aggregate is not None:
@@ -174,6 +198,7 @@ class Soak:
             "CPU seconds": round(now - self._started, 4),
             "MiB": _mebibytes(resident()),
         }
+        self._spoilt = self._spoilt and self._strategy.model is not self._strategy._run.accepted
         if report.round % COLLECTED == 0:
             gc.collect()
         self._on_row(row)
@@ -202,17 +227,21 @@ class Named(logging.Handler):
 
     Attributes:
         nodes: their numbers.
+        excluded: names of those that are excluded from the run.
     """
 
     def __init__(self) -> None:
         """Begin with none."""
         super().__init__(logging.WARNING)
-        self.nodes: set[int] = set()
+        self.nodes, self.excluded = set[int](), set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Read one line."""
-        if match := NAMES.match(record.getMessage()):
+        line = record.getMessage()
+        if match := NAMES.match(line):
             self.nodes.add(int(match[1] or match[2]))
+        if line.startswith("excluded from this run"):
+            self.excluded = set(EXCLUDED.findall(line))
 
 
 @contextmanager

@@ -9,6 +9,9 @@ AWAY, RAISES = "away", "its function raises"
 NOT_FINITE, OTHER_SHAPE = "trained to NaN", "trained another shape"  # its own client refuses
 TWICE = "answers twice"  # is counted once
 NO_KEY = "gives no key"  # after its update was added, which voids the round
+# One client does either in every second round from some round on, until it is found and excluded.
+WRONG_TAG, WRONG_KEY = "spoils the sum by its tags", "spoils the sum by its key"
+SPOILS, BEFORE_SPOILING = (WRONG_TAG, WRONG_KEY), 4
 HOSTILE = (
     "another context",
     "replayed answer",
@@ -37,11 +40,13 @@ class Schedule:
         seed: of all draws.
         share: probability that something is wrong; half of it is to be away.
         begins: the first round in which anything is.
+        spoiler: the client that spoils sums; None if there is none.
     """
 
     seed: int
     share: float = 0.1
     begins: int = 1
+    spoiler: int | None = None
 
     def of(self, server_round: int, node: int) -> str | None:
         """What is wrong.
@@ -51,9 +56,12 @@ class Schedule:
             node: the client.
 
         Returns:
-            One of :data:`KINDS`, None if the client is honest.
+            One of :data:`KINDS` or :data:`SPOILS`, None if the client is honest.
         """
         draw = random.Random(f"{self.seed} {server_round} {node}")
+        if node == self.spoiler:
+            late = server_round > BEFORE_SPOILING
+            return draw.choice(SPOILS) if late and draw.random() < 0.5 else None
         if server_round < self.begins or draw.random() >= self.share:
             return None
         return AWAY if draw.random() < 0.5 else draw.choice(KINDS[1:])

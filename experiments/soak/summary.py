@@ -64,6 +64,10 @@ def lines(name: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
             "rounds void for a key that did not come",
             f"{sum(NO_KEY in r['left out'] for r in rows)}",
         ),
+        (
+            "sums that one client spoilt / the round in which it was excluded for it",
+            _spoilt(rows),
+        ),
         ("rounds within the bound", f"{sum(row['of bound'] <= 1 for row in rows)}"),
         ("largest error, as a share of its bound", f"{worst(rows):.2f}"),
         (f"MiB after round {' / '.join(map(str, marks))}", memory),
@@ -71,3 +75,10 @@ def lines(name: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("CPU seconds per round, median", f"{seconds:.2f}"),
         ("accuracy after the last round", f"{rows[-1]['accuracy']:.3f}"),
     ]
+
+
+def _spoilt(rows: Sequence[Row]) -> str:
+    """Empty where nobody spoils sums."""
+    if not (spoilt := sum(row["spoilt"] for row in rows)):
+        return ""
+    return f"{spoilt} / {next(row['round'] for row in rows if row['excluded'])}"

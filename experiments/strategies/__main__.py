@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
@@ -35,8 +36,8 @@ from client.app import app
 from client.models import build_model
 from experiments.federation import Clients, Rounds, Value, defaults
 from fedsens import FedSensConfig
+from fedsens._files import Arrays
 from fedsens.errors import StrategyError
-from fedsens.files import Arrays
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.keys import FederationKey, open_model
 from fedsens.remainder import epsilon_of
@@ -49,6 +50,7 @@ MU = 0.1
 GROUPS, OF_A_GROUP = 4, 2  # groups of a round, and their clients
 # Of central differential privacy: clients, noise multiplier, and norm.
 MANY, NOISE, CLIP = 40, 1.0, 0.5
+SEEDS = (0, 1, 2)
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": FedAvg,
     "FedProx": lambda: FedProx(proximal_mu=MU),
@@ -74,6 +76,7 @@ def run_strategy(
     rounds: int,
     mu: float = 0.0,
     own: Mapping[str, Value] | None = None,
+    seed: int = 0,
 ) -> tuple[Result, Arrays, SelectiveEncryption]:
     """Train the app's model with one strategy.
 
@@ -84,6 +87,7 @@ def run_strategy(
         rounds: of training.
         mu: FedProx's.
         own: run config that differs from the defaults.
+        seed: of the initial model and of Flower's sampling.
 
     Returns:
         Flower's result, the whole model in the end, and what ran it.
@@ -92,7 +96,7 @@ def run_strategy(
     config |= {"fedsens.ratio": 0} if mode == "plain" else {"fedsens.opens": mode}
     config |= own or {}
     shape = tuple(int(each) for each in str(config["image-shape"]).split(","))
-    model = build_model(str(config["model"]), (shape[0], shape[1], shape[2]), 10, 0)
+    model = build_model(str(config["model"]), (shape[0], shape[1], shape[2]), 10, seed)
     with TemporaryDirectory(prefix="fedsens-") as folder:
         key = Path(folder) / "fl.key"
         FederationKey.generate().save(key)
@@ -104,7 +108,7 @@ def run_strategy(
         )
         grid = LocalGrid(app, clients, node_config=node, run_config=config)
         outer = SelectiveEncryption(strategy, FedSensConfig.from_run_config(config))
-        random.seed(0)
+        random.seed(seed)
         told = ConfigRecord({"proximal-mu": mu})
         result = outer.start(grid, ArrayRecord(model.state_dict()), rounds, train_config=told)
         opener = FederationKey.load(key) if mode == "clients" else None
@@ -182,26 +186,31 @@ def compare_privacy(clients: int, rounds: int) -> Rows:
         rounds: of training.
 
     Returns:
-        Heads, and a row for each.
+        Heads, and a row for each: the mean accuracy of three seeds, and their range.
     """
+    flowers = DifferentialPrivacyServerSideFixedClipping
     own: dict[str, Value] = {"fedsens.dp-noise": NOISE, "fedsens.dp-clip": CLIP}
     own |= {"fedsens.ratio": 1.0, "fedsens.train-min-clients": clients}
-    flowers = DifferentialPrivacyServerSideFixedClipping(FedAvg(), NOISE, CLIP, clients)
-    runs: tuple[tuple[str, str, Strategy, str, dict[str, Value]], ...] = (
-        ("none", "", FedAvg(), "plain", {}),
-        ("Flower's", "the server", flowers, "plain", {}),
-        ("fedsens, server opens", "nobody", FedAvg(), "server", own),
-        ("fedsens, clients open", "nobody", FedAvg(), "clients", own),
+    runs: tuple[tuple[str, str, Callable[[], Strategy], str, dict[str, Value]], ...] = (
+        ("none", "the server", FedAvg, "plain", {}),
+        ("Flower's", "the server", lambda: flowers(FedAvg(), NOISE, CLIP, clients), "plain", {}),
+        ("fedsens, server opens", "nobody", FedAvg, "server", own),
+        ("fedsens, clients open", "nobody", FedAvg, "clients", own),
     )
     rows: Rows = [("central privacy", "who is trusted with updates", "epsilon", "accuracy")]
-    for name, trusted, strategy, mode, options in runs:
+    for name, trusted, make, mode, options in runs:
         options = options | {"fedsens.key-timeout": 600, "alpha": 100.0}  # all clients alike
-        result, _, outer = run_strategy(strategy, mode, clients, rounds, own=options)
-        told = [each.central_epsilon for each in outer.reports if each.phase == "train"][-1]
-        if strategy is flowers:
-            told = epsilon_of([NOISE] * rounds)
+        found, told = [], None
+        for seed in SEEDS:
+            strategy = make()
+            result, _, outer = run_strategy(strategy, mode, clients, rounds, own=options, seed=seed)
+            found.append(float(accuracy_of(result, rounds)))
+            told = [each.central_epsilon for each in outer.reports if each.phase == "train"][-1]
+            if isinstance(strategy, flowers):
+                told = epsilon_of([NOISE] * rounds)
         epsilon = "infinite" if told is None else f"{told:.2f}"
-        rows.append((name, trusted or "the server", epsilon, accuracy_of(result, rounds)))
+        accuracy = f"{fmean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+        rows.append((name, trusted, epsilon, accuracy))
     return rows
 
 

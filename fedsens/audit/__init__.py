@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
     from fedsens.audit._analytic import Imprinted
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     )
     from fedsens.audit._clients import Case, FederatedTraining, Update
     from fedsens.audit._figure import draw_choices, draw_leakage, draw_sheet
-    from fedsens.audit._membership import LabelLeak, MembershipResult, label_leaks, membership
+    from fedsens.audit._membership import label_leaks, membership
     from fedsens.audit._metrics import (
         CONFIDENCE,
-        Interval,
         identified,
         interval,
         occurring,
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
         PLAIN,
         WITHHELD,
         WORKS,
-        Outcome,
         Protection,
         Trial,
         protections_of,
@@ -81,10 +79,6 @@ __all__ = [
     "Choice",
     "FederatedTraining",
     "Imprinted",
-    "Interval",
-    "LabelLeak",
-    "MembershipResult",
-    "Outcome",
     "Protection",
     "Record",
     "Summary",
@@ -129,87 +123,4 @@ __all__ = [
     "write_summary",
 ]
 
-_HOMES = {
-    "fedsens.audit._analytic": ("Imprinted",),
-    "fedsens.audit._attack": (
-        "Attack",
-        "AttackBudget",
-        "AttackView",
-        "attack_names",
-        "get_attack",
-        "register_attack",
-        "view_of_gradient",
-    ),
-    "fedsens.audit._clients": (
-        "Case",
-        "FederatedTraining",
-        "Update",
-    ),
-    "fedsens.audit._figure": (
-        "draw_choices",
-        "draw_leakage",
-        "draw_sheet",
-    ),
-    "fedsens.audit._membership": (
-        "LabelLeak",
-        "MembershipResult",
-        "label_leaks",
-        "membership",
-    ),
-    "fedsens.audit._metrics": (
-        "CONFIDENCE",
-        "Interval",
-        "identified",
-        "interval",
-        "occurring",
-        "prior_reconstruction",
-        "recall_and_precision",
-        "ssim",
-    ),
-    "fedsens.audit._recommend": (
-        "Choice",
-        "cheapest_first",
-        "choices",
-        "cost_rank",
-        "real_trials",
-        "recommendation",
-        "recommended",
-    ),
-    "fedsens.audit._record": (
-        "Record",
-        "read_settings",
-        "run_trials",
-    ),
-    "fedsens.audit._report": (
-        "Summary",
-        "audit_table",
-        "case_table",
-        "choice_table",
-        "inference_table",
-        "write_summary",
-    ),
-    "fedsens.audit._study": ("AttackStudy",),
-    "fedsens.audit._target": (
-        "leaking_lenet",
-        "load_samples",
-        "mode_of",
-    ),
-    "fedsens.audit._trial": (
-        "FULL_ENCRYPTION",
-        "PLAIN",
-        "WITHHELD",
-        "WORKS",
-        "Outcome",
-        "Protection",
-        "Trial",
-        "protections_of",
-        "remainder_name",
-        "trials_of",
-    ),
-    "fedsens.audit._verdict": (
-        "VerdictRow",
-        "verdict",
-        "verdicts",
-    ),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

@@ -54,7 +54,7 @@ def analytic(view: AttackView, budget: AttackBudget) -> Tensor:
             continue
         features = _features(view.model, module, blank)
         if features.numel() != found.numel():
-            continue  # such as a layer that sees tokens
+            continue  # such as a layer that sees tokens, or is not called
         if found.numel() == math.prod(view.shape) and _sees_image(view.model, module, blank):
             return found.nan_to_num(0.5).reshape(1, *view.shape).clamp(0, 1)
         key = ("traced", name, budget.steps, budget.starts, found.numpy().tobytes())
@@ -77,12 +77,14 @@ def layer_input(view: AttackView, name: str) -> Tensor | None:
     if weight is None:
         return None
     bias = view.gradients.get(f"{name}.bias")
+    # The weight's gradient is outer(delta, input), of rank one; the bias's is delta itself.
     row, column = complete_rank_one(weight)
     if column.isnan().float().mean() > 0.5:
         return None
     usable = ~bias.isnan() & (row != 0) if bias is not None else torch.zeros(1, dtype=torch.bool)
     if bias is None or not usable.any():
         return -column if column.nansum() < 0 else column
+    # row = s delta with an unknown s, so column = input / s: s by least squares over what is seen.
     back, mine = bias[usable], row[usable]
     scale = float((mine * back).sum() / back.square().sum().clamp_min(1e-30))
     return column * scale
@@ -102,6 +104,7 @@ def complete_rank_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(matrix)), torch.full((matrix.shape[1],), torch.nan)
     values = (values / size).double()
     weights = known.double()
+    # Begin with the strongest row as b: a is then each row's projection on it.
     first = int(values.square().sum(dim=1).argmax())
     shared = weights @ values[first].square()  # energy of the first row where both are known
     a = (values @ values[first]) / shared.clamp_min(1e-300)
@@ -118,13 +121,14 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _features(model: nn.Module, module: nn.Module, image: Tensor) -> Tensor:
+    """What a layer is given; nothing where it is not called, as the last one of attention."""
     caught: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    hook = module.register_forward_pre_hook(lambda _, given: caught.extend(given[:1]))
     try:
         logits_of(model, image)
     finally:
         hook.remove()
-    return caught[0]
+    return caught[0] if caught else torch.empty(0)
 
 
 def _sees_image(model: nn.Module, module: nn.Module, image: Tensor) -> bool:
@@ -184,6 +188,7 @@ def _decoded(view: AttackView, module: nn.Module, found: Tensor) -> tuple[Tensor
                 _features(view.model, module, image).flatten()[None, known]
                 for image in torch.split(images, 1)
             ]).double()  # fmt: skip
+        # Ridge regression in its dual form: as many equations as images, not as features.
         made = made / made.norm(dim=1, keepdim=True).clamp_min(1e-30)
         centre, mean = made.mean(dim=0), images.double().flatten(1).mean(dim=0)
         kernel = (made - centre) @ (made - centre).T
@@ -249,10 +254,13 @@ def imprint(view: AttackView, budget: AttackBudget) -> Tensor:
     if rows.isnan().all():
         return blank
     rows, back, last = _merged(rows, back)
+    # Row j sums delta x over the images brighter than its threshold, so the difference of two
+    # neighbours is that of the images between them; alone there, one is the quotient by its delta.
     sums, weights = rows[:-1] - rows[1:], back[:-1] - back[1:]
     above = torch.cat([levels[1:], levels[-1:]])[last]
     centres = (levels[last] + above) / 2
     weights = torch.where(weights.isnan(), sums.nanmean(dim=1) / centres.clamp_min(1e-6), weights)
+    # Several images in a bin give a mixture, whose mean pixel seldom is that of the bin.
     used = (weights.abs() > 0) & ~weights.isnan()
     found = sums[used] / weights[used, None]
     off = (found.nanmean(dim=1) - centres[used]).abs().nan_to_num(torch.inf)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsens.extensions import Registry
+from fedsens._extensions import Registry
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, with_nan
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsens._files import Arrays
 from fedsens.audit._target import loss_of
 from fedsens.data import Dataset
-from fedsens.files import Arrays
 
 CLIENTS, BATCH, MOMENTUM = 8, 16, 0.9
 

@@ -124,23 +124,12 @@ class StatisticsDistance:
     """
 
     def __init__(self, view: AttackView) -> None:
-        """Take over what is known.
-
-        Args:
-            view: the attacker's; its model is copied.
-        """
+        """Copy the view's model and take over what is known of the statistics."""
         self._model = copy.deepcopy(view.model).double()
         self._known = {n: (m.double(), v.double()) for n, (m, v) in known_statistics(view).items()}
 
     def __call__(self, images: Tensor) -> tuple[float, Tensor]:
-        """The distance, a mean over layers, relative to the variances; and its derivative.
-
-        Args:
-            images: of shape (batch, channels, height, width), double precision.
-
-        Returns:
-            The distance and its derivative by the images.
-        """
+        """The mean distance of a layer, relative to the variances; its derivative by the images."""
         images = images.detach().requires_grad_()
         parts: list[Tensor] = []
         hooks = [

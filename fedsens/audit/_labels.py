@@ -107,10 +107,9 @@ def label_shares(view: AttackView) -> Tensor | None:
 
 
 def share_error(found: Tensor | None, labels: Tensor, classes: int) -> tuple[float, float]:
-    """Total-variation distance of shares from the truth, and that of a uniform guess.
+    """Total-variation distance of shares from the truth, and that of a uniform guess, from 0 to 1.
 
-    Returns:
-        Both distances, from 0 to 1. For one image the first is 0 if its label is certain.
+    For one image the first is 0 if its label is certain.
     """
     true = torch.bincount(labels, minlength=classes).double() / len(labels)
     uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
@@ -119,11 +118,7 @@ def share_error(found: Tensor | None, labels: Tensor, classes: int) -> tuple[flo
 
 
 def label_accuracy(found: Tensor | None, labels: Tensor) -> float:
-    """Share of the images whose label is named, if as many labels are named as there are images.
-
-    Returns:
-        Overlap of the two multisets of labels, from 0 to 1.
-    """
+    """Overlap of labels, from 0 to 1, if as many are named as there are images."""
     if found is None:
         return 0.0
     true = torch.bincount(labels, minlength=len(found))

@@ -111,11 +111,7 @@ def _one(model: nn.Module, names: list[str], x: Tensor, y: Tensor) -> Tensor:
 
 
 def visible(view: AttackView) -> tuple[Tensor, Tensor]:
-    """The view as one vector.
-
-    Returns:
-        Which coordinates are visible, and all values, NaN where they are not.
-    """
+    """The view as one vector: which coordinates are visible, and all values, NaN where not."""
     flat = torch.cat([gradient.flatten() for gradient in view.gradients.values()]).float()
     return ~flat.isnan(), flat
 

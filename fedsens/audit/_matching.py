@@ -86,11 +86,7 @@ def match(view: AttackView, matching: Matching, budget: AttackBudget) -> Tensor:
 
 
 def total_variation(images: Tensor) -> tuple[float, Tensor]:
-    """Mean absolute difference of neighbours down plus that across, and its derivative.
-
-    Returns:
-        The variation, and its derivative by the pixels.
-    """
+    """Mean absolute difference of neighbours down plus that across; its derivative by pixels."""
     down = images[..., 1:, :] - images[..., :-1, :]
     across = images[..., 1:] - images[..., :-1]
     slope = torch.zeros_like(images)

@@ -239,10 +239,12 @@ def recommendation(found: Sequence[Choice], confidence: float) -> str:
             f"{confidence:g}; {power(best.line, confidence)}"
         )
     whole = next((each for each in found if each.protection == FULL_ENCRYPTION), None)
+    other = f", {_cost(whole)}," if whole else ""
+    if whole and whole.bytes_up + whole.bytes_down <= best.bytes_up + best.bytes_down:
+        other += " sends no more bytes than that and"
     return (
         f"{best.protection}: {reason}. {_cost(best)} for a client and round. Labels and membership "
-        f"are tables of their own. Ratio 1{f', {_cost(whole)},' if whole else ''} needs no belief "
-        f"in the attacks.{more}"
+        f"are tables of their own. Ratio 1{other} needs no belief in the attacks.{more}"
     )
 
 
@@ -268,11 +270,7 @@ def _weakest(found: Iterable[Choice], confidence: float) -> str:
 
 
 def power(line: VerdictRow, confidence: float) -> str:
-    """What so few victims can tell.
-
-    Returns:
-        Such as "none of 8 found allows for up to 31 % at 95 %".
-    """
+    """What so few victims can tell: "none of 8 found allows for up to 31 % at 95 %"."""
     hits = round(line.identified * line.victims)
     some = "none" if not hits else str(hits)
     return (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedsens.audit._attack import get_attack
@@ -20,6 +21,8 @@ from fedsens.audit._trial import FIRST, NO_ENCRYPTION, Outcome, Protection, Tria
 from fedsens.errors import ConfigurationError
 
 Known = dict[Trial, tuple[Outcome, Tensor]]
+RECORD = "audit.jsonl"
+OUTCOME = TypeAdapter(Outcome)
 
 
 class Record:
@@ -38,20 +41,30 @@ class Record:
             settings: what the outcomes depend on.
 
         Raises:
-            ConfigurationError: the folder holds a study with other settings.
+            ConfigurationError: the folder cannot be written, or holds a study with other settings
+                or a damaged one.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "audit.jsonl"
+        self._path = folder / RECORD
         self.settings = dict(settings)
         self.known: Known = {}
-        if not self._path.exists():
-            self._path.write_text(json.dumps(self.settings) + "\n")
-        head, *lines = self._path.read_text().splitlines()
-        if json.loads(head) != self.settings:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                if not file.tell():
+                    file.write(json.dumps(self.settings) + "\n")
+        except OSError as error:
             raise ConfigurationError(
-                f"expected a new folder or the study that is in {folder}, got other settings; "
-                "choose another with --out"
+                f"expected a folder that can be written, got {folder}: {error.strerror}; choose "
+                "another with --out"
+            ) from None
+        kept = read_settings(folder) or {}
+        both = kept.keys() | self.settings.keys()
+        if odd := sorted(name for name in both if kept.get(name) != self.settings.get(name)):
+            raise ConfigurationError(
+                f"expected a new folder or the study that is in {folder}, got other settings "
+                f"({', '.join(odd)}); choose another with --out"
             )
+        head, *lines = self._path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines):
             try:
                 outcome, found = _read(line)
@@ -90,12 +103,22 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         The settings; None where there is no study.
+
+    Raises:
+        ConfigurationError: what is there is no study, or a damaged one.
     """
-    path = folder / "audit.jsonl"
+    path = folder / RECORD
     if not path.exists():
         return None
-    with path.open() as file:
-        content: dict[str, Any] = json.loads(file.readline())
+    try:
+        content = json.loads(path.read_text(errors="replace").partition("\n")[0])
+    except (ValueError, OSError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"expected the settings of a study in line 1 of {path}, got something else; it is "
+            "damaged or no audit's: choose another folder, or delete it"
+        )
     return content
 
 
@@ -103,8 +126,7 @@ def _read(line: str) -> tuple[Outcome, Tensor]:
     content = json.loads(line)
     pixels = np.frombuffer(b64decode(content.pop("pixels")), np.uint8)
     found = torch.from_numpy(pixels.reshape(content.pop("shape")) / np.float32(255))
-    trial = Trial(**content.pop("trial"))
-    return Outcome(trial=trial, **content), found
+    return OUTCOME.validate_python(content), found
 
 
 def run_trials(

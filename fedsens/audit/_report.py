@@ -23,7 +23,11 @@ MEASURES = {"images": "SSIM", "tokens": "F1"}  # of what is recovered
 
 
 def audit_table(
-    lines: Sequence[VerdictRow], prior: Sequence[float], kind: str, mode: str = ""
+    lines: Sequence[VerdictRow],
+    prior: Sequence[float],
+    kind: str,
+    candidates: int,
+    mode: str = "",
 ) -> Table:
     """One line for each protection and attack of a case.
 
@@ -31,6 +35,7 @@ def audit_table(
         lines: of the verdict.
         prior: score of each victim's guess without any update.
         kind: of the samples.
+        candidates: how many samples a victim is told from.
         mode: in which the model is attacked, in words.
 
     Returns:
@@ -40,9 +45,9 @@ def audit_table(
     table = _table(
         f"What a curious server recovers from {lines[0].case}" + (f", in {mode}" if mode else ""),
         f"{measure}: 1 is all of it; a guess without any update has {mean(prior):.3f}. found: "
-        "share of the victims told from 500 candidates. union: for each victim the best of all but "
-        "naive attacks. In brackets: naive, or too weak with nothing encrypted, so that its "
-        "failure says nothing. A victim that one attack has recovered is not attacked further.",
+        f"share of the victims told from {candidates} others. union: for each victim the best of "
+        "all but naive attacks. In brackets: naive, or too weak with nothing encrypted, so that "
+        "its failure says nothing. A victim that one attack has recovered is not attacked further.",
     )
     varied = any(line.remainder != PLAIN for line in lines)
     for name in ("policy", "attack"):
@@ -71,6 +76,7 @@ def case_table(
     lines: Sequence[VerdictRow],
     priors: Mapping[str, Sequence[float]],
     accuracy: Mapping[str, float],
+    candidates: int,
 ) -> Table:
     """The strongest attack in every case: the worst one first, then what is really sent.
 
@@ -78,6 +84,7 @@ def case_table(
         lines: of the verdict on all cases.
         priors: case to the score of each victim's guess.
         accuracy: case to that of its model.
+        candidates: how many samples a victim is told from.
 
     Returns:
         The table.
@@ -85,8 +92,8 @@ def case_table(
     table = _table(
         "The worst case, and what federated learning really sends",
         "excess: of the strongest attack over a guess without any update, with its 95 % interval; "
-        "found: share of the victims' samples told from 500 others. In brackets: no attack works "
-        "there with nothing encrypted, so that it says nothing about a mask.",
+        f"found: share of the victims' samples told from {candidates} others. In brackets: no "
+        "attack works there with nothing encrypted, so that it says nothing about a mask.",
     )
     table.add_column("update")
     table.add_column("encrypted", no_wrap=True)

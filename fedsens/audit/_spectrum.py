@@ -19,55 +19,28 @@ ROUGH = 0.1  # standard deviation of a random start's coefficients
 
 
 def image_of(coefficients: Tensor) -> Tensor:
-    """The images of coefficients, 0 being grey.
+    """The images of coefficients (..., height, width), 0 being grey; not limited to [0, 1].
 
-    Args:
-        coefficients: of shape (..., height, width).
-
-    Returns:
-        Pixels of the same shape, not limited to [0, 1]: the orthonormal inverse cosine transform
-        of the coefficients times 1 / (1 + f / 4), plus 0.5.
+    The orthonormal inverse cosine transform of the coefficients times 1 / (1 + f / 4), plus 0.5.
     """
     scale, rows, columns = _basis(*coefficients.shape[-2:])
     return GREY + rows.T @ (scale * coefficients) @ columns
 
 
 def coefficients_of(images: Tensor) -> Tensor:
-    """The inverse of ``image_of``.
-
-    Args:
-        images: of shape (..., height, width), double precision.
-
-    Returns:
-        Coefficients of the same shape.
-    """
+    """The inverse of ``image_of``, in double precision."""
     scale, rows, columns = _basis(*images.shape[-2:])
     return (rows @ (images - GREY) @ columns.T) / scale
 
 
 def gradient_by_coefficients(by_pixels: Tensor) -> Tensor:
-    """The chain rule through ``image_of``.
-
-    Args:
-        by_pixels: derivative by the pixels.
-
-    Returns:
-        Derivative by the coefficients.
-    """
+    """The chain rule through ``image_of``: from the derivative by pixels that by coefficients."""
     scale, rows, columns = _basis(*by_pixels.shape[-2:])
     return scale * (rows @ by_pixels @ columns.T)
 
 
 def random_coefficients(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Coefficients of a random smooth image near grey.
-
-    Args:
-        shape: (..., height, width).
-        generator: of the noise.
-
-    Returns:
-        Coefficients in double precision.
-    """
+    """Coefficients (..., height, width) of a random smooth image near grey, in double precision."""
     return ROUGH * torch.randn(shape, generator=generator).double()
 
 

@@ -98,6 +98,11 @@ class AttackStudy:
         batch = min(case.batch for case in cases)
         own = samples.x[:batch], samples.y[:batch]
         self.model = attackable(model, *own, samples.classes, mode)
+        if self.kind == "tokens" and (most := int(samples.x.max())) >= self.vocabulary:
+            raise ConfigurationError(
+                f"expected token ids below {self.vocabulary}, which the model's embedding knows, "
+                f"got {most}; check --data, or give the model a larger vocabulary"
+            )
         self.seed, self.layout = seed, ParameterLayout.from_state_dict(self.model.state_dict())
         self._outputs = int(logits_of(self.model, own[0]).shape[-1])
         self._steps, self._starts = steps, starts
@@ -120,6 +125,11 @@ class AttackStudy:
     def case(self) -> Case:
         """The first case."""
         return next(iter(self.cases.values()))
+
+    @property
+    def candidates(self) -> int:
+        """How many samples that are not attacked a victim is told from, 500 at most."""
+        return min(CANDIDATES, len(self.others))
 
     def count(self, case: str) -> int:
         """How many updates of a case are attacked."""
@@ -291,7 +301,7 @@ class AttackStudy:
         """
         true = self.images(trial.image, trial.case)[0]
         measured = measure_images if self.kind == "images" else measure_tokens
-        return measured(trial, found, true, self.others.x[:CANDIDATES], seconds)
+        return measured(trial, found, true, self.others.x[: self.candidates], seconds)
 
     def prior(self, case: str | None = None) -> list[float]:
         """Score of a guess without any update: the mean public image of the victim's own class.

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
+from fedsens.audit._metrics import WINDOW
 from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError, DataError
 
@@ -34,14 +43,18 @@ def attackable(
 
     Wrappers of ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are taken off;
     names of parameters are those of the model inside. Inputs are cast to the parameters' type, and
-    of an output with several parts the logits are taken: ``logits``, or else the first tensor of
-    shape (samples, ..., at least ``classes``).
+    of an output with several parts the logits are taken: ``logits``, or else the only tensor of
+    shape (samples, ..., at least ``classes``), or the first with exactly as many columns.
 
     Raises:
         ConfigurationError: it cannot be attacked; the text says why.
     """
-    bare = _on_cpu(_unwrapped(model))
+    bare = _unwrapped_inside(_on_cpu(_unwrapped(model)))
     _check_parameters(bare)
+    _check_call(bare, x)
+    for module in bare.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # the same gradient, as an array
     bare.register_forward_pre_hook(_cast)
     bare.register_forward_hook(_Logits(classes))
     problems = {}
@@ -57,8 +70,8 @@ def attackable(
     texts = "; ".join(f"in {name} {problem}" for name, problem in problems.items())
     hint = ", or use --mode eval" if mode == "train" and len(x) == 1 else ""
     raise ConfigurationError(
-        f"expected a classifier that can be attacked, got {type(bare).__name__}: {texts}; check "
-        f"--model, --data and --classes{hint}"
+        f"expected a classifier of {_named(x)}, got {type(bare).__name__}: {texts}; check --model, "
+        f"--data and --classes{hint}"
     )
 
 
@@ -117,12 +130,16 @@ class _Logits:
         if isinstance(found, Tensor):
             return found
         parts = output.values() if isinstance(output, Mapping) else output
-        for part in parts if isinstance(parts, tuple | list) or parts is not output else ():
-            if isinstance(part, Tensor) and part.ndim > 1 and part.shape[-1] >= self._classes:
-                return part
-        raise TypeError(
-            f"it returns {type(output).__name__} without a tensor of shape (samples, "
-            f"{self._classes} or more)"
+        many = isinstance(output, Mapping | tuple | list)
+        tensors = [each for each in parts if isinstance(each, Tensor)] if many else []
+        able = [each for each in tensors if each.ndim > 1 and each.shape[-1] >= self._classes]
+        exact = [each for each in able if each.shape[-1] == self._classes]
+        if exact or len(able) == 1:
+            return (exact or able)[0]
+        shapes = ", ".join(str(tuple(each.shape)) for each in able) or "none"
+        raise ConfigurationError(
+            f"it returns {type(output).__name__}, of whose parts one has to be called logits or "
+            f"have {self._classes} columns: those with as many or more are {shapes}"
         )
 
 
@@ -144,13 +161,21 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def _unwrapped_inside(model: nn.Module) -> nn.Module:
+    """Take the same wrappers off a model's parts, whose layers no hook would see."""
+    for name, child in list(model.named_children()):
+        setattr(model, name, _unwrapped_inside(_unwrapped(child)))
+    return model
+
+
 def _on_cpu(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).cpu()
     except (RuntimeError, TypeError) as error:  # such as a graph's output kept as an attribute
         raise ConfigurationError(
-            f"expected a model that can be copied, got {type(model).__name__}: {_first(error)}; "
-            "detach or drop the tensors that it keeps"
+            f"expected a model that can be copied, got {type(model).__name__}, of which a copy "
+            f"fails ({type(error).__name__}); detach or drop the tensors that it keeps, and take "
+            "nn.utils.parametrizations.weight_norm for nn.utils.weight_norm"
         ) from None
 
 
@@ -172,27 +197,103 @@ def _check_parameters(model: nn.Module) -> None:
 _TYPES = {torch.float32, torch.float64}
 
 
+def _check_call(model: nn.Module, x: Tensor) -> None:
+    try:
+        signature(model.forward).bind(x)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"expected a model whose forward takes samples alone, got {type(model).__name__}: "
+            f"{error}; wrap it in a module that makes the rest of the samples, such as a mask of "
+            "the tokens that are no padding"
+        ) from None
+    except ValueError:
+        return  # a forward without a signature: calling it tells
+
+
+def _named(x: Tensor) -> str:
+    size = " x ".join(map(str, x.shape[1:]))
+    return f"images of {size} values" if x.is_floating_point() else f"sentences of {size} token ids"
+
+
 def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
     """Why a step of training is not possible, or nothing."""
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    entered: list[tuple[nn.Module, Any]] = []
+    hooks = [
+        register_module_forward_pre_hook(lambda module, given: entered.append((module, given))),
+        register_module_forward_hook(lambda module, given, made: entered.pop() and None),
+    ]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what an index of a tensor that is none warns of
             logits = logits_of(model, x)
-        if logits.ndim != y.ndim + 1 or logits.shape[: y.ndim] != y.shape:
-            return (
-                f"its output has shape {tuple(logits.shape)} instead of "
-                f"({', '.join(map(str, y.shape))}, classes)"
-            )
-        if logits.shape[-1] < classes:
-            return f"it has {logits.shape[-1]} outputs for {classes} classes"
-        if not logits.isfinite().all():
-            return "its logits are not finite"
+        if problem := _odd_logits(logits, y, classes):
+            return problem
         made = torch.autograd.grad(loss_of(logits, y), free, allow_unused=True)
+    except ConfigurationError as error:  # of _Logits
+        return str(error)
     except FAILURES as error:
-        return f"torch says: {_first(error)}"
+        return _failed(model, entered, error)
+    finally:
+        for hook in hooks:
+            hook.remove()
     if all(gradient is None or not gradient.any() for gradient in made):
         return "no parameter has a gradient"
     return ""
+
+
+def _odd_logits(logits: Tensor, y: Tensor, classes: int) -> str:
+    """Why an output is not one vector of logits for each label, or nothing."""
+    if logits.ndim != y.ndim + 1 or logits.shape[: y.ndim] != y.shape:
+        each = "token" if y.ndim > 1 else "sample"
+        return (
+            f"its output has shape {tuple(logits.shape)} instead of "
+            f"({', '.join(map(str, y.shape))}, classes), one vector of logits for each {each}; "
+            "what labels pixels, boxes or anything else than the data's labels is not audited"
+        )
+    if logits.shape[-1] == 1 and classes == 2:
+        return (
+            "it has one logit z for 2 classes: return torch.cat([torch.zeros_like(z), z], dim=-1), "
+            "of which cross-entropy is the binary one of z"
+        )
+    if logits.shape[-1] < classes:
+        return f"it has {logits.shape[-1]} outputs for {classes} classes"
+    return "" if logits.isfinite().all() else "its logits are not finite"
+
+
+def _failed(
+    model: nn.Module, entered: Sequence[tuple[nn.Module, Any]], error: BaseException
+) -> str:
+    """In words, the layer in which a forward pass fails, and what it was given."""
+    reason = f"({type(error).__name__}: {_first(error)})"
+    if not entered:
+        return f"its gradient fails {reason}"
+    names = {id(module): name for name, module in model.named_modules()}
+    module, given = entered[-1]
+    x = given[0] if given else None
+    name = names.get(id(module), "")
+    if isinstance(x, Tensor) and not any(True for _ in module.children()):
+        return (
+            f"its layer {name or 'alone'} ({type(module).__name__}) fails on an input of shape "
+            f"{tuple(x.shape)} and type {x.dtype}: {_advice(module, x) or _first(error)}"
+        )
+    where = f" of its part {name}" if name else ""
+    return (
+        f"the forward pass{where} fails {reason}; what takes a dictionary or several "
+        "tensors is wrapped in a module whose forward takes samples alone"
+    )
+
+
+def _advice(module: nn.Module, x: Tensor) -> str:
+    """What to do about a layer that does not take the data, or nothing."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        if x.is_floating_point():
+            return "it takes token ids, an integer x of shape (n, length) in an .npz file"
+        return f"it knows ids below {module.num_embeddings}, the highest here is {int(x.max())}"
+    if not x.is_floating_point():
+        return "token ids go through an embedding first"
+    flat = isinstance(module, nn.Linear) and x.shape[-1] != module.in_features
+    return "begin a model of flat vectors with nn.Flatten()" if flat and x.ndim == 4 else ""
 
 
 def _first(error: BaseException) -> str:
@@ -213,14 +314,12 @@ def load_samples(source: str, classes: int | None = None) -> Dataset:
         The samples; ``x`` is floating point for images and int64 for tokens.
 
     Raises:
-        DataError: the sentences and labels do not fit each other.
+        DataError: the samples are not what can be attacked, or do not fit their labels.
     """
-    if not (source.endswith(".npz") and Path(source).is_file()):
-        return load_dataset(source, classes)
-    with np.load(source, allow_pickle=False) as archive:
-        x, y = (archive[name] if name in archive.files else np.empty(0) for name in ("x", "y"))
-    if x.ndim != 2 or x.dtype.kind not in "iu":
-        return load_dataset(source, classes)
+    arrays = _arrays(source)
+    if arrays is None or arrays[0].ndim != 2 or arrays[0].dtype.kind not in "iu":
+        return _images(arrays, source, classes)
+    x, y = arrays
     if y.dtype.kind not in "iu" or y.shape not in {x.shape[:1], x.shape} or not y.size:
         raise DataError(
             f"{source}: expected an integer label for each of {len(x)} sentences or each of their "
@@ -232,6 +331,46 @@ def load_samples(source: str, classes: int | None = None) -> Dataset:
     return Dataset(
         torch.from_numpy(x.astype(np.int64)), labels, classes or int(labels.max().clamp_min(1)) + 1
     )
+
+
+def _arrays(source: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """The arrays of an .npz file that is whole."""
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            return archive["x"], archive["y"]
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error):
+        return None  # another format, or a file of which load_dataset says what is wrong
+
+
+def _images(
+    arrays: tuple[NDArray[Any], NDArray[Any]] | None, source: str, classes: int | None
+) -> Dataset:
+    x, y = arrays or (np.empty((0, 0, 0)), np.empty(0, int))
+    if x.ndim == 2:
+        raise DataError(
+            f"{source}: expected images or integer token ids, got rows of {x.shape[1]} values; "
+            "reshape flat images, those of MNIST by x.reshape(-1, 28, 28); rows of a table are "
+            "not audited, as no score tells how much of one is recovered: choose ratio 1 for them"
+        )
+    if y.ndim > 1 or y.dtype.kind == "f":
+        raise DataError(
+            f"{source}: expected one integer label per image, got y of shape {y.shape} and "
+            f"type {y.dtype}; one-hot rows are y.argmax(1); several labels of an image, labels "
+            "of its pixels and real numbers are not audited, as attacks assume cross-entropy"
+        )
+    samples = load_dataset(source, classes)
+    low, high = float(samples.x.min()), float(samples.x.max())
+    if low < 0 or high > 1:
+        raise DataError(
+            f"{source}: expected pixels as bytes, or in [0, 1], in which reconstructions are "
+            f"sought and scored, got {low:.3g} to {high:.3g}; let the model's first layer normalise"
+        )
+    if min(samples.x.shape[2:]) < WINDOW:
+        raise DataError(
+            f"{source}: expected images of {WINDOW} x {WINDOW} pixels or more, which SSIM needs, "
+            f"got {samples.x.shape[2]} x {samples.x.shape[3]}; enlarge them"
+        )
+    return samples
 
 
 def leaking_lenet(channels: int, size: int, classes: int, seed: int = 0) -> nn.Module:

@@ -27,6 +27,8 @@ NEAR = 0.02  # share of an input's length outside of the span that still counts 
 SPARE = 4  # columns that a block needs beyond its rank, or everything lies in its span
 SURE = 5  # standard deviations above noise
 CHUNK = 256  # tokens at a time
+EMBEDDINGS = nn.Embedding | nn.EmbeddingBag
+WEIGHTS = ("weight", "in_proj_weight")  # of a linear layer; of query, key and value in attention
 
 
 @register_attack("embedding", threat="analytic", kind="tokens")
@@ -45,8 +47,8 @@ def embedding(view: AttackView, budget: AttackBudget) -> Tensor:
 def span(view: AttackView, budget: AttackBudget) -> Tensor:
     """The tokens whose input of the first linear layers lies in the span of their gradients."""
     found = torch.zeros(_vocabulary(view), dtype=torch.bool)
-    seen = {name: view.gradients.get(f"{name}.weight") for name in _layers(view).linear}
-    weights = [weight for weight in seen.values() if weight is not None]
+    names = [f"{name}.{kind}" for name in _layers(view).linear for kind in WEIGHTS]
+    weights = [view.gradients[name] for name in names if name in view.gradients]
     blocks = [weights, *([weight] for weight in weights if len(weights) > 1)]
     spaces = [space for block in blocks if block and (space := row_space(block)) is not None]
     if spaces:
@@ -96,15 +98,7 @@ def row_space(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
 
 
 def within(inputs: Tensor, basis: Tensor) -> Tensor:
-    """Tokens whose input at any position lies in a span.
-
-    Args:
-        inputs: of tokens at every position, (tokens, length, columns).
-        basis: orthonormal, (rank, columns).
-
-    Returns:
-        Whether each does, (tokens,).
-    """
+    """Tokens whose input at any position (tokens, length, columns) lies in the span of a basis."""
     seen = inputs.double()
     outside = seen - (seen @ basis.T) @ basis
     near: Tensor = outside.norm(dim=-1) < NEAR * seen.norm(dim=-1)
@@ -163,22 +157,16 @@ def _vocabulary(view: AttackView) -> int:
 
 
 def vocabulary_of(model: nn.Module, sentences: Tensor) -> int:
-    """Number of tokens that a model knows: of the embeddings that are given the tokens.
+    """Number of tokens that a model knows: of the embeddings that are given the tokens (n, length).
 
-    Others, such as of positions, may have more rows.
-
-    Args:
-        model: of :func:`~fedsens.audit._target.attackable`.
-        sentences: token ids, (n, length).
-
-    Returns:
-        The number; what occurs in the sentences where no embedding is given them as they are.
+    Others, such as of positions, may have more rows. Where no embedding is given the tokens as they
+    are, what occurs in the sentences counts.
     """
     given = _given(model, sentences[:1])
     sizes = [
         module.num_embeddings
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
+        if isinstance(module, EMBEDDINGS)
         and name in given
         and torch.equal(given[name], sentences[:1])
     ]
@@ -193,7 +181,7 @@ def _without_dropout(view: AttackView) -> nn.Module:
 def _given(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     """What embeddings and linear layers are given at first, in the order of their calls."""
     caught: dict[str, Tensor] = {}
-    kinds = nn.Embedding | nn.Linear
+    kinds = EMBEDDINGS | nn.Linear | nn.MultiheadAttention
     hooks = [
         module.register_forward_pre_hook(_catching(caught, name))
         for name, module in model.named_modules()
@@ -210,7 +198,8 @@ def _given(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
 
 def _catching(caught: dict[str, Tensor], name: str) -> Callable[..., None]:
     def catch(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        caught.setdefault(name, given[0])
+        if given:  # else it was called with keywords only
+            caught.setdefault(name, given[0])
 
     return catch
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.errors import ConfigurationError
-from fedsens.files import Arrays
 from fedsens.remainder import add_noise
 
 #: The remainder that is sent as it is.
@@ -193,10 +193,6 @@ def protected_remainder(
 
 
 def noise_share(name: str) -> float:
-    """How much of what is seen is noise.
-
-    Returns:
-        The noise's root mean square relative to that of the noisy update, from 0 to 1.
-    """
+    """The noise's root mean square relative to that of the noisy update, from 0 to 1."""
     scale = float(name.partition(":")[2] or 0)
     return scale / math.hypot(1.0, scale)

@@ -148,9 +148,7 @@ def union_of(lines: Iterable[VerdictRow]) -> dict[Protection, VerdictRow]:
 def works_at(attack: str, some: Sequence[Outcome]) -> bool:
     """Whether an attack works, so that its failure says something.
 
-    Returns:
-        True if it recovers 95 % of them, by score or told from others; half if it is a deviating
-        server's.
+    It recovers 95 % of them, by score or told from others; half if it is a deviating server's.
     """
     least = ALONE if get_attack(attack).threat == "deviating" else WORKS
     first = [each for each in some if each.trial.image < FIRST]

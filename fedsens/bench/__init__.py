@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
-    from fedsens.bench._cases import chosen_cases
     from fedsens.bench._codec import bench_codec
-    from fedsens.bench._map import bench_map, machine
+    from fedsens.bench._map import bench_map, chosen_cases, machine
     from fedsens.bench._round import (
         RATIOS,
         RoundReport,
@@ -43,18 +42,4 @@ __all__ = [
     "scale_table",
 ]
 
-_HOMES = {
-    "fedsens.bench._codec": ("bench_codec",),
-    "fedsens.bench._map": ("bench_map", "machine"),
-    "fedsens.bench._cases": ("chosen_cases",),
-    "fedsens.bench._round": (
-        "RATIOS",
-        "RoundReport",
-        "bench_round",
-        "measure_round",
-        "measuring_rounds",
-    ),
-    "fedsens.bench._scale": ("CLIENTS", "PARAMETERS", "ScaleRow", "bench_scale"),
-    "fedsens.bench._tables": ("codec_table", "map_table", "round_table", "scale_table"),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

@@ -7,19 +7,13 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from fedsens.extras import require
+from fedsens._imports import require
 
 
 def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
-    """LeNet-5 with ReLU and max pooling.
+    """LeNet-5 with ReLU and max pooling: 61 706 parameters for 1 channel and 10 classes.
 
-    Args:
-        channels: 1 with 28 x 28 images, 3 with 32 x 32 ones.
-        padding: of the first convolution: 2 for 28 x 28 images, 0 for 32 x 32 ones.
-        classes: number of outputs.
-
-    Returns:
-        The model: 61 706 parameters for 1 channel and 10 classes.
+    The first convolution's padding is 2 for 28 x 28 images of 1 channel, 0 for 32 x 32 ones of 3.
     """
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=padding),
@@ -38,14 +32,7 @@ def lenet(channels: int, padding: int, classes: int) -> nn.Sequential:
 
 
 def resnet18(classes: int) -> nn.Sequential:
-    """ResNet-18 for 32 x 32 images (He et al. 2016, with the 3 x 3 stem used for CIFAR).
-
-    Args:
-        classes: number of outputs.
-
-    Returns:
-        The model: 11 173 962 parameters for 10 classes.
-    """
+    """ResNet-18 for 32 x 32 images (He et al. 2016, with the 3 x 3 stem used for CIFAR)."""
     layers = [*_convolution(3, 64, 3), nn.ReLU()]
     inputs = 64
     for outputs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):

@@ -90,11 +90,7 @@ def bench_round(
 
 
 def initial_state(model: str) -> dict[str, torch.Tensor]:
-    """The state dict that :func:`bench_round` begins with; torch's random state stays.
-
-    Raises:
-        ConfigurationError: no such model.
-    """  # noqa: DOC502 - raised by _seeded
+    """The state dict that :func:`bench_round` begins with; torch's random state stays."""
     with torch.random.fork_rng(devices=[]):
         return _seeded(model)[0].state_dict()
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 
+from fedsens._tables import make_table
 from fedsens.bench._codec import PATH_CLIENTS, CodecRow
 from fedsens.bench._map import MapCosts
 from fedsens.bench._round import RoundReport
 from fedsens.bench._scale import ScaleRow
-from fedsens.tables import make_table
 
 Predicted = Callable[[ScaleRow], tuple[int, int]]
 SPEEDS = {

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from click import Context, UsageError
+from typer.core import TyperGroup
 
 from fedsens.cli._audit import audit
 from fedsens.cli._bench import bench
@@ -29,7 +31,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Commands(TyperGroup):
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        # An empty path would be the current folder. No argument here has a use for an empty one.
+        for before, each in zip(["", *args], args, strict=False):
+            if not each or (each.startswith("--") and each.endswith("=")):
+                name = each.removesuffix("=") or (before if before.startswith("-") else "")
+                raise UsageError(
+                    f"expected a value for {name or 'every argument'}, got an empty one; is the "
+                    "shell's variable empty?"
+                )
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Selective homomorphic encryption for federated learning with Flower.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

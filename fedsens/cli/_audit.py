@@ -115,14 +115,7 @@ class StudySettings(BaseModel, frozen=True, extra="forbid"):
 
 
 def with_settings(command: Callable[..., T]) -> Callable[..., T]:
-    """Give a command the options of :class:`StudySettings` in place of its argument ``settings``.
-
-    Args:
-        command: takes ``settings``, ``imports`` and options of its own.
-
-    Returns:
-        The command with the signature that typer reads.
-    """
+    """Give a command the options of :class:`StudySettings` for its argument ``settings``."""
     kinds = get_type_hints(StudySettings, include_extras=True)
     options = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[name])
@@ -252,7 +245,7 @@ def need_packages() -> None:
 
     Two threads of an attack on a busy machine take many times as long as one.
     """
-    from fedsens.extras import require
+    from fedsens._imports import require
 
     require("skimage", "audit")
     require("matplotlib", "audit")

@@ -10,6 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from fedsens._files import digest_of
 from fedsens.audit import (
     CONFIDENCE,
     PLAIN,
@@ -49,7 +50,6 @@ from fedsens.config import FedSensConfig
 from fedsens.crypto import CkksParameters
 from fedsens.data import Dataset
 from fedsens.errors import ConfigurationError
-from fedsens.files import digest_of
 from fedsens.mapping import build_model, load_weights
 from fedsens.protocol import traffic
 
@@ -76,6 +76,8 @@ def audit_study(
     study = make_study(settings)
     names = attacks_on(study, attacks)
     record = open_record(out, settings, study)
+    for protection in protections:
+        study.mask(protection)  # what cannot be masked so is said before anything is attacked
     first, *others = study.cases
     worst = trials_of(protections, names, study.count(first), first)
     done = try_all(study, record, worst, len(worst), minutes)
@@ -149,12 +151,7 @@ def open_record(folder: Path, settings: StudySettings, study: AttackStudy) -> Re
 
 
 def attacks_on(study: AttackStudy, names: Sequence[str]) -> list[str]:
-    """The attacks to try, those that can recover most for least first.
-
-    Raises:
-        ConfigurationError: one that was asked for recovers another kind of samples, or none is
-            left.
-    """
+    """The attacks to try on such samples, those that can recover most for least first."""
     wanted = [get_attack(name) for name in names or attack_names()]
     wrong = [each.name for each in wanted if each.kind != study.kind]
     if names and wrong:
@@ -172,11 +169,7 @@ def attacks_on(study: AttackStudy, names: Sequence[str]) -> list[str]:
 def try_all(
     study: AttackStudy, record: Record, trials: Iterable[Trial], count: int, minutes: float
 ) -> list[Trial]:
-    """Run trials, with a bar.
-
-    Returns:
-        The trials that were come to; fewer than there are if the time was up.
-    """
+    """Run trials, with a bar; those that were come to before the time was up."""
     done: list[Trial] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -209,11 +202,11 @@ def conclude(
     _draw(study, record, first, out)
     if first:
         prior = priors[str(study.case)]
-        console.print(audit_table(first, prior, study.kind, mode))
+        console.print(audit_table(first, prior, study.kind, study.candidates, mode))
         if labels:
             console.print(inference_table(labels, members))
         if len(priors) > 1:
-            console.print(case_table(lines, priors, accuracy))
+            console.print(case_table(lines, priors, accuracy, study.candidates))
     return first
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedsens._extensions import load_extensions
+from fedsens._imports import EXTRAS, install_line
 from fedsens.errors import ConfigurationError, FedSensError
-from fedsens.extensions import load_extensions
-from fedsens.extras import EXTRAS, install_line
 
 console = Console()
 
@@ -41,7 +41,7 @@ def named_errors() -> Iterator[None]:
             raise ConfigurationError(install_line(package, EXTRAS[package])) from error
     except FedSensError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        Console(stderr=True, markup=False, highlight=False).print(str(error), soft_wrap=True)
+        Console(stderr=True, markup=False, highlight=False).print(error.with_notes, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

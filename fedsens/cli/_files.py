@@ -38,9 +38,14 @@ def open_file(
     ] = LEAST_CONTRIBUTORS,
 ) -> None:
     """Open a protected model into an ordinary safetensors state dict, or a PEFT adapter."""
-    from fedsens.cli._adapter import read_adapter, write_adapter
-    from fedsens.cli._inspect import load_key, load_model
-    from fedsens.files import digest_of
+    from fedsens._files import digest_of
+    from fedsens.cli._inspect import (
+        check_fits,
+        load_key,
+        load_model,
+        read_adapter,
+        write_adapter,
+    )
     from fedsens.keys import open_model
     from fedsens.protocol import save_model
 
@@ -53,6 +58,7 @@ def open_file(
         like = None if adapter is None else read_adapter(adapter)
         protected = load_model(model)
         secret = None if key is None else load_key(key, partial(passphrase_of, passphrase_file))
+        check_fits(protected, secret, key, min_contributors)
         arrays = open_model(protected, secret, min_contributors)
         if like is None:
             save_model(arrays, out)

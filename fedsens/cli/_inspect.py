@@ -1,4 +1,7 @@
-"""What a file of fedsens is, for ``fedsens inspect``: parameters and digests, never a secret."""
+"""What is in a file: models, keys and adapters to open, and what ``fedsens inspect`` says of each.
+
+It says parameters and digests, never a secret.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,29 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
+from fedsens._files import (
+    UNREADABLE,
+    Arrays,
+    create_private,
+    private_folder,
+    read_header,
+    read_private,
+    sorted_digest,
+)
 from fedsens.crypto import CkksParameters
-from fedsens.errors import FedSensError, KeyFileError, ProtocolError
-from fedsens.files import UNREADABLE, read_header, read_private, sorted_digest
+from fedsens.errors import (
+    ConfigurationError,
+    ContributorsError,
+    FedSensError,
+    KeyFileError,
+    KeyMismatchError,
+    LayoutError,
+    ProtocolError,
+)
 from fedsens.keys import (
     KEY_TYPE,
     LOCKED_TYPE,
@@ -34,6 +55,8 @@ from fedsens.protocol import (
 from fedsens.sensitivity import MAP_TYPE, load_map
 
 Facts = dict[str, Any]
+TorchState = dict[str, torch.Tensor]
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UPLOAD_STATE = re.compile(
     r"(?P<kind>update|map)-(?P<round>\d+)\.(?P<step>begun|secret|list|answer)"
 )
@@ -60,11 +83,7 @@ def describe(path: Path) -> Facts:
 
 
 def load_model(path: Path) -> ProtectedModel:
-    """The protected model of an export or of a checkpoint.
-
-    Raises:
-        ProtocolError: it is another kind of file, which the text names, or it is damaged.
-    """
+    """The protected model of an export or of a checkpoint; another kind of file is named."""
     kind = _type_in(read_header(path))
     if kind == CHECKPOINT_TYPE:
         return load_checkpoint(path).model
@@ -81,11 +100,7 @@ def load_model(path: Path) -> ProtectedModel:
 
 
 def load_key(path: Path, passphrase: Callable[[], str]) -> FederationKey:
-    """The key in a file; the passphrase is asked for if it is locked.
-
-    Raises:
-        KeyFileError: it is another kind of file, which the text names, or it is damaged.
-    """
+    """The key in a file; if it is locked, the passphrase is asked for."""
     try:
         return FederationKey.load(path, passphrase)
     except KeyFileError:
@@ -99,6 +114,77 @@ def load_key(path: Path, passphrase: Callable[[], str]) -> FederationKey:
             f"expected a key of a federation in {path}, got: {kind}; give the file key of a "
             "client's folder, or what fedsens keygen wrote"
         ) from None
+
+
+def check_fits(
+    model: ProtectedModel, key: FederationKey | None, path: Path | None, least: int
+) -> None:
+    """Refuse what does not open, in the words of whoever opens a file.
+
+    Raises:
+        KeyMismatchError: the key is none of this model's, or is missing.
+        ContributorsError: the model is of too few clients' updates.
+    """
+    if model.aggregate is None:
+        return
+    header = model.aggregate.header
+    if key is None or key.fingerprint != header.fingerprint:
+        given = "no key" if key is None else f"the key {key.fingerprint} in {path}"
+        raise KeyMismatchError(
+            f"expected the key {header.fingerprint}, with which this model was encrypted, got "
+            f"{given}; give --key the file of a client of the same run, such as "
+            "state/run-*/node-*/key beside what fedsens simulate saved; fedsens inspect says "
+            "which key a file holds"
+        )
+    if (clients := len(header.contributors.members)) < least:
+        raise ContributorsError(
+            f"expected a model of at least {least} clients' updates, got one of {clients}; give "
+            f"--min-contributors {clients} to open it all the same"
+        )
+
+
+def read_adapter(folder: Path) -> tuple[bytes, TorchState]:
+    """The config's bytes and the tensors, by name, in an adapter's folder."""
+    try:
+        return (folder / ADAPTER_CONFIG).read_bytes(), load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"expected the folder of a PEFT adapter with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} "
+            f"in {folder}, got {type(error).__name__}; write one with save_pretrained "
+            "of the model that was trained"
+        ) from None
+
+
+def write_adapter(arrays: Arrays, config: bytes, like: TorchState, out: Path) -> None:
+    """Write a new adapter's folder, readable by its owner only.
+
+    ``like`` are the tensors of an adapter with that config, whose names and shapes the arrays must
+    have and whose types they get: what was trained in bfloat16 was sent as float32.
+
+    Raises:
+        LayoutError: the arrays are not those of such an adapter. Lists what differs.
+    """
+    sent = {name: tuple(array.shape) for name, array in arrays.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
+    problems = [f"{name} is missing" for name in wanted if name not in sent]
+    problems += [f"{name} is unexpected" for name in sent if name not in wanted]
+    problems += [
+        f"{name}: expected {list(shape)}, got {list(sent[name])}"
+        for name, shape in wanted.items()
+        if sent.get(name, shape) != shape
+    ]
+    if problems:
+        raise LayoutError(
+            "the model is not the adapter whose folder was given: "
+            f"{'; '.join(problems)}; clients send get_peft_model_state_dict(model), and the folder "
+            "is what save_pretrained of that model writes"
+        )
+    state = {
+        name: torch.from_numpy(array.copy()).to(like[name].dtype) for name, array in arrays.items()
+    }
+    private_folder(out)
+    create_private(out / ADAPTER_WEIGHTS, save(state, {"format": "pt"}))
+    create_private(out / ADAPTER_CONFIG, config)
 
 
 def _state(path: Path) -> Facts | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,9 @@ import typer
 
 from fedsens.cli._common import Imports, JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def map_command(
@@ -69,8 +73,8 @@ def map_command(
     The overlap of two random halves tells how much of the selection is sampling noise: below 0.9
     take more samples.
     """
-    from fedsens.extras import require
-    from fedsens.mapping import MapJob, bytes_of, conclusion, layer_table, make_map, rows_of
+    from fedsens._imports import require
+    from fedsens.mapping import MapJob, conclusion, layer_table, make_map
     from fedsens.sensitivity import StoppingRule, save_map
 
     with named_errors():
@@ -117,3 +121,25 @@ def _check_folders(*files: Path | None) -> None:
             raise ConfigurationError(
                 f"expected a folder for {file}, got none at {file.parent}; make it first"
             )
+
+
+def bytes_of(text: str) -> int:
+    """The number of bytes in a text such as ``8GiB``, ``500 MB`` or ``1000000``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2] not in UNITS or float(match[1]) == 0:
+        raise ConfigurationError(
+            f"expected a number of bytes such as 500MB or 8GiB, got {text!r}; the units are "
+            f"{', '.join(filter(None, UNITS))}"
+        )
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def rows_of(text: str) -> str | int:
+    """The rows of a map: ``auto``, ``exact`` or a number of random probes."""
+    if text in {"auto", "exact"}:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(
+            f"expected --rows auto, exact or a number of probes of at least 1, got {text!r}"
+        )
+    return int(text)

@@ -80,6 +80,7 @@ def plan(
             link * 1e6,
             withheld,
             size.width,
+            size.buffers,
             opens,
         )
         plans, largest = [make_plan(federation, ratio) for ratio in ratios or RATIOS], None
@@ -98,7 +99,7 @@ def plan(
 def _size(
     model: str | None, arguments: list[str], state_dict: Path | None, parameters: int | None
 ) -> ModelSize:
-    from fedsens.planning import ModelSize, size_of_file, size_of_state
+    from fedsens.planning import ModelSize
 
     given = [value for value in (model, state_dict, parameters) if value is not None]
     if len(given) != 1:
@@ -108,8 +109,8 @@ def _size(
     if parameters is not None:
         return ModelSize(parameters)
     if state_dict is not None:
-        return size_of_file(state_dict)
+        return ModelSize.of_file(state_dict)
     from fedsens.mapping import build_model
 
     assert model is not None
-    return size_of_state(build_model(model, arguments).state_dict())
+    return ModelSize.of_state(build_model(model, arguments).state_dict())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from fedsens._tables import to_html
 from fedsens.audit import (
     FULL_ENCRYPTION,
     WITHHELD,
@@ -44,7 +45,6 @@ from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from fedsens.planning import Federation, calibrate, make_plan
 from fedsens.reporting import cards, page, picture
-from fedsens.tables import to_html
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,7 @@ class Judgement:
 
 
 def own_settings(folder: Path, given: StudySettings) -> StudySettings:
-    """The study's own settings where the folder holds one and no others were asked for.
-
-    Raises:
-        ConfigurationError: those in the folder are of another version.
-    """
+    """The study's own settings where the folder holds one and no others were asked for."""
     kept = read_settings(folder)
     if kept is None or given.model_copy(update={"imports": []}) != StudySettings():
         return given
@@ -104,6 +100,8 @@ def recommend_study(
         return any(c.protection == protection and c.answer == "holds" for c in found())
 
     if minutes is not None:
+        for protection in protections:
+            study.mask(protection)  # what cannot be masked so is said before anything is attacked
         known = [trial.protection for trial in record.known if trial.case == case]
         names = attacks_on(study, attacks or _tried(record.known))
         count = study.count(case)

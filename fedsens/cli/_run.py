@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsens._imports import require
 from fedsens.cli._common import JsonFile, console, named_errors, write_json
 from fedsens.errors import ConfigurationError
-from fedsens.extras import require
 
 if TYPE_CHECKING:
     from fedsens.protocol import PhaseReport
@@ -135,7 +135,6 @@ def submit(
         app, config = FlowerApp.load(app_folder), overrides(settings or [])
         if output_dir is not None:
             config["output-dir"] = json.dumps(str(output_dir))
-        app.check(config)
         configured(app, config)
         run_id = run(app, superlink, config)
         stop = f"flwr stop {run_id} {superlink}"
@@ -149,6 +148,8 @@ def submit(
             show(str(report))
             for node, reason in report.reasons.items():
                 show(f"  node {node} is lost: {reason}")
+            for warning in report.warnings:
+                show(f"  Warning: {warning}")
 
         outcome = follow(superlink, run_id, folder, show, show_phase)
         if not (folder / "protected.safetensors").exists():

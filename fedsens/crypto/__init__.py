@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 from fedsens.crypto._aggregator import Aggregator
 from fedsens.crypto._encoding import NameOf, check_range
 from fedsens.crypto._parameters import MAP_PARAMETERS, PRESETS, CkksParameters, Opens, PresetName
@@ -42,8 +42,4 @@ __all__ = [
     "residues",
 ]
 
-_HOMES = {
-    "fedsens.crypto._decryptor": ("Decryptor",),
-    "fedsens.crypto._encryptor": ("Encryptor",),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

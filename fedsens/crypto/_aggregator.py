@@ -12,7 +12,7 @@ from fedsens.crypto._parameters import CkksParameters
 from fedsens.crypto._wire import (
     CHUNK,
     FRESH,
-    MAX_SUMMANDS,
+    MAX_CONTRIBUTIONS,
     PLANES,
     SUM,
     Batch,
@@ -46,16 +46,16 @@ class Aggregator:
         # together once for a sum and not for every batch.
         self._planes = PLANES[parameters.wire_bytes]
         self._sums: dict[int, NDArray[Any]] = {}
-        self._summands = 0
+        self._contributions = 0
         # This many residues below p fit into 64 bits, and this many digits into a plane's sums.
         rooms = [np.iinfo(kind).max + 2 for _, kind in self._planes]
         self._room = min((2**64 - 1) // (parameters.wire_modulus - 1), *rooms)
         self._unreduced = 0
 
     @property
-    def summands(self) -> int:
+    def contributions(self) -> int:
         """How many fresh ciphertexts have been added."""
-        return self._summands
+        return self._contributions
 
     def add(self, data: bytes, fresh: bool = False) -> None:
         """Add one batch.
@@ -77,10 +77,10 @@ class Aggregator:
                 sums[low : low + CHUNK] += digits.astype(sums.dtype)
         self._unreduced += 1
         self._values = batch.values
-        self._summands += batch.summands
+        self._contributions += batch.contributions
 
     def _reduce(self, blocks: int) -> None:
-        """Bring the sums below p, which counts as one summand."""
+        """Bring the sums below p, which counts as one contribution."""
         for part, words in self._residues(blocks):
             for shift, kind in self._planes:
                 self._sums[shift][part] = (words >> np.uint64(shift)).astype(kind)
@@ -101,10 +101,10 @@ class Aggregator:
                 f"expected a batch of {self._values} values, got {batch.values}; "
                 "clients must use the same mask"
             )
-        if self._summands + batch.summands > MAX_SUMMANDS:
+        if self._contributions + batch.contributions > MAX_CONTRIBUTIONS:
             raise CiphertextError(
-                f"expected at most {MAX_SUMMANDS} summands in all, got a batch that claims "
-                f"{batch.summands}; it was not made by fedsens"
+                f"expected at most {MAX_CONTRIBUTIONS} contributions in all, got a batch that "
+                f"claims {batch.contributions}; it was not made by fedsens"
             )
         if fresh and batch.kind != FRESH:
             raise CiphertextError(
@@ -125,7 +125,7 @@ class Aggregator:
             raise CiphertextError("expected at least one batch to sum, got none")
         residues = self._residues(self.parameters.blocks(self._values))
         pieces = (to_wire(words, self.parameters) for _, words in residues)
-        return write_batch(self.parameters, SUM, self._values, self._summands, pieces)
+        return write_batch(self.parameters, SUM, self._values, self._contributions, pieces)
 
     def sum(self, batches: Iterable[bytes]) -> bytes:
         """The sum of these batches and of those added before.

@@ -56,17 +56,17 @@ class Decryptor:
             dtype: of the result; float32 halves its memory.
 
         Returns:
-            1-D vector, within ``parameters.error_bound(summands)`` of the exact sum.
+            1-D vector, within ``parameters.error_bound(contributions)`` of the exact sum.
 
         Raises:
             KeyMismatchError: ``secret`` is the sum of another number of secrets.
             ValueRangeError: what was opened lies outside the declared range.
         """
         batch = parse_batch(data, self.parameters)
-        if secret.summands != batch.summands:
+        if secret.contributions != batch.contributions:
             raise KeyMismatchError(
-                f"expected the sum of {batch.summands} secrets, got that of {secret.summands}; "
-                "add the secrets of exactly those whose uploads were added"
+                f"expected the sum of {batch.contributions} secrets, got that of "
+                f"{secret.contributions}; add the secrets of exactly those whose uploads were added"
             )
         values = np.empty(batch.values, dtype)
         low, within = 0, True

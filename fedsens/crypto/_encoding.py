@@ -102,10 +102,9 @@ def check_range(
             if not float(block @ block) <= limit:
                 where, problem = _worst(block, low, name_of)
                 raise ValueRangeError(
-                    f"expected finite values of root mean square at most "
-                    f"{parameters.value_range:g} per block of {DEGREE}, got {where} "
-                    f"{problem}; raise fedsens.value-range, or lower the learning rate if training "
-                    "diverges"
+                    "expected finite values of root mean square at most "
+                    f"{parameters.value_range:g} per block of {DEGREE}, got {where} {problem}; "
+                    "raise fedsens.value-range, or lower the learning rate if training diverges"
                 )
 
 

@@ -61,20 +61,20 @@ class OneTimeSecret:
     Instances show nothing secret and refuse to be pickled or copied.
     """
 
-    __slots__ = ("_coefficients", "_summands")
+    __slots__ = ("_coefficients", "_contributions")
 
-    def __init__(self, coefficients: NDArray[np.int64], summands: int) -> None:
+    def __init__(self, coefficients: NDArray[np.int64], contributions: int) -> None:
         """Wrap checked coefficients; use :meth:`from_array` instead."""
         self._coefficients = coefficients
-        self._summands = summands
+        self._contributions = contributions
 
     @classmethod
-    def from_array(cls, coefficients: NDArray[np.integer], summands: int = 1) -> Self:
+    def from_array(cls, coefficients: NDArray[np.integer], contributions: int = 1) -> Self:
         """A secret, or a sum of secrets, that was sent or stored as an array.
 
         Args:
             coefficients: N = 4096 signed whole numbers.
-            summands: of how many secrets they are the sum.
+            contributions: of how many secrets they are the sum.
 
         Returns:
             The secret; it holds a copy.
@@ -83,23 +83,23 @@ class OneTimeSecret:
             KeyMismatchError: they cannot be such a sum.
         """
         array = np.asarray(coefficients)
-        most = LARGEST_ERROR * summands
+        most = LARGEST_ERROR * contributions
         whole = array.shape == (DEGREE,) and array.dtype.kind in "iu"
         # Compared from both sides, because the magnitude of the least int64 overflows. A secret of
         # zeros hides nothing, and SEAL refuses to multiply by it.
         low, high = (int(array.min()), int(array.max())) if whole else (0, 0)
-        if summands < 1 or not -most <= low <= high <= most or low == high == 0:
+        if contributions < 1 or not -most <= low <= high <= most or low == high == 0:
             raise KeyMismatchError(
                 f"expected {DEGREE} whole numbers of magnitude at most {LARGEST_ERROR} for each of "
-                f"{summands} secrets, got {array.dtype} of shape {array.shape} that cannot be "
+                f"{contributions} secrets, got {array.dtype} of shape {array.shape} that cannot be "
                 "their sum; add the secrets of exactly those whose uploads were added"
             )
-        return cls(array.astype(np.int64), summands)
+        return cls(array.astype(np.int64), contributions)
 
     @property
-    def summands(self) -> int:
+    def contributions(self) -> int:
         """Of how many uploads' secrets this is the sum."""
-        return self._summands
+        return self._contributions
 
     def to_array(self) -> NDArray[np.int64]:
         """A copy of the N coefficients. Secret: pad or protect it wherever it goes."""
@@ -109,11 +109,11 @@ class OneTimeSecret:
         if not isinstance(other, OneTimeSecret):
             return NotImplemented
         return OneTimeSecret(
-            self._coefficients + other._coefficients, self._summands + other._summands
+            self._coefficients + other._coefficients, self._contributions + other._contributions
         )
 
     def __repr__(self) -> str:
-        return f"OneTimeSecret(summands={self._summands})"
+        return f"OneTimeSecret(contributions={self._contributions})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a OneTimeSecret is not picklable; pad and send its array")

@@ -4,7 +4,7 @@ Everything is little-endian::
 
     magic "FSCT", version, kind (0 fresh, 1 sum), two zero bytes
     parameter digest (16)
-    values (u64), blocks (u32), summands (u32)
+    values (u64), blocks (u32), contributions (u32)
     blocks x N residues, in planes (see :data:`PLANES`)
     CRC-32 of the header and of the sums (u64) of each KiB of residues
 
@@ -37,7 +37,7 @@ BATCH_HEADER = struct.Struct("<4sBBxx16sQII")
 CHECKSUM = 4
 SEGMENT = 128  # words in a KiB; every block is a whole number of these
 FRESH, SUM = 0, 1
-MAX_SUMMANDS = 2**32 - 1
+MAX_CONTRIBUTIONS = 2**32 - 1
 CHUNK = 16  # blocks converted at a time: half a MiB of residues, which stay in the cache
 
 # A block's residues travel in planes, low bytes first, so that whole arrays are converted.
@@ -61,14 +61,14 @@ class Batch:
         parameters: the parameter set.
         kind: ``FRESH`` (one client's) or ``SUM``.
         values: number of real values.
-        summands: number of fresh batches that were added up.
+        contributions: number of fresh batches that were added up.
         planes: one record of planes per block, a view of the bytes.
     """
 
     parameters: CkksParameters
     kind: int
     values: int
-    summands: int
+    contributions: int
     planes: NDArray[np.void]
 
     @property
@@ -117,12 +117,12 @@ def to_wire(words: Words, parameters: CkksParameters) -> bytes:
 
 
 def write_batch(
-    parameters: CkksParameters, kind: int, values: int, summands: int, pieces: Iterable[bytes]
+    parameters: CkksParameters, kind: int, values: int, contributions: int, pieces: Iterable[bytes]
 ) -> bytes:
     """Serialise a batch whose blocks come in pieces, in order, without holding it twice."""
     blocks = parameters.blocks(values)
     header = BATCH_HEADER.pack(
-        MAGIC, BATCH_VERSION, kind, parameters.digest, values, blocks, summands
+        MAGIC, BATCH_VERSION, kind, parameters.digest, values, blocks, contributions
     )
     stream, checksum = io.BytesIO(), zlib.crc32(header)
     stream.write(header)
@@ -166,7 +166,7 @@ def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
     view = memoryview(data)
     if len(view) < BATCH_HEADER.size + CHECKSUM or view[:4] != MAGIC:
         raise CiphertextError(f"expected a ciphertext batch, got {len(view)} other bytes")
-    _, version, kind, digest, values, blocks, summands = BATCH_HEADER.unpack_from(view)
+    _, version, kind, digest, values, blocks, contributions = BATCH_HEADER.unpack_from(view)
     if version != BATCH_VERSION:
         age = "an older" if version < BATCH_VERSION else "a newer"
         raise CiphertextError(
@@ -180,23 +180,32 @@ def parse_batch(data: bytes, parameters: CkksParameters) -> Batch:
             f"expected a batch under the parameters {parameters!r}, got one under others; "
             "use one configuration for the server and all clients"
         )
-    _check_counts(view, kind, values, blocks, summands, parameters)
+    _check_counts(view, kind, values, blocks, contributions, parameters)
     planes = np.frombuffer(view, BLOCKS[parameters.wire_bytes], blocks, BATCH_HEADER.size)
-    batch = Batch(parameters, kind, values, summands, planes)
+    batch = Batch(parameters, kind, values, contributions, planes)
     _check_residues(batch)
     return batch
 
 
 def _check_counts(
-    view: memoryview, kind: int, values: int, blocks: int, summands: int, parameters: CkksParameters
+    view: memoryview,
+    kind: int,
+    values: int,
+    blocks: int,
+    contributions: int,
+    parameters: CkksParameters,
 ) -> None:
     """Refuse a header whose numbers contradict each other or the length."""
     if kind not in {FRESH, SUM} or bytes(view[6:8]) != b"\0\0":
         raise CiphertextError(f"expected a fresh batch or a sum, got kind {kind}")
-    if blocks != parameters.blocks(values) or summands < 1 or (kind == FRESH and summands != 1):
+    if (
+        blocks != parameters.blocks(values)
+        or contributions < 1
+        or (kind == FRESH and contributions != 1)
+    ):
         raise CiphertextError(
-            f"expected ceil(values / {parameters.degree}) blocks and one summand, or more in a "
-            f"sum, got {values} values, {blocks} blocks, {summands} summands"
+            f"expected ceil(values / {parameters.degree}) blocks and one contribution, or more in "
+            f"a sum, got {values} values, {blocks} blocks, {contributions} contributions"
         )
     size = BATCH_HEADER.size + blocks * BLOCKS[parameters.wire_bytes].itemsize + CHECKSUM
     if size != len(view):

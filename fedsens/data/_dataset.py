@@ -113,7 +113,8 @@ def _check_images(x: NDArray[Any], source: str) -> None:
     if x.ndim not in {3, 4} or 0 in x.shape or (x.ndim == 4 and x.shape[3] > 4):
         raise DataError(
             f"{source}: expected images of shape (n, height, width) or (n, height, width, "
-            f"channels) with up to 4 channels, got {x.shape}; reshape or transpose them"
+            f"channels) with up to 4 channels, got {x.shape}; transpose them, or reshape flat "
+            "rows, those of MNIST by x.reshape(-1, 28, 28)"
         )
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(

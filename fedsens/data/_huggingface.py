@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._imports import require, require_datasets
 from fedsens.data._dataset import RawImages
 from fedsens.data._readers import register_reader
 from fedsens.errors import DataError
-from fedsens.extras import require, require_datasets
 
 HUB = "hf:"
 IMAGES = ("image", "img", "x")
@@ -32,11 +32,7 @@ def _claims(source: str) -> bool:
 
 @register_reader("hf:owner/name, a save_to_disk folder or parquet", claims=_claims)
 def read_huggingface(source: str) -> RawImages:
-    """Read the image column and the label column of all splits.
-
-    Raises:
-        DataError: it cannot be opened, has no such columns, or an image cannot be used.
-    """
+    """Read the image column and the label column of all splits."""
     table = _open(source)
     if not len(table):
         raise DataError(f"{source}: expected at least one row, got none; check the split")

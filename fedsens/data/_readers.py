@@ -23,10 +23,10 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._extensions import Registry
+from fedsens._imports import require
 from fedsens.data._dataset import Dataset, RawImages
 from fedsens.errors import DataError
-from fedsens.extensions import Registry
-from fedsens.extras import require
 
 Claims = Callable[[str], bool]
 Read = Callable[[str], RawImages]
@@ -69,11 +69,7 @@ def register_reader(description: str, *, claims: Claims) -> Callable[[Read], Rea
 
 
 def find_reader(source: str) -> Reader:
-    """The first reader that claims a name or path.
-
-    Raises:
-        DataError: no reader does; the text lists the formats.
-    """
+    """The first reader that claims a name or path; the error lists the formats."""
     for reader in _readers.values():
         if reader.claims(source):
             return reader
@@ -130,11 +126,7 @@ def _is_npz(source: str) -> bool:
 
 @register_reader("an .npz file with x and y", claims=_is_npz)
 def read_npz(source: str) -> RawImages:
-    """Read ``x``, ``y`` and, if there, ``classes``: a number, or one name for each class.
-
-    Raises:
-        DataError: not an archive, damaged, an array missing, or one of Python objects.
-    """
+    """Read ``x``, ``y`` and, if there, ``classes``: a number, or one name for each class."""
     if not zipfile.is_zipfile(source):
         raise DataError(
             f"{source}: expected an .npz archive, got another kind of file or a truncated one; "
@@ -192,9 +184,8 @@ def _records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     content = np.fromfile(path, dtype=np.uint8)
     if content.size == 0 or content.size % CIFAR10_RECORD:
         raise DataError(
-            f"{path}: expected a whole number of {CIFAR10_RECORD}-byte records, got "
-            f"{content.size} bytes, {content.size % CIFAR10_RECORD} too many; copy or download "
-            "the file again"
+            f"{path}: expected a whole number of {CIFAR10_RECORD}-byte records, got {content.size} "
+            f"bytes, {content.size % CIFAR10_RECORD} too many; copy or download the file again"
         )
     return content.reshape(-1, CIFAR10_RECORD)
 

@@ -1,15 +1,14 @@
 """The Flower halves of fedsens: a mod for clients, a strategy for the server.
 
-Names are imported when first used, so that the server's process loads no code that can hold a key,
-and a client's none of the server's. Beside this package only what runs whole federations (bench,
-simulation) imports flwr.
+Names are imported when first used, so that the server's process loads no code that can hold a key.
+Beside this package only what runs whole federations (bench, simulation) imports flwr.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
     from fedsens.flower._logs import log_through_flower
@@ -27,11 +26,4 @@ __all__ = [
     "size_of",
 ]
 
-_HOMES = {
-    "fedsens.flower._logs": ("log_through_flower",),
-    "fedsens.flower._mod": ("SelectiveEncryptionMod", "install"),
-    "fedsens.flower._records": ("size_of",),
-    "fedsens.flower._strategy": ("SelectiveEncryption",),
-    "fedsens.flower._testing": ("LocalGrid",),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

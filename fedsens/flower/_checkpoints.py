@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -20,9 +21,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedsens._files import Arrays
 from fedsens.config import FedSensConfig
-from fedsens.errors import CheckpointError, FedSensError, StrategyError
-from fedsens.files import Arrays
+from fedsens.errors import CheckpointError, ConfigurationError, FedSensError, StrategyError
 from fedsens.flower._state import ServerState
 from fedsens.protocol import Checkpoint, CheckpointFolder, Figures, PhaseReport, Progress
 
@@ -66,16 +67,7 @@ class Checkpoints:
     def __init__(
         self, config: FedSensConfig, inner: Strategy, app_config: Mapping[str, Any]
     ) -> None:
-        """Remember the conditions of the run; nothing is written yet.
-
-        Args:
-            config: the configuration, with a folder for checkpoints.
-            inner: the inner strategy, before its first round.
-            app_config: what else the result depends on.
-
-        Raises:
-            CheckpointError: the configuration names no folder.
-        """
+        """Remember the conditions of a run that has a folder; nothing is written yet."""
         if config.checkpoint_dir is None:
             raise CheckpointError("expected a folder for checkpoints, got none")
         self._folder = CheckpointFolder(config.checkpoint_dir)
@@ -87,18 +79,14 @@ class Checkpoints:
 
     def create_folder(self) -> None:
         """Make sure that a new run writes over no other run's checkpoints."""
-        self._folder.claim()
+        self._folder.create()
 
     def save(
         self, server_round: int, state: ServerState, metrics: Metrics, reports: list[PhaseReport]
     ) -> None:
-        """Save the state after a round's training; a full disk does not end the run.
+        """Save the state after a round's training; what cannot be saved does not end the run.
 
-        Args:
-            server_round: the round.
-            state: keys, model and mask.
-            metrics: the metrics so far.
-            reports: the reports so far.
+        Central privacy is accounted in another file, and without it no mean is opened.
         """
         now = capture(self._inner)
         progress = Progress(
@@ -131,14 +119,7 @@ class Checkpoints:
             )
 
     def latest(self) -> Checkpoint:
-        """The newest intact checkpoint, if it belongs to this run.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            CheckpointError: there is none, or options differ from those it was made with.
-        """
+        """The newest intact checkpoint, refused if it was made with other options."""
         checkpoint = self._folder.latest()
         then, now = checkpoint.progress, _plain(self._settings)
         name = type(self._inner).__name__
@@ -161,14 +142,7 @@ class Checkpoints:
         return checkpoint
 
     def restore(self, checkpoint: Checkpoint) -> Metrics:
-        """Set the inner strategy and the sampling of nodes to where they were.
-
-        Args:
-            checkpoint: the checkpoint.
-
-        Returns:
-            The metrics up to it.
-        """
+        """Set the inner strategy and the sampling of nodes to where they were; the metrics."""
         progress = checkpoint.progress
         restore(self._inner, InnerState(progress.state, checkpoint.inner))
         if progress.random is not None:
@@ -246,17 +220,7 @@ class InnerState:
 
 
 def capture(strategy: Strategy) -> InnerState:
-    """Take the attributes of a strategy; functions are left out.
-
-    Args:
-        strategy: the inner strategy.
-
-    Returns:
-        Its attributes; later changes of plain ones do not show.
-
-    Raises:
-        StrategyError: an attribute is neither plain, nor arrays, nor a function.
-    """
+    """A strategy's attributes, plain or arrays, as they are now; functions are left out."""
     state = InnerState()
     for name, value in vars(strategy).items():
         if isinstance(value, FUNCTIONS):
@@ -277,12 +241,7 @@ def capture(strategy: Strategy) -> InnerState:
 
 
 def restore(strategy: Strategy, state: InnerState) -> None:
-    """Set attributes of a strategy as :func:`capture` found them.
-
-    Args:
-        strategy: the inner strategy; attributes that the state does not name stay.
-        state: the state.
-    """
+    """Set attributes as :func:`capture` found them; those that the state does not name stay."""
     for name, value in state.plain.items():
         if isinstance(value, dict) and KIND in value:
             arrays = {key: state.arrays[f"{name}{SEPARATOR}{key}"] for key in value["names"]}
@@ -331,6 +290,9 @@ class StartArguments:
         train_config: for the clients' train function.
         evaluate_config: for the clients' evaluate function.
         evaluate_fn: the server's own evaluation.
+
+    Raises:
+        ConfigurationError: lists all that is of another kind.
     """
 
     grid: Grid
@@ -339,6 +301,18 @@ class StartArguments:
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
     evaluate_fn: EvaluateFn | None
+
+    def __post_init__(self) -> None:
+        rounds, seconds = self.last, self.timeout
+        problems = []
+        if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 0:
+            problems.append(f"num_rounds as a whole number of at least 0, got {rounds!r}")
+        if seconds is not None and (
+            isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0
+        ):
+            problems.append(f"timeout in seconds above 0, or None for no deadline, got {seconds!r}")
+        if problems:
+            raise ConfigurationError(f"expected {'; expected '.join(problems)}")
 
     def ask(self, messages: Iterable[Message]) -> Iterable[Message]:
         """Send messages and wait for the replies until the deadline."""
@@ -351,16 +325,8 @@ def resume_rounds(
     """Evaluate the last complete round and run the ones after it, as Flower's own loop does.
 
     A checkpoint is written between a round's training and its evaluation, so the evaluation comes
-    again: it changes no model.
-
-    Args:
-        strategy: the strategy, whose state is that after the round's training.
-        rounds: what to run.
-        arrays: the model after that round.
-        done: the last complete round.
-
-    Returns:
-        The model after the last round, as Flower knows it.
+    again: it changes no model. ``arrays`` is the model after round ``done``, and what is returned
+    that after the last one, as Flower knows it.
     """
     for current in range(done, rounds.last + 1):
         logger.info("[ROUND %d/%d]", current, rounds.last)

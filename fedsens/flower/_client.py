@@ -11,6 +11,8 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
+from fedsens._extensions import load_extensions
+from fedsens._files import Arrays, digest_of, sorted_digest
 from fedsens.config import modules_in
 from fedsens.crypto import Opens
 from fedsens.errors import (
@@ -19,8 +21,6 @@ from fedsens.errors import (
     ProtocolError,
     RoundError,
 )
-from fedsens.extensions import load_extensions
-from fedsens.files import Arrays, digest_of, sorted_digest
 from fedsens.flower._client_keys import KeyHolder
 from fedsens.flower._client_uploads import Uploader
 from fedsens.flower._maps import drop_noise
@@ -55,13 +55,7 @@ class Client:
     """What the mod and the query handlers share: settings, keys, records, opening a model."""
 
     def __init__(self, context: Context, min_ratio: float = 0.0) -> None:
-        """Read the client's own settings.
-
-        Args:
-            context: Flower's context.
-            min_ratio: the app's minimum share of encrypted parameters; the larger of it and the
-                data owner's setting holds.
-        """
+        """Read the owner's settings; of their minimum share and the app's, the larger holds."""
         if modules := modules_in(context.run_config.get(f"{PREFIX}import", "")):
             load_extensions(modules)
         self.settings = ClientSettings.from_node(context.node_config)
@@ -85,14 +79,7 @@ class Client:
         return Uploader(self)
 
     def open(self, content: RecordDict) -> Received:
-        """Replace the split model in a message by the whole one.
-
-        Args:
-            content: the message's content; fedsens's records are removed from it.
-
-        Returns:
-            What the server said about the model.
-        """
+        """Replace the split model in a message by the whole one; what the server said about it."""
         model, received = self.receive(content)
         header, shown = received.header, received.header.opens == "server" and received.mask.k
         encrypted = model.aggregate is not None
@@ -133,13 +120,7 @@ class Client:
             )
 
     def receive(self, content: RecordDict) -> tuple[ProtectedModel, Received]:
-        """Take the split model out of a message.
-
-        Args:
-            content: the message's content; fedsens's records are removed from it.
-
-        Returns:
-            The model, still encrypted, and what the server said about it.
+        """Take the split model, still encrypted, out of a message, with what was said about it.
 
         Raises:
             DowngradeError: the message has no fedsens header, or is about a key of earlier rounds.
@@ -180,14 +161,7 @@ class Client:
         return model, received
 
     def check_opens(self, opens: Opens) -> None:
-        """Refuse a server that opens sums without this client's leave.
-
-        Args:
-            opens: who opens the sums of this run, as the server says.
-
-        Raises:
-            DowngradeError: the owner has not allowed it.
-        """
+        """Refuse a server that opens sums without this client's leave."""
         if opens == "server" and self.settings.opens != "server":
             raise DowngradeError(
                 "expected sums that only clients open, got a server that wants to open them "
@@ -215,17 +189,7 @@ class Client:
         return arrays
 
     def key_for(self, header: ModelHeader) -> FederationKey:
-        """The key that the server names, which this client must hold.
-
-        Args:
-            header: what the server said.
-
-        Returns:
-            The key.
-
-        Raises:
-            ProtocolError: this client holds no key, or another.
-        """
+        """The key that the server names, which this client must hold."""
         key = self.store.key_of(header.key_index)
         if key is None:
             raise ProtocolError(
@@ -241,9 +205,6 @@ class Client:
 
     def check_mask(self, mask: EncryptionMask) -> None:
         """Refuse a mask that protects less than this client demands.
-
-        Args:
-            mask: the mask that the server wants the answer split by.
 
         Raises:
             DowngradeError: the mask is below the minimum ratio, or empty although the client
@@ -273,14 +234,7 @@ class Client:
             )
 
     def check_metrics(self, header: ModelHeader) -> None:
-        """Refuse to send metrics in the clear where the owner demands sums.
-
-        Args:
-            header: what the server said.
-
-        Raises:
-            DowngradeError: it wants each client's own.
-        """
+        """Refuse to send metrics in the clear where the owner demands sums."""
         if self.settings.metrics == "summed" != header.metrics:
             raise DowngradeError(
                 "expected metrics that only the sum shows (fedsens-metrics=summed), got a server "
@@ -288,14 +242,7 @@ class Client:
             )
 
     def check_trained(self, received: Received) -> None:
-        """Refuse to evaluate an initial model, which Flower never asks for.
-
-        Args:
-            received: what came with the model.
-
-        Raises:
-            DowngradeError: it is an initial model of a run that encrypts.
-        """
+        """Refuse to evaluate an initial model of a run that encrypts: Flower never asks for it."""
         if received.header.model_round == 0 and (received.mask.k or self.store.holds_key):
             raise DowngradeError(
                 "expected a trained model to evaluate, got an initial one, whose loss would tell "
@@ -303,18 +250,7 @@ class Client:
             )
 
     def open_map(self, aggregate: Aggregate, received: Received) -> NDArray[np.floating]:
-        """The weighted mean of the clients' maps.
-
-        Args:
-            aggregate: the sum.
-            received: the model that came with it.
-
-        Returns:
-            P scores; exact zeros where nothing is above the noise, so that ties go by index.
-
-        Raises:
-            ProtocolError: it is no sum of maps of this run, round and model.
-        """
+        """The P scores of the aggregated map, with exact zeros where nothing is above the noise."""
         context, layout = aggregate.header.context, received.layout
         told = (context.kind, context.run, context.round, context.layout)
         if told != ("map", self.store.run, received.header.round, layout.digest):
@@ -330,19 +266,7 @@ class Client:
         return scores
 
     def rekey(self, model: ProtectedModel, received: Received, request: RekeyRequest) -> Aggregate:
-        """The aggregate of a model with tags and pads under a later key.
-
-        Args:
-            model: the model under the earlier key.
-            received: what came with it.
-            request: which key is wanted.
-
-        Returns:
-            The aggregate under the later key.
-
-        Raises:
-            ProtocolError: the later key is not held, or is no later one than the model's.
-        """
+        """The aggregate of a model with tags and pads under a later key, which must be held."""
         header, aggregate = received.header, model.aggregate
         if aggregate is None:
             raise ProtocolError("expected an encrypted model to put under a new key, got none")
@@ -361,18 +285,7 @@ class Client:
         return rekey(aggregate, self.key_for(header), key)
 
     def certify_again(self, received: Received, key_index: int) -> str:
-        """The certificate of a mask under a later key; empty for a mask that has none.
-
-        Args:
-            received: the mask, and its origin with the certificate under an earlier key.
-            key_index: of the later key.
-
-        Returns:
-            The certificate.
-
-        Raises:
-            DowngradeError: the certificate that the mask has is none of this client's keys.
-        """
+        """The certificate under a later key of a mask that one of this client's keys certifies."""
         origin, digest = received.header.origin, received.mask.digest
         if origin is None or not origin.certificate:
             return ""
@@ -386,15 +299,11 @@ class Client:
 
 
 def check_global_model(arrays: Arrays, max_norm: float = 0.0) -> None:
-    """Refuse a model with values that are no numbers, or one beyond a norm.
+    """Refuse a model with values that are no numbers, or one beyond an L2 norm; 0 is no bound.
 
     The norm is the model's own and not that of its change: a client that is sampled now and then
     meets models that many honest rounds have moved since it last opened one, so no bound on the
     change is sound, and it would have to keep a plaintext model on its disk to compare with.
-
-    Args:
-        arrays: name to array.
-        max_norm: the largest L2 norm over all floating-point values; 0 for no bound.
 
     Raises:
         ModelError: names what is not finite, or says that the norm is beyond the bound.

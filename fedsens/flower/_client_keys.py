@@ -19,15 +19,7 @@ class KeyHolder:
         self._store = store
 
     def introduce(self, request: KeyRequest, examples: int) -> KeyReply:
-        """Who this client is, and which key it holds.
-
-        Args:
-            request: what the server asked.
-            examples: number of training examples.
-
-        Returns:
-            The answer.
-        """
+        """Who this client is, and which key it holds."""
         store, held = self._store, self._store.key_of(request.key_index)
         fingerprint = held.fingerprint if held else ""
         if request.step != "hello":
@@ -48,17 +40,7 @@ class KeyHolder:
         self._store.adopt(request.fingerprint, request.key_index)
 
     def share(self, request: KeyRequest) -> dict[str, bytes]:
-        """Seal the key to clients that may have it; it is made where that is wanted.
-
-        Args:
-            request: to whom.
-
-        Returns:
-            Node to envelope.
-
-        Raises:
-            ProtocolError: this client has no key to share.
-        """
+        """Seal the key to clients that may have it; it is made where that is wanted."""
         store = self._store
         if store.provisioned:
             raise ProtocolError(
@@ -100,15 +82,7 @@ class KeyHolder:
         return admitted
 
     def accept(self, request: KeyRequest, envelope: bytes) -> None:
-        """Open an envelope and keep the key in it.
-
-        Args:
-            request: who sealed it, and which key it is.
-            envelope: the envelope.
-
-        Raises:
-            ProtocolError: the server names no sender.
-        """
+        """Open an envelope of the sender that the server names, and keep the key in it."""
         if request.sender is None:
             raise ProtocolError("expected the sender of the envelope, got none")
         store, sender = self._store, bytes.fromhex(request.sender)

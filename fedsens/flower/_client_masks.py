@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from fedsens.errors import DowngradeError, FedSensError, ProtocolError
-from fedsens.flower._masks import selected
 from fedsens.flower._records import (
     MAP,
     MAP_KEY_SUM,
@@ -35,13 +34,6 @@ logger = logging.getLogger(__name__)
 def answer_mask(content: RecordDict, client: Client) -> RecordDict:
     """Open the sum of the maps and apply the policy, once a round; the client's half.
 
-    Args:
-        content: the message's content.
-        client: this client, which must hold the key.
-
-    Returns:
-        The answer.
-
     Raises:
         DowngradeError: the mask shall leave out what the one in use covers, or be made by another
             policy or ratio than earlier ones.
@@ -64,7 +56,7 @@ def answer_mask(content: RecordDict, client: Client) -> RecordDict:
         scores = client.open_map(aggregate, received)
     if "weights" in get_policy(origin.policy).needs:
         weights = layout.flatten(to_arrays(content.array_records[received.key]))
-    mask = selected(origin, layout, scores, weights)
+    mask = origin.select(layout, scores, weights)
     client.check_mask(mask)
     if not request.moves:
         mask = mask.union(received.mask)
@@ -106,10 +98,6 @@ def check_origin(received: Received, client: Client) -> None:
     needs nothing secret is selected again and compared. A server that opens the sums, as this
     client's owner allows, has no key and no certificate.
 
-    Args:
-        received: the model and the mask for its answer.
-        client: this client, which is about to train.
-
     Raises:
         DowngradeError: the mask is not what policy, ratio and seed give, has no certificate of a
             key that this client holds, or leaves out what it must cover.
@@ -133,7 +121,7 @@ def check_origin(received: Received, client: Client) -> None:
 def _genuine(received: Received, origin: MaskOrigin, client: Client) -> bool:
     if not get_policy(origin.policy).needs:
         try:
-            chosen = selected(origin, received.layout)
+            chosen = origin.select(received.layout)
         except FedSensError:
             return False
         return chosen == received.mask

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.crypto import NameOf, check_range
 from fedsens.errors import (
     ContributorsError,
@@ -21,7 +22,6 @@ from fedsens.errors import (
     ProtocolError,
     ValueRangeError,
 )
-from fedsens.files import Arrays
 from fedsens.flower._metrics import keep_count_only
 from fedsens.flower._records import (
     CIPHERTEXT,
@@ -66,18 +66,7 @@ class Uploader:
         self._client = client
 
     def begin(self, kind: Kind, received: Received) -> RoundContext:
-        """Note, before any work is done, that this client answers this question and no other.
-
-        Args:
-            kind: of the upload.
-            received: what the server said.
-
-        Returns:
-            What the upload is bound to.
-
-        Raises:
-            ProtocolError: this client is not in the cohort by its own identities.
-        """
+        """Note, before any work is done, that this client answers this question and no other."""
         header = received.header
         mine = self._party
         if mine not in header.cohort or len({each.name for each in header.cohort}) != len(
@@ -103,18 +92,7 @@ class Uploader:
         weight: float,
         name_of: NameOf,
     ) -> tuple[UploadHeader, bytes]:
-        """Encrypt an upload under a fresh secret, which stays in this client's folder.
-
-        Args:
-            context: what it is bound to.
-            header: of the message that it answers.
-            values: 1-D, before they are weighted.
-            weight: their factor.
-            name_of: names the parameter at an index, for errors.
-
-        Returns:
-            The upload's header and the ciphertext.
-        """
+        """Encrypt an upload under a fresh secret, which stays in this client's folder."""
         from fedsens.crypto import Encryptor  # which loads SEAL; a key answer does without
 
         check_weight(weight)
@@ -151,14 +129,7 @@ class Uploader:
         return told, ciphertext
 
     def answer_key_sum(self, request: KeySumRequest) -> bytes:
-        """This client's padded secret for a list, which it gives for one list only.
-
-        Args:
-            request: the list, and of which uploads.
-
-        Returns:
-            2 N bytes. The same list again gets the same answer.
-        """
+        """The padded secret, 2 N bytes, for one list only; for the same list again the same."""
         contributors = request.contributors
         contributors.check(self._client.settings.min_contributors, self._client.store.members)
         context = bytes.fromhex(request.context)
@@ -168,6 +139,8 @@ class Uploader:
             mine = Contributor(
                 name=self._client.store.name, weight=pending.weight, nonce=pending.nonce.hex()
             )
+            # The list must hold this very upload, and nobody but whom the server named before it: a
+            # stranger's pad could be one that the server knows, and would not cover the secret.
             parties = dict(pending.cohort)
             known = set(contributors.names) <= set(parties)
             if pending.context != context or mine not in contributors.members or not known:
@@ -194,15 +167,7 @@ class Uploader:
         return self._client.records.answer(request.kind, request.round, digest, compute)
 
     def check_private(self, received: Received) -> None:
-        """Refuse, before training, an answer that its noise does not cover, or the budget.
-
-        Args:
-            received: the model with the terms of central differential privacy; without them this
-                does nothing.
-
-        Raises:
-            DowngradeError: something would leave in plaintext, or beyond ``fedsens-max-epsilon``.
-        """
+        """Refuse, before training, what noise does not cover or what the budget does not."""
         terms = received.header.dp
         if terms is None:
             return
@@ -244,18 +209,11 @@ class Uploader:
     ) -> None:
         """Encrypt the masked coordinates of an answer, so that none leaves in plaintext.
 
-        Where metrics are summed, nothing of them but the number of examples leaves, either.
-
-        Args:
-            reply: the answer of the user's function; changed in place.
-            received: the model it answers to.
-            context: what the upload is bound to; None where none was begun.
-            before: the model that training began with, where the remainder's policy needs it.
-
-        Raises:
-            MaskError: the mask would send a tied parameter in plaintext under its other name.
-            ProtocolError: the answer holds a record that would leave unprotected.
-        """  # noqa: DOC502 - of the checks
+        Where metrics are summed, nothing of them but the number of examples leaves, either. The
+        model that training began with is given where the remainder's policy needs it. An answer
+        that would send a tied parameter in plaintext under its other name, or a record unprotected,
+        is refused.
+        """
         content, header = reply.content, received.header
         if header.metrics == "summed":  # also where no model leaves
             keep_count_only(content, header.weighted_by)
@@ -267,11 +225,13 @@ class Uploader:
         context = _own_upload(content, context)
         key = model_key(content)
         layout, mask = received.layout, received.mask
-        # A large model is held as few times as can be: the record goes as soon as it was read.
+        # 1. Check what was trained. A large model is held as few times as can be: the record goes
+        # as soon as it was read.
         arrays = to_arrays(content.array_records[key])
         del content[key]
         _check_update(arrays, layout, mask)
         weight = header.weight_of(examples_of(content, header.weighted_by))
+        # 2. Divide it into what is encrypted and what leaves in plaintext, with noise where due.
         arrays = _private(arrays, before, received)
         policy = header.remainder.policy()
         folder = self._client.store.folder
@@ -280,6 +240,7 @@ class Uploader:
         if not header.model_round:
             self._warn_of_small(arrays, received)
         del arrays
+        # 3. Encrypt under a secret that is on the disk before anything leaves.
         told, ciphertext = self.encrypt(
             context,
             header,
@@ -290,7 +251,7 @@ class Uploader:
         content[CIPHERTEXT] = bytes_to_record(ciphertext)
         if leaving.plain is not None:
             content[key] = to_record(leaving.plain)
-        leaving.commit()
+        leaving.commit()  # what stays here is noted only once nothing can fail any more
         put_header(content, told)
         logger.info(
             "round %d train: %d of %d parameters encrypted, %d B; decrypt %.3f s, encrypt %.3f s",
@@ -305,18 +266,25 @@ class Uploader:
     def _warn_of_small(self, arrays: Arrays, received: Received) -> None:
         """Name tensors that the codec's error could change noticeably."""
         error = received.header.parameters.error_rms(len(received.header.cohort))
-        small = []
+        small, zero = list[str](), list[str]()
         for entry in received.layout.entries:
             chosen = arrays[entry.name][received.mask.of(entry)].astype(np.float64)
             rms = math.sqrt(float(chosen @ chosen) / chosen.size) if chosen.size else math.inf
-            if 0 < rms < SMALL * error:
-                small.append(entry.name)
+            if rms < SMALL * error:
+                (small if rms else zero).append(entry.name)
         if small:
             logger.warning(
                 "the error of the encryption, %.1g, is more than a hundredth of the values of %s; "
                 "use fedsens.preset exact, or a smaller fedsens.value-range",
                 error,
                 ", ".join(small),
+            )
+        if zero:
+            logger.warning(
+                "%s are zeros after training and get the error of the encryption, %.1g, in their "
+                "place; where they must stay zero, keep them out of the model that is sent",
+                ", ".join(zero),
+                error,
             )
 
 

@@ -21,16 +21,11 @@ SOON, POLL = 0.05, 0.5
 
 
 def arriving(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
-    """Send messages and hand over the replies as they arrive, one at a time.
-
-    Args:
-        grid: Flower's grid.
-        messages: what to send; not kept.
-        timeout: seconds to wait for replies; None waits for all of them. What has arrived by then
-            is handed over even if it takes longer.
+    """Send messages, which are not kept, and hand over the replies as they arrive, one at a time.
 
     Yields:
-        Each reply once it is there.
+        Each reply once it is there. What has arrived when the time is up (None: there is no end)
+        is handed over even if it takes longer.
     """
     pending = dict.fromkeys(each for each in grid.push_messages(messages) if each)
     del messages
@@ -55,11 +50,7 @@ class StreamingGrid(Grid):
     """A grid of Flower's whose ``send_and_receive`` hands over replies as they arrive."""
 
     def __init__(self, grid: Grid) -> None:
-        """Wrap a grid.
-
-        Args:
-            grid: does the work.
-        """
+        """Wrap a grid."""
         self._grid = grid
 
     def set_run(self, run: Any) -> None:
@@ -106,19 +97,7 @@ class StreamingGrid(Grid):
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout: float) -> list[int]:
-    """Wait until enough nodes are connected.
-
-    Args:
-        grid: Flower's grid.
-        least: how many nodes are needed.
-        timeout: deadline in seconds.
-
-    Returns:
-        All connected nodes, sorted.
-
-    Raises:
-        PhaseError: too few nodes connected in time.
-    """
+    """All connected nodes, sorted, once there are enough; an error after so many seconds."""
     deadline = time.monotonic() + timeout
     while len(nodes := sorted(grid.get_node_ids())) < least:
         if time.monotonic() > deadline:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -25,14 +26,12 @@ from fedsens.flower._uploads import collect_keys
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 COMPARE = (Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum)  # answers with each other
 
 
 def least_groups(strategy: Strategy) -> int:
     """The fewest groups with which a robust strategy tolerates a spoilt one, or as many as it says.
-
-    Args:
-        strategy: the strategy.
 
     Returns:
         2 f + 3 for Krum and Multi-Krum (Blanchard et al. 2017) and 4 f + 3 for Bulyan (El Mhamdi et
@@ -49,19 +48,11 @@ def least_groups(strategy: Strategy) -> int:
     return 3
 
 
-def split(
-    messages: Sequence[Message], groups: int, least: int, seed: Sequence[int]
-) -> list[list[Message]]:
-    """Divide the clients of a round at random, as evenly as can be.
-
-    Args:
-        messages: one for each client.
-        groups: how many groups.
-        least: the fewest clients of a group.
-        seed: of the choice, another one in each round.
+def split(messages: Sequence[T], groups: int, least: int, seed: Sequence[int]) -> list[list[T]]:
+    """Divide the clients of a round, or messages to them, at random, as evenly as can be.
 
     Returns:
-        The messages of each group; none where the clients are too few.
+        Those of each group; none where the clients are too few.
     """
     if len(messages) < groups * least:
         return []
@@ -73,7 +64,9 @@ class RoundUpdates:
     """The updates of a round, those of each group in a sum of its own.
 
     Attributes:
-        silent: nodes whose keys did not come.
+        gave: nodes whose keys came.
+        withheld: nodes for whose sake a sum is void: no key, a wrong update, too large a weight.
+        void: why sums are void, of each that is.
         contributors: the fewest of any sum whose keys were asked for; 0 where there is none.
     """
 
@@ -88,8 +81,9 @@ class RoundUpdates:
             asking: called with ``contributors`` before anybody is asked for a key.
         """
         self._asking = asking
-        self._phase, self.silent = phase, frozenset[int]()
-        self.contributors = 0
+        self._phase, self.contributors = phase, 0
+        self.gave, self.withheld = frozenset[int](), frozenset[int]()
+        self.void: list[PhaseError] = []
         self._parts = [make(each) for each in phase.parts]
         self._part_of = {
             sent.dst_node_id: part
@@ -136,9 +130,6 @@ class RoundUpdates:
 
         Returns:
             The result of each group that is not void.
-
-        Raises:
-            PhaseError: all are void; it names the nodes whose keys did not come.
         """
         sums = [total for part in self._parts if (total := part.settle(least)) is not None]
         if sums:
@@ -146,22 +137,20 @@ class RoundUpdates:
             self._asking(self.contributors)
             name = self._phase.name, self._phase.round
             self._phase.absorb(collect_keys(grid, name, sums, timeout))
-        results, void = [], list[PhaseError]()
+        self.gave = frozenset(node for each in sums for node in each.answers)
+        results = []
         for number, part in enumerate(self._parts, 1):
             try:
                 result = part.result(least)
             except PhaseError as error:
-                void.append(error)
+                self.void.append(error)
+                self.withheld |= error.nodes
                 self._warn(number, str(error))
             else:
                 results.append(result)
                 if len(result.replies) < least:
+                    self.withheld |= part.reasons.keys()
                     self._warn(number, f"{len(result.replies)} updates arrived of {least} needed")
-        self.silent = frozenset(node for error in void for node in error.nodes)
-        if len(self._parts) == 1 and void:
-            raise void[0]  # which tells whose uploads are in a sum that holds nonsense
-        if void and not results:
-            raise PhaseError(str(void[0]), nodes=self.silent)
         return results
 
     def _warn(self, number: int, why: str) -> None:

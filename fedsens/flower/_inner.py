@@ -26,9 +26,9 @@ from flwr.serverapp.strategy import (
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords, aggregate_metricrecords
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.crypto import Opens
 from fedsens.errors import StrategyError
-from fedsens.files import Arrays
 from fedsens.flower._groups import COMPARE, least_groups
 from fedsens.flower._records import model_key, to_arrays, to_record
 from fedsens.flower._updates import averageable
@@ -45,12 +45,11 @@ NEED_SINGLE_UPDATES = (
     DifferentialPrivacyServerSideFixedClipping,
     FedMedian,
     FedTrimmedAvg,
-    FedXgbBagging,
-    FedXgbCyclic,
     Krum,
     MultiKrum,
     QFedAvg,
 )
+TREES = FedXgbBagging, FedXgbCyclic
 FLOWERS_OWN = (FedAvg.configure_train, FedProx.configure_train)
 
 
@@ -87,15 +86,7 @@ class InnerStrategy:
         )
 
     def shown(self, arrays: ArrayRecord, model: ProtectedModel) -> ArrayRecord:
-        """The global model as the strategy gets it.
-
-        Args:
-            arrays: as Flower hands them on, without what is hidden.
-            model: the same model.
-
-        Returns:
-            Whole tensors for a strategy that configures rounds itself, else ``arrays``.
-        """
+        """The global model as the strategy gets it: whole if it configures rounds itself."""
         if self._asks_itself and model.mask.k:
             return to_record(model.visible())
         return arrays
@@ -107,14 +98,6 @@ class InnerStrategy:
 
         A strategy that configures rounds itself may send another model than the last mean, a mean
         of several rounds say. Where the server opens, that is what travels.
-
-        Args:
-            messages: the strategy's; their models get the layout's types.
-            model: the last result.
-            opens: who opens the sums.
-
-        Returns:
-            Whether to leave the messages' models as they are.
 
         Raises:
             StrategyError: it sends another, but clients open, so that the server cannot know it.
@@ -141,15 +124,7 @@ class InnerStrategy:
         return RecordDict({self.record: ArrayRecord(), key: ConfigRecord(dict(config))})
 
     def even(self, replies: list[Message], kind: str) -> list[Message]:
-        """Replies whose metrics the strategy can average; its own function gets them all.
-
-        Args:
-            replies: those that count, changed in place.
-            kind: "train" or "evaluate".
-
-        Returns:
-            The replies.
-        """
+        """Make the strategy able to average metrics of replies; its own function gets all."""
         function = getattr(self.strategy, f"{kind}_metrics_aggr_fn", None)
         return averageable(replies) if function is aggregate_metricrecords else replies
 
@@ -163,12 +138,6 @@ class InnerStrategy:
         """Give every reply whole tensors, with the mean in the place of what it encrypted.
 
         Any mean of them, with whatever weights, is then the mean of the encrypted coordinates.
-
-        Args:
-            replies: those that the mean is of; changed in place.
-            mean: of the masked coordinates, weighted by examples.
-            layout: the model's layout.
-            mask: the mask that the replies are split by.
         """
         shared = None
         for reply in replies:
@@ -179,14 +148,7 @@ class InnerStrategy:
             reply.content[self.record] = ArrayRecord(dict(shared))
 
     def joined(self, replies: list[Message]) -> Message:
-        """One reply for a group of clients: the means of their models and metrics by examples.
-
-        Args:
-            replies: whole, at least one; their records may be replaced.
-
-        Returns:
-            The first of them, with the means in it and the sum of their examples.
-        """
+        """A group's first reply, with the means of models and metrics and the sum of examples."""
         contents = [reply.content for reply in averageable(replies)]
         (key,) = contents[0].metric_records
         examples = [content.metric_records[key][self.weighted_by] for content in contents]
@@ -203,17 +165,7 @@ class InnerStrategy:
         layout: ParameterLayout,
         mask: EncryptionMask,
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The strategy's mean of the plaintext remainders, in the form that travels.
-
-        Args:
-            server_round: the round.
-            replies: those that count; their records may be replaced.
-            layout: the model's layout.
-            mask: the mask that the replies are split by.
-
-        Returns:
-            The remainder's mean without the hidden coordinates, and the metrics.
-        """
+        """The strategy's mean of the plaintext remainders, as it travels, and of the metrics."""
         if not self._averages_itself:
             return self.strategy.aggregate_train(server_round, replies)
         key = self.record
@@ -245,17 +197,9 @@ def check_strategy(
 
     The server can add ciphertexts but not compare, clip or scale them adaptively. A strategy
     qualifies if it aggregates as FedAvg does (FedAvg, FedProx and subclasses that leave
-    ``aggregate_train`` alone), or if the caller vouches for it.
-
-    Args:
-        strategy: the inner strategy.
-        encrypts: whether anything is encrypted; without that every strategy is allowed.
-        weighted_mean: the caller's word that the strategy's aggregation is a mean of the replies
-            weighted by their examples.
-        opens: who opens the sums. Where the server does, every strategy is allowed that is a
-            function of the mean weighted by examples.
-        groups: into how many the clients are divided; with more than one a strategy that compares
-            answers is allowed, and no other.
+    ``aggregate_train`` alone), or if the caller vouches for it. Where the server opens the sums,
+    every function of the mean will do; with several groups also one that compares answers, and no
+    other.
 
     Raises:
         StrategyError: the strategy cannot be used.
@@ -272,6 +216,11 @@ def check_strategy(
             "would never be called, because fedsens runs the rounds; move what it does into "
             "aggregate_train, aggregate_evaluate or on_report, or behind the call of start"
         )
+    if encrypts and isinstance(strategy, TREES):
+        raise StrategyError(
+            f"expected a strategy whose models have a mean, got {name}, whose models are trees, as "
+            "bytes that nobody can add up; set fedsens.ratio to 0"
+        )
     aggregate = type(strategy).aggregate_train
     if encrypts and opens == "server":
         if groups > 1:
@@ -283,7 +232,7 @@ def check_strategy(
         return
     flowers = type(strategy).__module__.startswith("flwr.")
     why = (
-        "it needs values that are encrypted (medians, trimming, Krum, trees, clipping and adaptive "
+        "it needs values that are encrypted (medians, trimming, Krum, clipping and adaptive "
         "server optimisers do)"
         if flowers
         else "fedsens cannot know what its aggregate_train does with models of which the server "
@@ -312,7 +261,7 @@ def _check_function_of_the_mean(strategy: Strategy) -> None:
     why = (
         "it weights each client's update by that client's loss"
         if isinstance(strategy, QFedAvg)
-        else "it looks at single clients' models (medians, trimming, Krum, trees and clipping do)"
+        else "it looks at single clients' models (medians, trimming, Krum and clipping do)"
     )
     if isinstance(strategy, COMPARE):
         why += f" ({_on_groups(strategy)})"

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from fedsens.config import EXAMPLES_CAP
 from fedsens.crypto import Opens
 from fedsens.errors import ProtocolError
-from fedsens.flower._phase import Phase, ask
+from fedsens.flower._phase import ATTEMPTS, Phase, ask
 from fedsens.flower._records import (
     ENVELOPES,
     KEYS_ACTION,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
 NO_KEY: Final = (
     "holds no key; left out, until it has the key file of the others or takes part in key agreement"
 )
@@ -44,6 +43,7 @@ KEYLESS: Final = (
     "has not said hello; left out, until it does and its owner lets the server open the mean"
 )
 CAP_BUDGET: Final = 16  # times the cap, for all clients above it together
+ALIKE: Final = 0.1  # of a number of examples; a loader that drops the last batch is within
 
 
 class KeyAgreement:
@@ -55,6 +55,8 @@ class KeyAgreement:
         examples: node to number of training examples, for every node that holds the key.
         parties: node to its identities, of every node that has said hello.
         reasons: node to why it came to no key.
+        misstated: node to the number of examples that it announced and to the one that it first
+            trained on, where these are not alike.
     """
 
     def __init__(
@@ -67,13 +69,9 @@ class KeyAgreement:
     ) -> None:
         """Start without knowing anybody.
 
-        Args:
-            timeout: deadline of each step in seconds.
-            fingerprint: of the key, if it must be a certain one.
-            key_index: how often the key has been rotated.
-            cap: times the median of the announced numbers of examples, up to which they stand.
-            opens: who opens sums. Where the server does, nobody needs a key: clients are asked for
-                their identities alone, and refuse where their owners have not allowed it.
+        Numbers of examples stand up to ``cap`` times their median. Where the server opens sums,
+        nobody needs a key: clients are asked for their identities alone, and refuse where their
+        owners have not allowed it.
         """
         self.fingerprint = fingerprint
         self._cap, self._opens = cap, opens
@@ -81,7 +79,9 @@ class KeyAgreement:
         self.examples: dict[int, int] = {}
         self.parties: dict[int, Party] = {}
         self.reasons: dict[int, str] = {}
+        self.misstated: dict[int, tuple[int, int]] = {}
         self._provisioned: set[int] = set()
+        self._trained: set[int] = set()
         self._timeout = timeout
         self._capped: dict[int, int] = {}
 
@@ -100,18 +100,21 @@ class KeyAgreement:
         if not unknown:
             return None
         known = bool(self.fingerprint)
+        # 1. Everybody says who it is and which key it holds.
         steps = _Steps(grid, server_round, self._timeout)
         hello = self._request("hello", fingerprint=self.fingerprint)
         replies = steps.ask(dict.fromkeys(unknown, hello))
         keyless = self._opens == "server"
         newcomers = {} if keyless else self._collect_hello(replies)
         for node, reply in replies.items() if keyless else ():
-            self.parties[node] = Party(name=reply.name, run_key=reply.run_key)
+            self._meet(node, reply)
             self.examples[node] = reply.examples
+        # 2. Whoever holds the key hands it on to those who hold none, sealed to each.
         if self.fingerprint:
             self._pass_on(steps, newcomers, set())
-            if not known:
+            if not known:  # the key is somebody's word, which nobody may be able to keep
                 self._reject_minority(newcomers)
+        # 3. Where nobody does, one of them makes it.
         if newcomers and not self.fingerprint:
             self._create(steps, newcomers)
         self.reasons |= steps.reasons
@@ -120,20 +123,19 @@ class KeyAgreement:
 
     def update_examples(self, node: int, examples: float) -> None:
         """Trust the number of examples that a client trained on over what it announced."""
-        if node in self.examples:
-            self.examples[node] = round(examples)
+        if node not in self.examples:
+            return
+        announced, trained = self.examples[node], round(examples)
+        if node not in self._trained and abs(trained - announced) > ALIKE * announced:
+            self.misstated[node] = announced, trained
+        self._trained.add(node)
+        self.examples[node] = trained
 
     def reference(self, nodes: Iterable[int]) -> float:
         """N_ref of a round: the examples of its clients, without what somebody overstates.
 
         The weights n_i / N_ref of whoever answers then add up to at most 1, unless a client trains
         on more examples than it announced, or than :func:`capped_examples` believes it.
-
-        Args:
-            nodes: the clients; all hold the key.
-
-        Returns:
-            A positive number.
         """
         counts, nodes = capped_examples(self.examples, self._cap), list(nodes)
         for node in nodes:
@@ -152,27 +154,26 @@ class KeyAgreement:
                 )
         return float(sum(counts[node] for node in nodes)) or 1.0
 
-    def distinct(self, nodes: Iterable[int]) -> list[int]:
-        """Nodes that hold the key and have an identity of their own; others are named in the log.
-
-        Args:
-            nodes: nodes in order.
-
-        Returns:
-            Those of them that can take part together.
-        """
-        chosen: dict[str, int] = {}
+    def distinct(self, nodes: Iterable[int], connected: Iterable[int]) -> list[int]:
+        """Nodes with the key and an identity of their own; others are named in the log."""
+        # Of two that claim one identity it is theirs who said so first and is still there.
+        present, owners, chosen = set(connected), dict[str, int](), list[int]()
+        for node, party in self.parties.items():
+            if node in present:
+                owners.setdefault(party.name, node)
         for node in nodes:
             if node not in self.examples:
                 logger.warning("node %s %s", node, KEYLESS if self._opens == "server" else NO_KEY)
-            elif (first := chosen.setdefault(self.parties[node].name, node)) != node:
+            elif (first := owners.get(self.parties[node].name, node)) != node:
                 logger.warning(
                     "nodes %s and %s have one identity; the second is left out: give every client "
                     "an identity file of its own",
                     first,
                     node,
                 )
-        return list(chosen.values())
+            else:
+                chosen.append(node)
+        return chosen
 
     def invalidate(self, node: int) -> None:
         """Ask this node again next time: it failed, so it may have lost its key."""
@@ -182,14 +183,21 @@ class KeyAgreement:
         common = {"step": step, "key_index": self.key_index, "opens": self._opens}
         return KeyRequest.model_validate(common | fields)
 
+    def _meet(self, node: int, reply: KeyReply) -> None:
+        """Note who a node says it is, in the order in which each first said so."""
+        if node in self.parties and self.parties[node].name != reply.name:
+            del self.parties[node]
+        self.parties[node] = Party(name=reply.name, run_key=reply.run_key)
+
     def _collect_hello(self, replies: dict[int, KeyReply]) -> dict[int, KeyReply]:
         """Note who holds which key; returns those who hold none."""
+        # The key of most is the federation's, unless the operator has named one.
         holding = Counter(reply.fingerprint for reply in replies.values() if reply.fingerprint)
         if not self.fingerprint and holding:
             self.fingerprint = holding.most_common(1)[0][0]
         newcomers = {}
         for node, reply in sorted(replies.items()):
-            self.parties[node] = Party(name=reply.name, run_key=reply.run_key)
+            self._meet(node, reply)
             if reply.provisioned:
                 self._provisioned.add(node)
             if reply.fingerprint == "":
@@ -228,7 +236,7 @@ class KeyAgreement:
         for creator in list(newcomers)[:ATTEMPTS]:
             shared = self._share(steps, creator, newcomers, create=True)
             if creator not in self.examples:
-                continue
+                continue  # it answered with no key: the next one makes it
             waiting = self._deliver(steps, newcomers, shared)
             if not waiting or len(self.examples) > 1:
                 self._pass_on(steps, waiting, {creator})
@@ -240,6 +248,7 @@ class KeyAgreement:
         """Hand the key to newcomers; those to whom one holder gives none get it from the next."""
         waiting = newcomers
         while waiting and len(tried) < ATTEMPTS:
+            # Owners who have laid a key file beside their client hand it on themselves.
             holders = [node for node in self.examples if node not in self._provisioned]
             sharer = next((node for node in holders if node not in tried), None)
             if sharer is None:
@@ -339,15 +348,8 @@ def capped_examples(announced: Mapping[int, int], cap: int = EXAMPLES_CAP) -> di
     With the lower median m and a cap of c, a number above c m counts as at most 16 c m divided by
     how many such numbers there are, and as c m at least. At least half of the clients that announce
     any examples then have a weight of at least 1 / (c (n + 16)) in a round of n.
-
-    Args:
-        announced: node to number of examples, of all clients that hold the key.
-        cap: c.
-
-    Returns:
-        Node to number.
     """
-    some = [examples for examples in announced.values() if examples > 0]
+    some = [examples for examples in announced.values() if examples > 0]  # 0 trains nothing
     if not some:
         return dict(announced)
     median = statistics.median_low(some)
@@ -357,16 +359,7 @@ def capped_examples(announced: Mapping[int, int], cap: int = EXAMPLES_CAP) -> di
 
 
 def answer_keys(content: RecordDict, client: Client, examples: int) -> RecordDict:
-    """Say who this client is, share the key, or accept it; the client's half.
-
-    Args:
-        content: the message's content.
-        client: this client.
-        examples: its number of training examples.
-
-    Returns:
-        The answer.
-    """
+    """Say who this client is, share the key, or accept it; the client's half."""
     request = take_header(content, KeyRequest)
     answer = RecordDict()
     client.check_opens(request.opens)

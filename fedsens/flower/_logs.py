@@ -62,12 +62,6 @@ def tell(logger: logging.Logger, text: str, *values: object, **figures: object) 
 
     It goes to a logger of fedsens where somebody has chosen to see its information, and else
     among Flower's own lines.
-
-    Args:
-        logger: of the module that tells it.
-        text: the line, with places for values.
-        values: for these places.
-        figures: what the line says, as numbers.
     """
     chosen = logger if logger.isEnabledFor(logging.INFO) else logging.getLogger("flwr")
     chosen.info(text, *values, extra={FIGURES: figures} if figures else None)
@@ -77,14 +71,7 @@ class JsonLines(logging.Formatter):
     """A log record as one line of JSON: time (UTC), level, logger, message and figures."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record.
-
-        Args:
-            record: the record; an ``extra`` of ``figures`` is added as it is.
-
-        Returns:
-            The line.
-        """
+        """Format a record; its ``extra`` of ``figures`` is added as it is."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -100,14 +87,7 @@ class JsonLines(logging.Formatter):
 
 
 def reason_of(error: Error) -> str:
-    """Why a node has no answer, and what an operator can do.
-
-    Args:
-        error: the error reply.
-
-    Returns:
-        One sentence; a client's own refusal says what to do by itself.
-    """
+    """One sentence on why a node has no answer; a client's own refusal says what to do."""
     remedy, text = REMEDIES.get(error.code), (error.reason or "no reason given")[:LONGEST]
     if MISSING_QUERY in text:
         return "its app has no install(app, ...) of fedsens.flower: call it where the app is made"

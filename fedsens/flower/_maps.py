@@ -68,13 +68,7 @@ class MapCollection:
     """
 
     def __init__(self, config: FedSensConfig, keys: KeyAgreement, size: int) -> None:
-        """Remember how maps are made.
-
-        Args:
-            config: rule, kind of maps and deadlines.
-            keys: who holds the key.
-            size: P.
-        """
+        """Remember how maps are made."""
         self._config, self._keys, self._size = config, keys, size
         self._plain = np.zeros(size)
         self._used = self._probed = 0
@@ -85,17 +79,10 @@ class MapCollection:
     def collect(
         self, grid: Grid, nodes: list[int], shown: tuple[RecordDict, ModelHeader], number: int
     ) -> tuple[Scores | Aggregate, PhaseReport]:
-        """The sum of the clients' maps, each times its weight.
+        """The sum of the clients' maps, each times its weight, and what it cost.
 
-        Args:
-            grid: Flower's grid.
-            nodes: the clients to ask.
-            shown: the content that shows these clients the current model, and its header.
-            number: the round that the mask is for.
-
-        Returns:
-            The sum, which the server sees if maps are plain or if it opens sums (then the mean),
-            and cannot open otherwise; and what it cost.
+        The server sees it if maps are plain or if it opens sums (then the mean). ``shown`` is the
+        content that shows these clients the current model, and its header.
 
         Raises:
             PhaseError: too few clients answered, or gave their keys.
@@ -114,11 +101,12 @@ class MapCollection:
         if self._used < config.map_min_clients:
             raise PhaseError(
                 f"expected maps from at least {config.map_min_clients} clients, got {self._used}: "
-                f"{listed(phase.reasons() | self._reasons)}; mend these, or lower "
-                "fedsens.map-min-clients"
+                f"{listed(phase.reasons() | self._reasons)}; mend these"
+                f"{', or lower fedsens.map-min-clients' if self._used else ''}"
             )
         if self._uploads is None:
             return self._plain, phase.report(self._used, probed=self._probed)
+        self._uploads.check_weights(config.map_min_clients)
         total: Scores | Aggregate
         name: tuple[PhaseName, int] = ("map", number)
         phase.absorb(collect_keys(grid, name, [self._uploads], config.key_timeout))
@@ -177,13 +165,7 @@ class MapCollection:
 
 
 def drop_noise(scores: Scores, parameters: CkksParameters, weights: Collection[float]) -> None:
-    """Make exact zeros where nothing is above the codec's noise, so that ties go by index.
-
-    Args:
-        scores: the weighted mean of maps; changed in place.
-        parameters: of their sum.
-        weights: of the maps in it.
-    """
+    """Make exact zeros in place where nothing is above the codec's noise: ties then go by index."""
     scores[scores < parameters.error_bound(len(weights)) / math.fsum(weights)] = 0.0
 
 
@@ -204,16 +186,6 @@ def answer_map(
     examples: ExamplesFn,
 ) -> RecordDict:
     """Compute this client's map and send it; the client's half.
-
-    Args:
-        message: the server's question.
-        context: Flower's context.
-        client: this client.
-        sensitivity: the app's function.
-        examples: the app's function for the number of training examples.
-
-    Returns:
-        The answer.
 
     Raises:
         ProtocolError: the app has no sensitivity function, or no examples.

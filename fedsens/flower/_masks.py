@@ -7,7 +7,6 @@ where it depends on maps or on encrypted weights. Where nothing secret enters, t
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -16,10 +15,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
-from fedsens.errors import FedSensError, PhaseError, ProtocolError, SumError
-from fedsens.flower._keys import ATTEMPTS, KeyAgreement
+from fedsens.errors import PhaseError, ProtocolError, SumError
+from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
-from fedsens.flower._phase import ask, listed
+from fedsens.flower._phase import ask_until_two_agree, listed
 from fedsens.flower._records import (
     MAP,
     MAP_KEY_SUM,
@@ -47,8 +46,6 @@ from fedsens.protocol import (
 
 logger = logging.getLogger(__name__)
 
-HOLDERS = 2  # key holders that must return the same mask, where there are so many
-
 Weights = NDArray[np.floating]
 MadeMask = tuple[EncryptionMask, MaskOrigin]
 Tied = tuple[tuple[str, str], ...]
@@ -61,6 +58,7 @@ class MaskMaker:
 
     Attributes:
         reports: what it cost so far.
+        contributors: nodes whose maps it is made from, where these are encrypted.
     """
 
     def __init__(
@@ -71,16 +69,8 @@ class MaskMaker:
         tied: Tied,
         left_out: Collection[int] = (),
     ) -> None:
-        """Remember what the mask is made from.
-
-        Args:
-            config: policy, ratio, rule and deadlines.
-            keys: who holds the key.
-            layout: the model's layout.
-            tied: pairs of tensors that are one parameter under two names.
-            left_out: nodes that are asked for nothing.
-        """
-        self._contributors = frozenset[int]()
+        """Remember what the mask is made from, and the nodes that are asked for nothing."""
+        self.contributors = frozenset[int]()
         self._config, self._keys, self._layout, self._tied = config, keys, layout, tied
         self._left_out = set(left_out)
         self.reports: list[PhaseReport] = []
@@ -88,14 +78,8 @@ class MaskMaker:
     def make(self, grid: Grid, show: ShowModel, server_round: int, old: EncryptionMask) -> MadeMask:
         """Ask for maps if the policy needs them, and for the mask.
 
-        Args:
-            grid: Flower's grid.
-            show: makes the content that shows clients the current model.
-            server_round: the round that the mask is for.
-            old: the mask in use, which the new one covers unless masks may move.
-
-        Returns:
-            The mask: exactly the configured number of coordinates, and those of the old one.
+        The mask has exactly the configured number of coordinates, and those of the old one unless
+        masks may move.
 
         Raises:
             PhaseError: too few clients or no key holder answered, or plain maps do not suffice.
@@ -121,7 +105,7 @@ class MaskMaker:
             maps = MapCollection(config, self._keys, size)
             scores, report = maps.collect(grid, nodes, show(nodes), server_round)
             self.reports.append(report)
-            self._contributors = maps.contributors
+            self.contributors = maps.contributors
         if isinstance(scores, Aggregate) or (scores is None and not config.server_opens):
             return self._ask_holders(grid, show, scores, origin, old)
         weights = None
@@ -142,12 +126,12 @@ class MaskMaker:
         scores: Scores | None = None,
         weights: Weights | None = None,
     ) -> EncryptionMask:
-        new = selected(origin, self._layout, scores, weights)
+        new = origin.select(self._layout, scores, weights)
         return new if self._config.moving_masks else new.union(old)
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
-        nodes = self._keys.distinct(self._holders(grid))
+        nodes = self._keys.distinct(self._holders(grid), grid.get_node_ids())
         count = max(config.map_min_clients, round(config.map_fraction * len(nodes)))
         if count >= len(nodes):
             return nodes
@@ -170,43 +154,40 @@ class MaskMaker:
             moves=config.moving_masks,
             aggregate=None if scores is None else scores.header,
         )
-        holders = self._holders(grid)[:ATTEMPTS]
-        reasons: dict[int, str] = {}
-        votes, refusals, cost = Counter[tuple[bytes, str]](), 0, None
-        for holder in holders:
+        holders = self._holders(grid)
+
+        def question() -> RecordDict:
             content, _ = show([])
             put_header(content, request, REQUEST)
             if scores is not None:
                 put_aggregate(content, scores, MAP, MAP_KEY_SUM)
-            phase, answers = ask(
-                grid, ("mask", server_round), {holder: content}, MASK_ACTION, config.mask_timeout
-            )
-            refusals += len(phase.refused(MODEL_REFUSED))
-            if cost is None:
-                cost = phase
-            else:
-                cost.absorb(phase)
-            try:
-                mask, certificate = self._read(answers.get(holder, RecordDict()), old)
-            except FedSensError as error:
-                reasons[holder] = phase.reasons().get(holder, str(error))
-                logger.warning("node %s gave no mask: %s; trying another", holder, error)
-                continue
-            answer = mask.to_bytes(), certificate
-            votes[answer] += 1
-            if votes[answer] == min(HOLDERS, len(holders)):  # one alone could choose what is hidden
-                self.reports.append(cost.report(1, lost=0))
-                told = {"certificate": certificate, "run": cost.run}
-                return mask, origin.model_copy(update=told)
-        if refusals and self._contributors:
+            return content
+
+        asked = ask_until_two_agree(
+            grid,
+            ("mask", server_round),
+            holders,
+            question,
+            MASK_ACTION,
+            config.mask_timeout,
+            lambda content: self._read(content, old),
+            "gave no mask",
+        )
+        if asked.answer is not None:
+            mask, certificate = asked.answer
+            self.reports.append(asked.phase.report(1, lost=0))
+            told = {"certificate": certificate, "run": asked.phase.run}
+            return mask, origin.model_copy(update=told)
+        refusals = len(asked.phase.refused(MODEL_REFUSED))
+        if refusals and self.contributors:
             raise SumError(
                 f"{refusals} key holders refuse the sum of the maps, which holds nonsense",
-                refused=self._contributors,
+                refused=self.contributors,
             )
         raise PhaseError(
-            f"expected one mask from {HOLDERS} of {len(holders)} key holders within "
-            f"{config.mask_timeout:g} s each, got {len(votes)} different ones: {listed(reasons)}; "
-            "mend these"
+            f"expected one mask from 2 of {len(holders)} key holders within "
+            f"{config.mask_timeout:g} s each, got {len(asked.found)} different ones: "
+            f"{listed(asked.reasons)}; mend these"
         )
 
     def _read(self, content: RecordDict, old: EncryptionMask) -> tuple[EncryptionMask, str]:
@@ -231,44 +212,7 @@ class MaskMaker:
         return selectable_count(self._layout, count, self._tied, config.force)
 
     def overlap(self, old: EncryptionMask, new: EncryptionMask) -> float:
-        """How much of a mask in use the policy would choose again.
-
-        Args:
-            old: the mask in use.
-            new: the mask that was made; where masks grow it is what the policy chose and the old.
-
-        Returns:
-            Intersection over union of the old mask and what the policy chose.
-        """
+        """Intersection over union of the mask in use and what the policy chose for the new one."""
         if self._config.moving_masks or not old.k:
             return old.overlap(new)
         return (old.k + self.count - new.k) / new.k
-
-
-def selected(
-    origin: MaskOrigin,
-    layout: ParameterLayout,
-    scores: Scores | None = None,
-    weights: Weights | None = None,
-) -> EncryptionMask:
-    """What a policy chooses.
-
-    Args:
-        origin: policy, ratio, forced layers, ties and seed.
-        layout: the model's.
-        scores: of the aggregated map, where the policy needs them.
-        weights: of the model, where it needs them.
-
-    Returns:
-        The mask.
-    """
-    return select_mask(
-        scores,
-        layout,
-        origin.policy,
-        origin.ratio,
-        origin.force,
-        seed=origin.seed,
-        weights=weights,
-        tied=origin.tied,
-    )

@@ -46,12 +46,6 @@ def protect_metrics(
 ) -> None:
     """Encrypt the metrics of an answer, so that none leaves in plaintext; the client's half.
 
-    Args:
-        reply: the answer of the user's function; changed in place.
-        received: the model it answers to.
-        context: what the upload is bound to.
-        client: this client.
-
     Raises:
         ProtocolError: the answer holds something else than one MetricRecord of numbers.
         ValueRangeError: a metric is no number, or too large.
@@ -103,22 +97,17 @@ class SummedMetrics:
     """The server's half: adds encrypted metrics, and opens the sum.
 
     Attributes:
-        silent: nodes that gave no key.
+        gave: nodes whose keys came.
+        withheld: nodes that gave no key.
     """
 
     def __init__(self, phase: Phase, parties: Mapping[int, Party], least: int) -> None:
-        """Add the answers of an evaluation.
-
-        Args:
-            phase: the question, which has been sent.
-            parties: node to the client that was asked there.
-            least: answers that a sum needs.
-        """
+        """Add the answers of an evaluation."""
         assert phase.header is not None
         self._phase, self._header = phase, phase.header
         self._parties, self._least = parties, least
         self._sums: dict[Schema, UploadSum] = {}
-        self.silent = frozenset[int]()
+        self.gave, self.withheld = frozenset[int](), frozenset[int]()
 
     def take(self, node: int, content: RecordDict) -> None:
         """Add an answer; a wrong one is left out by name."""
@@ -143,17 +132,10 @@ class SummedMetrics:
         self._sums[schema] = uploads
 
     def replies(self, grid: Grid, timeout: float, replies: Mapping[int, Message]) -> list[Message]:
-        """Ask for the keys and open the sum.
+        """Ask for the keys, open the sum, and put the means into the answers that count.
 
-        Args:
-            grid: Flower's grid.
-            timeout: deadline for the keys in seconds.
-            replies: node to its answer, whose content is replaced.
-
-        Returns:
-            The answers that count, each with the means in the place of its own metrics and an
-            equal share of the examples, so that any mean of them is the mean of all; none where
-            they are too few, or a key is missing.
+        Each gets an equal share of the examples, so that any mean of them is the mean of all. There
+        are none where they are too few, or a key is missing.
 
         Raises:
             SumError: the sum opens to nothing that honest clients could have made.
@@ -179,12 +161,13 @@ class SummedMetrics:
         uploads = self._sums[schema]
         asked = self._phase.name, self._phase.round
         self._phase.absorb(collect_keys(grid, asked, [uploads], timeout))
+        self.gave = frozenset(uploads.answers)
+        self.withheld = frozenset(uploads.headers) - self.gave
         try:
             mean = uploads.open_here()
         except SumError:
             raise
         except PhaseError as error:
-            self.silent = frozenset(error.nodes)
             logger.warning("round %d has no metrics: %s", self._phase.round, error)
             return []
         if not mean[0] > 0:

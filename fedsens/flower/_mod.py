@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection
+from numbers import Real
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
+from fedsens._files import Arrays
 from fedsens.errors import (
+    CheckpointError,
     ConfigurationError,
     ContributorsError,
+    DataError,
     DowngradeError,
     FedSensError,
+    KeyFileError,
     ModelError,
     ProtocolError,
 )
-from fedsens.files import Arrays
 from fedsens.flower._client import Client
 from fedsens.flower._client_masks import answer_mask, check_origin
 from fedsens.flower._keys import answer_keys
@@ -42,6 +47,8 @@ from fedsens.flower._uploads import answer_key_sum
 
 logger = logging.getLogger(__name__)
 
+DEFAULT = "default"  # Flower's name of what has none
+OF_FILES = (CheckpointError, DataError, KeyFileError)  # whose texts name the owner's files
 Handler = Callable[[Message, Context, Client], RecordDict]
 
 
@@ -65,10 +72,11 @@ class SelectiveEncryptionMod:
             min_ratio: the smallest share of encrypted parameters that this app accepts. The data
                 owner can raise it, not lower it (``fedsens-min-ratio``).
             pass_queries: names of the app's own queries that carry no model and pass as they are,
-                ``{"labels"}`` for ``@app.query("labels")``.
+                ``{"labels"}`` for ``@app.query("labels")``, ``{"default"}`` for ``@app.query()``.
         """
         self.min_ratio = min_ratio
-        self._passed = frozenset(f"query.{name}" for name in pass_queries)
+        names = [pass_queries] if isinstance(pass_queries, str) else pass_queries
+        self._passed = frozenset(name.removeprefix("query.") for name in names)
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Handle one message.
@@ -84,11 +92,11 @@ class SelectiveEncryptionMod:
         if message.metadata.message_type in QUERIES:
             return call_next(message, context)  # install()'s handlers guard themselves
         try:
-            kind = message.metadata.message_type
-            if kind in self._passed:
+            category, _, name = message.metadata.message_type.partition(".")
+            if category == "query" and (name or DEFAULT) in self._passed:
                 return self._pass(message, context, call_next)
-            if kind.startswith("query.") and HEADER not in message.content:
-                return refusal_reply(message, _own_query(kind.removeprefix("query.")))
+            if category == "query" and HEADER not in message.content:
+                return refusal_reply(message, _own_query(name or DEFAULT))
             return self._handle(message, context, call_next)
         except FedSensError as error:
             return refusal_reply(message, error)
@@ -119,11 +127,7 @@ class SelectiveEncryptionMod:
             before = self._before(message, received.key) if needed else None
         if category == "evaluate" and received.header.metrics == "summed":
             bound = client.uploads.begin("metrics", received)
-        try:
-            reply = call_next(message, context)
-        except Exception as error:  # an error of fedsens too, since the app may have written it
-            logger.exception("the app's %s function failed", message.metadata.message_type)
-            return error_reply(message, error)
+        reply = _called(call_next, message, context)
         if reply.has_error():
             return reply
         # The app is done with the model that it got, which may be large, unless it answers with it.
@@ -138,7 +142,7 @@ class SelectiveEncryptionMod:
     @staticmethod
     def _pass(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Let a query of the app's own through, whose answer must hold no arrays."""
-        reply = call_next(message, context)
+        reply = _called(call_next, message, context)
         if reply.has_content() and reply.content.array_records:
             raise ProtocolError(
                 "expected an answer without arrays to a query that passes unencrypted, got "
@@ -171,7 +175,7 @@ def install(
         examples: this client's number of training examples.
 
     Raises:
-        ConfigurationError: the app lacks the mod, so that it would send plaintext.
+        ConfigurationError: the app lacks the mod, so that it would send plaintext, or has several.
     """
     mods = [mod for mod in _mods_of(app) if isinstance(mod, SelectiveEncryptionMod)]
     if not mods:
@@ -179,13 +183,19 @@ def install(
             "expected an app with the mod that encrypts, got one without, which would send its "
             "models in plaintext; write app = ClientApp(mods=[SelectiveEncryptionMod()])"
         )
-    min_ratio = max(mod.min_ratio for mod in mods)
+    if len(mods) > 1:
+        raise ConfigurationError(
+            f"expected an app with one SelectiveEncryptionMod, got {len(mods)}, of which the inner "
+            "ones would find messages opened already; leave one"
+        )
+    min_ratio = mods[0].min_ratio
+    count = _checked(examples)
     handlers: dict[str, Handler] = {
         KEYS_ACTION: lambda message, context, client: answer_keys(
-            message.content, client, examples(context)
+            message.content, client, count(context)
         ),
         SENSITIVITY_ACTION: lambda message, context, client: answer_map(
-            message, context, client, sensitivity, examples
+            message, context, client, sensitivity, count
         ),
         MASK_ACTION: lambda message, _, client: answer_mask(message.content, client),
         REKEY_ACTION: lambda message, _, client: answer_rekey(message.content, client),
@@ -193,6 +203,33 @@ def install(
     }
     for action, handler in handlers.items():
         app.query(action)(_guarded(handler, min_ratio))
+
+
+def _checked(examples: ExamplesFn) -> ExamplesFn:
+    """The app's function, whose answer is a whole number."""
+
+    def checked(context: Context) -> int:
+        number: object = examples(context)
+        count = float(number) if isinstance(number, Real) else math.nan
+        # The error travels to the server: what is no number could be the data themselves.
+        got = repr(number) if isinstance(number, Real) else f"a {type(number).__name__}"
+        if not (0 <= count <= 2**53 and count.is_integer()):
+            raise ConfigurationError(
+                "expected install()'s examples to return a number of training examples, got "
+                f"{got}; return len() of this client's training data"
+            )
+        return int(count)
+
+    return checked
+
+
+def _called(function: ClientAppCallable, message: Message, context: Context) -> Message:
+    """The app's answer, or the type of what it raised."""
+    try:
+        return function(message, context)
+    except Exception as error:  # an error of fedsens too, since the app may have written it
+        logger.exception("the app's %s function failed", message.metadata.message_type)
+        return error_reply(message, error)
 
 
 def _own_query(name: str) -> DowngradeError:
@@ -222,33 +259,22 @@ def _guarded(handler: Handler, min_ratio: float) -> Callable[[Message, Context],
 
 
 def refusal_reply(message: Message, error: FedSensError) -> Message:
-    """Answer a message with a named error and nothing else.
-
-    Args:
-        message: the message.
-        error: why it is refused; the code tells the server whether it is the model itself.
-
-    Returns:
-        The error reply.
-    """
-    logger.error("refused %s: %s: %s", message.metadata.message_type, type(error).__name__, error)
+    """A named error and nothing else; its code says whether it is the model itself."""
+    name, text = type(error).__name__, str(error)
+    logger.error("refused %s: %s: %s", message.metadata.message_type, name, error.with_notes)
+    if isinstance(error, OF_FILES):
+        text = "expected a file of this client's that can be read and trusted, got another or none"
+    if text != error.with_notes:
+        text += "; the client's own log has the details"
     codes: dict[type[FedSensError], int] = {
         ModelError: MODEL_REFUSED,
         ContributorsError: LIST_REFUSED,
     }
     code = codes.get(type(error), REFUSED)
-    return Message(Error(code, f"{type(error).__name__}: {error}"), reply_to=message)
+    return Message(Error(code, f"{name}: {text}"), reply_to=message)
 
 
 def error_reply(message: Message, error: Exception) -> Message:
-    """Answer a message with the type of an unexpected exception, whose text could quote anything.
-
-    Args:
-        message: the message.
-        error: the exception; log it on the client, where its text belongs.
-
-    Returns:
-        The error reply.
-    """
+    """The type of an unexpected exception, whose text could quote anything and stays here."""
     reason = f"{type(error).__name__} in the app; the client's own log has the details"
     return Message(Error(RAISED, reason), reply_to=message)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from flwr.app import Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedsens.errors import PhaseError, StrategyError
+from fedsens.errors import FedSensError, PhaseError, StrategyError
 from fedsens.flower._grid import arriving
 from fedsens.flower._logs import reason_of
 from fedsens.flower._records import (
@@ -28,7 +28,8 @@ from fedsens.protocol import Phase as PhaseName
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE = 3  # Flower's ErrorCode.MESSAGE_UNAVAILABLE
-LISTED = 8  # nodes whose reasons an error tells
+LISTED = 8  # reasons that an error tells
+ATTEMPTS = 3  # clients that are tried in turn where one of them must do something
 T = TypeVar("T")
 Bytes = tuple[int, int]  # plaintext and encrypted
 
@@ -193,7 +194,7 @@ class Phase:
         Returns:
             Whether the model before it can be let go while further answers arrive.
         """
-        return self.accepted > 0 and self.accepted >= min(least, len(self.sent) / 2)
+        return self.accepted >= max(min(2, least), min(least, len(self.sent) / 2))
 
     def stop(self, folder: Path | None) -> NoReturn:
         """End a run whose model is refused and that cannot go back.
@@ -231,6 +232,7 @@ class Phase:
         encrypted: int = 0,
         central: tuple[float | None, float | None] = (None, None),
         probed: int = 0,
+        warnings: Iterable[str] = (),
     ) -> PhaseReport:
         """What the phase cost.
 
@@ -245,6 +247,7 @@ class Phase:
             encrypted: parameters of an answer that are encrypted.
             central: noise multiplier of the mean, and epsilon of all means so far.
             probed: maps that random probes estimate.
+            warnings: what a user of the run should mend.
 
         Returns:
             The report.
@@ -269,8 +272,15 @@ class Phase:
             noise_multiplier=central[0],
             central_epsilon=central[1],
             probed_maps=probed,
+            warnings=list(warnings),
             **(seconds or {}),
         )
+
+    def extend(self, other: Phase) -> None:
+        """Take a later question of the same kind as a part of this phase."""
+        self.absorb(other)
+        self.sent += other.sent
+        self.errors |= other.errors
 
     def absorb(self, other: Phase) -> None:
         """Count the bytes of a question that belongs to this phase."""
@@ -286,20 +296,11 @@ def ask(
     take: Callable[[Phase, int, RecordDict], None] | None = None,
     header: ModelHeader | None = None,
 ) -> tuple[Phase, dict[int, RecordDict]]:
-    """Send a query to nodes and wait for the answers.
+    """Send a query to nodes; the phase, and each node's answer in the order of the questions.
 
-    Args:
-        grid: Flower's grid.
-        phase: its name and the server round.
-        questions: node to content.
-        action: the query's action name.
-        timeout: deadline in seconds; also the messages' time to live, so that a late node does
-            not work through a backlog.
-        take: what to do with each node's answer as it arrives, instead of keeping its content.
-        header: of the model in the contents, where there is one.
-
-    Returns:
-        The phase, and node to content of its answer in the order of the questions, without errors.
+    The timeout is also the messages' time to live, so that a late node does not work through a
+    backlog. ``take`` gets each answer as it arrives, instead of its content being kept. ``header``
+    is that of the model in the contents, where there is one.
     """
     messages = [
         Message(content, dst_node_id=node, message_type=f"query.{action}", ttl=timeout)
@@ -317,11 +318,70 @@ def ask(
     return asked, {node: kept[node] for node in questions if node in kept}
 
 
+@dataclass
+class Agreement(Generic[T]):
+    """What nodes answer that are asked one after another.
+
+    Attributes:
+        phase: the questions, for the report.
+        answer: that of two, or of the only node; None where no two agree.
+        found: node to its answer.
+        reasons: node to why it gave none.
+    """
+
+    phase: Phase
+    answer: T | None = None
+    found: dict[int, T] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def ask_until_two_agree(
+    grid: Grid,
+    phase: tuple[PhaseName, int],
+    nodes: Sequence[int],
+    question: Callable[[], RecordDict],
+    action: str,
+    timeout: float,
+    read: Callable[[RecordDict], T],
+    failed: str,
+) -> Agreement[T]:
+    """Ask nodes one after another until two answer alike, since one alone could choose the answer.
+
+    A wrong answer more costs one question more, and stops no run; of nodes that give none,
+    ``ATTEMPTS`` are tried. ``read`` raises where an answer is none, and ``failed`` says so in the
+    log.
+    """
+    all_asked = Agreement[T](Phase.of(*phase, action, []))
+    for node in nodes:
+        if len(all_asked.reasons) == ATTEMPTS:
+            break
+        asked, answers = ask(grid, phase, {node: question()}, action, timeout)
+        all_asked.phase.extend(asked)
+        try:
+            answer = read(answers.get(node, RecordDict()))
+        except FedSensError as error:
+            all_asked.reasons[node] = why = asked.reasons().get(node, str(error))
+            logger.warning("node %s %s: %s; trying another", node, failed, why)
+            continue
+        if answer in all_asked.found.values() or len(nodes) == 1:
+            all_asked.answer = answer
+        all_asked.found[node] = answer
+        if all_asked.answer is not None:
+            break
+    return all_asked
+
+
 def listed(reasons: Mapping[int, str]) -> str:
-    """What nodes gave as reasons, in one line."""
-    told = [f"node {node}: {reasons[node]}" for node in sorted(reasons)[:LISTED]]
-    more = [f"and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
-    return "; ".join([*told, *more]) or "no answer came in time"
+    """What nodes gave as reasons, in one line; a reason that several gave once."""
+    alike: dict[str, list[int]] = {}
+    for node in sorted(reasons):
+        alike.setdefault(reasons[node], []).append(node)
+    told = []
+    for reason, (first, *rest) in alike.items():
+        others = f" (and {len(rest)} more node{'s' if len(rest) > 1 else ''})" if rest else ""
+        told.append(f"node {first}: {reason}{others}")
+    more = [f"and {len(told) - LISTED} other reasons"] if len(told) > LISTED else []
+    return "; ".join([*told[:LISTED], *more]) or "no answer came in time"
 
 
 def match_replies(
@@ -329,14 +389,9 @@ def match_replies(
 ) -> Iterator[tuple[int, Message]]:
     """Match replies with nodes by the message they reply to, as they arrive.
 
-    The source of an error reply can be the SuperLink instead of the node. Replies to messages
-    that were not sent, and second replies to one message, are dropped. In the end there is a
-    warning of every node that was asked and did not answer in time.
-
-    Args:
-        sent: metadata of what was sent.
-        replies: what comes back.
-        what: what the nodes were asked for, for the warning.
+    The source of an error reply can be the SuperLink instead of the node. Replies to messages that
+    were not sent, and second replies to one message, are dropped. In the end there is a warning of
+    every node that was asked and did not answer in time.
 
     Yields:
         A node and its reply.

@@ -16,8 +16,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.errors import ProtocolError
-from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol import (
@@ -82,18 +82,7 @@ def bytes_to_record(data: bytes) -> ArrayRecord:
 
 
 def record_to_bytes(content: RecordDict, name: str) -> bytes:
-    """Take a record of :func:`bytes_to_record` out of a message.
-
-    Args:
-        content: the message's content; the record is removed from it.
-        name: the record's key.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ProtocolError: the record is missing or of another kind.
-    """
+    """Take a record of :func:`bytes_to_record` out of a message."""
     record = content.pop(name, None)
     if not isinstance(record, ArrayRecord) or any(a.stype != STYPE for a in record.values()):
         raise ProtocolError(f"expected a record {name!r} of fedsens bytes, got none")
@@ -105,30 +94,12 @@ def record_to_bytes(content: RecordDict, name: str) -> bytes:
 
 
 def put_header(content: RecordDict, header: Header, name: str = HEADER) -> None:
-    """Add a header to a message.
-
-    Args:
-        content: the message's content.
-        header: the header.
-        name: its record's key.
-    """
+    """Add a header to a message."""
     content[name] = ConfigRecord({"json": header.to_json()})
 
 
 def take_header(content: RecordDict, kind: type[H], name: str = HEADER) -> H:
-    """Remove a header from a message.
-
-    Args:
-        content: the message's content.
-        kind: the header that is expected.
-        name: its record's key.
-
-    Returns:
-        The header.
-
-    Raises:
-        ProtocolError: there is none, or it is of another kind.
-    """
+    """Remove a header of this kind from a message."""
     record = content.pop(name, None)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
@@ -137,17 +108,7 @@ def take_header(content: RecordDict, kind: type[H], name: str = HEADER) -> H:
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
-    """The NumPy arrays of a record.
-
-    Args:
-        record: an ordinary ArrayRecord.
-
-    Returns:
-        Name to array.
-
-    Raises:
-        ProtocolError: an array cannot be read.
-    """
+    """The NumPy arrays of a record, if they can be read."""
     if names := [repr(name) for name, array in record.items() if array.dtype == "bfloat16"]:
         raise ProtocolError(
             f"expected arrays of types that NumPy has, got bfloat16 in {', '.join(names)}; send "
@@ -170,15 +131,9 @@ def _read(name: str, data: bytes) -> NDArray[Any]:
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """Read an array of numbers or booleans.
+    """Read an array of numbers or booleans from a NumPy file (version 1.0) of ``np.save``.
 
     Memory is that of the data once more, whatever the header claims.
-
-    Args:
-        data: a NumPy file (format version 1.0) as ``np.save`` writes it.
-
-    Returns:
-        The array, a copy.
 
     Raises:
         ValueError: it is no such file, holds another type, or its data are shorter or longer
@@ -207,21 +162,12 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 
 def model_key(content: RecordDict) -> str:
-    """Key of the only ArrayRecord that is not fedsens's own.
-
-    Args:
-        content: a message's content.
-
-    Returns:
-        The key.
-
-    Raises:
-        ProtocolError: there is not exactly one.
-    """
+    """Key of the only ArrayRecord that is not fedsens's own."""
     keys = [key for key in content.array_records if not key.startswith(PREFIX)]
     if len(keys) != 1:
         raise ProtocolError(
-            f"expected exactly one ArrayRecord with the model, got {len(keys)}; send one"
+            f"expected exactly one ArrayRecord, which is the model, got {len(keys)}; put other "
+            "figures into the MetricRecord, which takes lists, too"
         )
     return keys[0]
 
@@ -250,14 +196,7 @@ class Received:
 def put_model(
     content: RecordDict, model: ProtectedModel, header: ModelHeader, mask: EncryptionMask
 ) -> None:
-    """Add to a message that already carries ``model.plain`` what a client needs to open it.
-
-    Args:
-        content: the message's content.
-        model: the model.
-        header: its header.
-        mask: the mask for the answer.
-    """
+    """Add to a message that already carries ``model.plain`` what a client needs to open it."""
     put_header(content, header)
     _put_mask(content, MASK, mask)
     if model.mask != mask:
@@ -267,14 +206,7 @@ def put_model(
 
 
 def put_aggregate(content: RecordDict, aggregate: Aggregate, values: str, key_sum: str) -> None:
-    """Add the bytes of an aggregate to a message; its header goes into the message's own.
-
-    Args:
-        content: the message's content.
-        aggregate: the aggregate.
-        values: key of the record for the ciphertext.
-        key_sum: key of the record for the sum of the keys.
-    """
+    """Add an aggregate's bytes to a message; its header goes into the message's own."""
     content[values] = bytes_to_record(aggregate.ciphertext)
     content[key_sum] = bytes_to_record(aggregate.key_sum)
 
@@ -282,32 +214,12 @@ def put_aggregate(content: RecordDict, aggregate: Aggregate, values: str, key_su
 def take_aggregate(
     content: RecordDict, header: AggregateHeader, values: str, key_sum: str
 ) -> Aggregate:
-    """Undo :func:`put_aggregate`.
-
-    Args:
-        content: the message's content; the records are removed from it.
-        header: the aggregate's header.
-        values: key of the record with the ciphertext.
-        key_sum: key of the record with the sum of the keys.
-
-    Returns:
-        The aggregate.
-    """
+    """Undo :func:`put_aggregate`."""
     return Aggregate(header, record_to_bytes(content, values), record_to_bytes(content, key_sum))
 
 
 def take_model(content: RecordDict) -> tuple[ProtectedModel, Received]:
-    """Remove fedsens's records from a message and check them against each other.
-
-    Args:
-        content: the message's content.
-
-    Returns:
-        The model, still encrypted, and what came with it.
-
-    Raises:
-        ProtocolError: digests, masks and ciphertext do not agree.
-    """
+    """Take the model, still encrypted, out of a message whose records agree with each other."""
     base = base_digest(content)
     header = take_header(content, ModelHeader)
     layout = ParameterLayout.from_json(header.layout)
@@ -331,12 +243,6 @@ def base_digest(content: RecordDict) -> str:
     """SHA-256 (hexadecimal) of all that a message says, so that clients told alike agree on it.
 
     Names, types and sizes are hashed with the data, so that no two contents look the same.
-
-    Args:
-        content: the message's content, as it travels.
-
-    Returns:
-        The digest.
     """
     digest = hashlib.sha256(b"fedsens base 3")
     for key in sorted(content):
@@ -390,18 +296,7 @@ def _take_mask(
 
 
 def examples_of(content: RecordDict, name: str) -> float:
-    """The number of examples that an answer's metrics state.
-
-    Args:
-        content: the answer's content.
-        name: the metric's name.
-
-    Returns:
-        A positive, finite number.
-
-    Raises:
-        ProtocolError: the metric is missing, or is not such a number.
-    """
+    """The number of examples that an answer's metrics state."""
     values = [metrics[name] for metrics in content.metric_records.values() if name in metrics]
     if len(values) != 1 or not isinstance(values[0], int | float):
         raise ProtocolError(

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedsens.errors import FedSensError, PhaseError, ProtocolError
-from fedsens.flower._keys import ATTEMPTS, KeyAgreement
-from fedsens.flower._phase import Phase, ask, listed
+from fedsens.errors import PhaseError, ProtocolError, SumError
+from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._phase import Phase, ask_until_two_agree, listed
 from fedsens.flower._records import (
     KEY_SUM,
+    MODEL_REFUSED,
     REKEY_ACTION,
     REQUEST,
     bytes_to_record,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AGREEING = 2  # clients whose word is more than that of one that deviates
 Rekeyed = tuple[tuple[int, ...], bytes, str]  # tags, key sum and the mask's certificate
 
 
@@ -48,48 +50,38 @@ def rekey_model(
 ) -> tuple[ProtectedModel, str, Phase]:
     """Let two clients that hold both keys put the model under the later one; the server's half.
 
-    Args:
-        grid: Flower's grid.
-        model: the model under the old key.
-        show: makes the content that shows a client this model.
-        keys: who holds the old key, and who the later one.
-        phase: the server round.
-        timeout: deadline for each client that is asked.
-
-    Returns:
-        The model under the later key, the certificate of the mask for the answers, and the
-        exchange for the report.
+    Returns the model under the later key, the certificate of the mask for the answers, and the
+    exchange for the report.
 
     Raises:
+        SumError: two of them find that the model opens for nobody.
         PhaseError: no client could, or they do not agree.
     """
     old, new = keys
     request = RekeyRequest(key_index=new.key_index, fingerprint=new.fingerprint)
     both = sorted(set(old.examples) & set(new.examples))
-    found: dict[int, Rekeyed] = {}
-    reasons: dict[int, str] = {}
-    whole = Phase.of("rotate", phase, REKEY_ACTION, [])
-    for node in both[:ATTEMPTS]:
+
+    def question() -> RecordDict:
         content = show()
         put_header(content, request, REQUEST)
-        asked, answers = ask(grid, ("rotate", phase), {node: content}, REKEY_ACTION, timeout)
-        whole.absorb(asked)
-        try:
-            answer = _read(answers.get(node, RecordDict()))
-        except FedSensError as error:
-            reasons[node] = asked.reasons().get(node, str(error))
-            logger.warning("node %s did not put the model under the new key: %s", node, error)
-            continue
-        if answer in found.values() or len(both) == 1:
-            _warn_of_others(found, answer)
-            tags, key_sum, certificate = answer
-            return _rekeyed(model, new.fingerprint, tags, key_sum), certificate, whole
-        found[node] = answer
-    raise PhaseError(
-        f"expected two of {len(both)} clients with both keys to put the model under the new key "
-        f"alike, got {len(found)} answers that differ: {listed(reasons)}; mend these, then resume "
-        "the run"
+        return content
+
+    failed = "did not put the model under the new key"
+    asked = ask_until_two_agree(
+        grid, ("rotate", phase), both, question, REKEY_ACTION, timeout, _read, failed
     )
+    if asked.answer is not None:
+        _warn_of_others(asked.found, asked.answer)
+        tags, key_sum, certificate = asked.answer
+        return _rekeyed(model, new.fingerprint, tags, key_sum), certificate, asked.phase
+    text = (
+        f"expected two of {len(both)} clients with both keys to put the model under the new key "
+        f"alike, got {len(asked.found)} answers that differ: {listed(asked.reasons)}; mend these, "
+        "then resume the run"
+    )
+    if len(asked.phase.refused(MODEL_REFUSED)) >= AGREEING:
+        raise SumError(text)
+    raise PhaseError(text)
 
 
 def _read(content: RecordDict) -> Rekeyed:
@@ -119,15 +111,7 @@ def _rekeyed(
 
 
 def answer_rekey(content: RecordDict, client: Client) -> RecordDict:
-    """Make tags and pads of the model anew under a later key; the client's half.
-
-    Args:
-        content: the message's content.
-        client: this client, which must hold both keys.
-
-    Returns:
-        The answer.
-    """
+    """Make tags and pads of the model anew under a later key; the client's half."""
     model, received = client.receive(content)
     request = take_header(content, RekeyRequest, REQUEST)
     rekeyed = client.rekey(model, received, request)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsens._files import Arrays
 from fedsens.config import FedSensConfig
 from fedsens.errors import (
     CheckpointError,
@@ -18,8 +20,7 @@ from fedsens.errors import (
     PhaseError,
     SumError,
 )
-from fedsens.files import Arrays
-from fedsens.flower._blame import Blame
+from fedsens.flower._blame import Blame, LostKeys
 from fedsens.flower._grid import wait_for_nodes
 from fedsens.flower._groups import split
 from fedsens.flower._keys import KeyAgreement
@@ -40,6 +41,7 @@ from fedsens.mask import (
 from fedsens.protocol import (
     Aggregate,
     Checkpoint,
+    Contributors,
     MaskOrigin,
     ModelHeader,
     PhaseReport,
@@ -73,17 +75,7 @@ class ServerState:
         emit: Callable[[PhaseReport], None],
         initial: ArrayRecord,
     ) -> None:
-        """Begin with a model that the server knows whole.
-
-        Args:
-            config: the configuration.
-            weighted_by: name of the metric that counts examples.
-            emit: called with the report of each phase.
-            initial: the initial model.
-
-        Raises:
-            ConfigurationError: the ratio is not 0, but encrypts no parameter of this model.
-        """
+        """Begin with a model that the server knows whole, of which the ratio encrypts something."""
         arrays = to_arrays(initial)
         layout = ParameterLayout.from_state_dict(arrays)
         self.config = config = _within_budget(config, layout)
@@ -94,7 +86,7 @@ class ServerState:
         self._tied: Tied = tied_pairs(arrays, layout) if config.encrypts else ()
         self.origin: MaskOrigin | None = None
         self._gathered = False
-        self._left_out = dict[PhaseName, frozenset[int]]()
+        self._lost_keys = defaultdict[PhaseName, LostKeys](LostKeys)
         self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
         self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
@@ -124,12 +116,7 @@ class ServerState:
     # The model.
 
     def replace_plain(self, arrays: ArrayRecord, server_round: int) -> None:
-        """Take a model of which nothing is encrypted.
-
-        Args:
-            arrays: the model.
-            server_round: the round whose result it is.
-        """
+        """Take a model of which nothing is encrypted."""
         state = to_arrays(arrays)
         layout = ParameterLayout.from_state_dict(state)
         self.model = self.accepted = self._whole(state, layout, server_round)
@@ -142,14 +129,7 @@ class ServerState:
         server_round: int,
         nodes: Iterable[int],
     ) -> None:
-        """Take the result of a round.
-
-        Args:
-            arrays: the averaged remainder.
-            aggregate: the sum of the masked coordinates.
-            server_round: the round.
-            nodes: whose updates are in it.
-        """
+        """Take the result of a round."""
         old, self._authors = self.model, self._names(nodes)
         self.model = ProtectedModel(
             old.layout, self.mask, to_arrays(arrays), aggregate, old.parameters, server_round
@@ -171,30 +151,22 @@ class ServerState:
         self._blame.accept(self._authors)
 
     def suspect(self, nodes: Collection[int], connected: int) -> bool:
-        """Suspect whoever made a sum that nobody can use.
-
-        Args:
-            nodes: whose uploads are in it.
-            connected: nodes that are there.
-
-        Returns:
-            Whether anybody can be left out.
-        """
-        if not nodes or connected <= self.config.train_min_clients:
+        """Suspect whoever made a sum that nobody can use; whether anybody can be left out."""
+        spare, grouped = connected > self._least, self.config.groups > 1
+        if not nodes or not (spare or grouped):  # a group that fails costs nobody else the round
             return False
-        self._blame.refuse(self._names(nodes))
-        return True
+        try:
+            self._blame.refuse(self._names(nodes))
+        except PhaseError as error:
+            if not grouped:
+                raise
+            logger.warning("the search for who spoils sums begins anew: %s", error)
+            return False
+        return spare
 
     def go_back(self, connected: int) -> bool:
-        """Return to the last accepted model, and suspect whoever made the present one.
-
-        Args:
-            connected: nodes that are there.
-
-        Returns:
-            Whether there is a way back, and clients that can be left out.
-        """
-        few = connected <= self.config.train_min_clients
+        """Return to the last accepted model, and suspect whoever made this; whether both can be."""
+        few = connected <= self._least
         if few or not self._authors or self.model is self.accepted:
             return False
         logger.warning(
@@ -202,24 +174,22 @@ class ServerState:
             self.model.round,
             self.accepted.round,
         )
-        self.model = self.accepted
-        self._blame.refuse(self._authors)
+        self.model, authors = self.accepted, self._authors
+        self._authors = frozenset()  # the accepted model is no answer of theirs
+        self._blame.refuse(authors)
         return True
 
     def _names(self, nodes: Iterable[int]) -> frozenset[str]:
         return frozenset(self.keys.parties[node].name for node in nodes)
 
-    def replace_opened(self, arrays: ArrayRecord, server_round: int, nodes: Iterable[int]) -> None:
-        """Take the result of a round that the server opened; answers stay encrypted.
+    def opened(self, nodes: Iterable[int]) -> None:
+        """Take note of a sum that opened here."""
+        self._blame.accept(self._names(nodes))
 
-        Args:
-            arrays: the whole model.
-            server_round: the round.
-            nodes: whose updates are in it.
-        """
+    def replace_opened(self, arrays: ArrayRecord, server_round: int) -> None:
+        """Take the result of a round that the server opened; answers stay encrypted."""
         layout = self.model.layout
         state = as_layout_types(to_arrays(arrays), layout)
-        self._blame.accept(self._names(nodes))
         self._authors = frozenset()  # it opened here, so a refusal is not a spoilt sum's
         self.model = self._whole(state, layout, server_round)
 
@@ -236,14 +206,7 @@ class ServerState:
         return policy.stand_in(model.visible(), self.mask, model.layout)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where an earlier process was.
-
-        Args:
-            checkpoint: its state.
-
-        Raises:
-            CheckpointError: the saved model has another layout.
-        """
+        """Go back to where an earlier process was, with the same layout."""
         try:
             # A strategy's mean of integer buffers is a float, so types are no matter.
             check_plain(checkpoint.model.visible(), self.model.layout, self.mask)
@@ -267,17 +230,14 @@ class ServerState:
     def prepare(self, server_round: int, grid: Grid, told: RecordDict) -> None:
         """Agree on a key before the first round, and on a mask where one is due.
 
-        Args:
-            server_round: the round about to start.
-            grid: Flower's grid.
-            told: what clients are told to make a map, like what they are told to train.
+        ``told`` goes to clients that make a map, like what they are told to train.
         """
         self._void = ""
         if self.config.effective_ratio == 0:
             return
         first, every = not self.mask.k, self.config.refresh_every
         if first or not self._gathered:
-            self.gather(server_round, grid)
+            self.wait_for_key_holders(server_round, grid)
         if self.config.key_index_at(server_round) > self.keys.key_index:
             self._rotate(server_round, grid)
         vouched = self.origin is not None and (
@@ -286,16 +246,8 @@ class ServerState:
         if first or not vouched or (every > 0 and (server_round - 1) % every == 0):
             self._renew_mask(server_round, grid, told, must=first)
 
-    def gather(self, server_round: int, grid: Grid) -> None:
-        """Wait for the clients that a run needs at least, and bring them to one key.
-
-        Args:
-            server_round: the round, for the report.
-            grid: Flower's grid.
-
-        Raises:
-            PhaseError: too few clients hold the key.
-        """
+    def wait_for_key_holders(self, server_round: int, grid: Grid) -> None:
+        """Wait for the clients that a run needs at least, and bring them to one key."""
         config, known = self.config, self.keys.fingerprint
         if config.effective_ratio == 0:
             return
@@ -347,7 +299,10 @@ class ServerState:
 
     def _rotate(self, server_round: int, grid: Grid) -> None:
         config, old = self.config, self.keys
+        forgotten = (set(old.parties) - set(old.examples)) & set(grid.get_node_ids())
+        self._agree(grid, forgotten, server_round)  # who failed of late may hold both keys
         new = self._new_keys(key_index=config.key_index_at(server_round))
+        new.parties |= old.parties  # whose order says who has an identity
         if report := new.agree(grid, grid.get_node_ids(), server_round):
             self._emit(report)
         if len(new.examples) < config.key_min_clients or new.fingerprint == old.fingerprint:
@@ -357,26 +312,37 @@ class ServerState:
                 f"{new.fingerprint or 'none'}: {listed(new.reasons)}; give every client key "
                 f"{new.key_index + 1}, then resume the run"
             )
-        if self.model.aggregate is not None:
-            self.model, certificate, phase = rekey_model(
-                grid,
-                self.model,
-                lambda: self.show([], server_round)[0],
-                (old, new),
-                server_round,
-                config.mask_timeout,
-            )
-            if self.origin is not None and certificate:
-                told = {"key_index": new.key_index, "certificate": certificate}
-                self.origin = self.origin.model_copy(update=told)
-            self.accepted = self.model  # whoever put it under the new key has opened it
-            self._emit(phase.report(1, lost=0))
+        try:
+            self._rekey(server_round, grid, new)
+        except SumError:  # a spoilt sum that no evaluation told of
+            if not self.go_back(len(list(grid.get_node_ids()))):
+                raise
+            self._rekey(server_round, grid, new)
         self.keys = new
         tell(logger, "key from round %d on: %s", server_round, new.fingerprint)
 
+    def _rekey(self, server_round: int, grid: Grid, new: KeyAgreement) -> None:
+        """Have the model, if it is encrypted, put under a later key."""
+        if self.model.aggregate is None:
+            return
+        self.model, certificate, phase = rekey_model(
+            grid,
+            self.model,
+            lambda: self.show([], server_round)[0],
+            (self.keys, new),
+            server_round,
+            self.config.mask_timeout,
+        )
+        if self.origin is not None and certificate:
+            told = {"key_index": new.key_index, "certificate": certificate}
+            self.origin = self.origin.model_copy(update=told)
+        self.accepted = self.model  # whoever put it under the new key has opened it
+        self._emit(phase.report(1, lost=0))
+
     def _renew_mask(self, server_round: int, grid: Grid, told: RecordDict, must: bool) -> None:
         layout = self.model.layout
-        left_out = self._spoilers(set(self.keys.examples) & set(grid.get_node_ids()))
+        able = set(self.keys.examples) & set(grid.get_node_ids())
+        left_out = self._spoilers(able, server_round)
         maker = MaskMaker(self.config, self.keys, layout, self._tied, left_out)
 
         def show(nodes: Collection[int]) -> tuple[RecordDict, ModelHeader]:
@@ -386,16 +352,18 @@ class ServerState:
         try:
             new, origin = maker.make(grid, show, server_round, self.mask)
         except PhaseError as error:
-            self.leave_out(error.nodes)  # those that sent a map, but not its key
+            # Those that sent a map, but not its key.
+            self.note_keys(server_round, (), error.nodes)
             if isinstance(error, SumError):
-                self._blame.refuse(self._names(error.refused))
-            elif must and not error.nodes:
+                self.suspect(error.refused, len(list(grid.get_node_ids())))
+            elif must and not error.nodes and not left_out:
                 raise
             if must:
                 self.changes_nothing(server_round, f"it has no mask: {error}")
                 return
             logger.warning("the mask of the earlier rounds stays in use: %s", error)
             new = self.mask
+        self.note_keys(server_round, maker.contributors, ())
         overlap = maker.overlap(self.mask, new)
         if must or new == self.mask or overlap < self.config.refresh_below:
             self.mask, self.origin = new, origin
@@ -416,15 +384,9 @@ class ServerState:
     def show(
         self, nodes: Collection[int], server_round: int, told: RecordDict | None = None
     ) -> tuple[RecordDict, ModelHeader]:
-        """A content that shows clients the current model.
+        """A content that shows clients the current model, and its header; no nodes, no uploads.
 
-        Args:
-            nodes: those that are asked for an upload; empty if it is for none.
-            server_round: the round.
-            told: records that come with the model, and one of arrays that is replaced by it.
-
-        Returns:
-            The content, and the header in it.
+        ``told`` are records that come with the model, and one of arrays that is replaced by it.
         """
         if nodes:
             self.reference = self.keys.reference(nodes)
@@ -444,25 +406,22 @@ class ServerState:
     ) -> tuple[list[Message], Phase]:
         """Add to the inner strategy's messages what clients need to open and protect models.
 
-        Args:
-            name: "train" or "evaluate".
-            messages: what the inner strategy wants to send.
-            server_round: the round.
-            grid: Flower's grid.
-            own: whether the messages hold the model to send, be it another than the last result.
-
-        Returns:
-            The messages to nodes that can take part, and the phase that they begin.
+        Messages to nodes that can take part remain. With ``own`` they hold the model to send, be it
+        another than the last result.
         """
         messages = list(messages)
         if self.config.effective_ratio > 0 and not self.mask.k:
             messages = []  # the mask that is due did not come about: nobody is asked in plaintext
         if self.config.effective_ratio > 0:
-            self._agree(grid, [m.metadata.dst_node_id for m in messages], server_round)
-            able = set(self.keys.distinct(m.metadata.dst_node_id for m in messages))
+            nodes = [m.metadata.dst_node_id for m in messages]
+            self._agree(grid, nodes, server_round)
+            able = set(self.keys.distinct(nodes, grid.get_node_ids()))
             messages = [m for m in messages if m.metadata.dst_node_id in able]
             if messages and (name == "train" or self.config.metrics == "summed"):
-                messages = self._without_left_out(name, messages)
+                left_out = self._spoilers(
+                    [m.metadata.dst_node_id for m in messages], server_round, name
+                )
+                messages = [m for m in messages if m.metadata.dst_node_id not in left_out]
             for content in {id(m.content): m.content for m in messages if not own}.values():
                 # The inner strategy may have been shown NaN.
                 content[model_key(content)] = to_record(self.model.plain)
@@ -503,33 +462,55 @@ class ServerState:
             put_model(content, self.model, header, self.mask)
         return Phase.of(name, server_round, f"{name} of round {server_round}", messages, header)
 
-    def leave_out(self, nodes: Collection[int], name: PhaseName = "train") -> None:
-        """Leave nodes that did not give their keys out of the next cohort of a phase."""
-        self._left_out[name] = frozenset(nodes)
+    def note_keys(
+        self,
+        server_round: int,
+        gave: Iterable[int],
+        withheld: Iterable[int],
+        name: PhaseName = "train",
+    ) -> None:
+        """Take note of whose keys came, and leave the others out of the next cohorts of a phase."""
+        nodes = {self.keys.parties[node].name: node for node in withheld}
+        told = self._lost_keys[name].note(server_round, self._names(gave), nodes)
+        for client, why in told.items():
+            logger.warning("node %s (client %s): %s", nodes[client], client, why)
 
-    def _without_left_out(self, name: PhaseName, messages: list[Message]) -> list[Message]:
-        """Drop, once, whoever spoilt the round before, if enough others are left."""
-        if not messages:
-            return messages
-        nodes = {message.metadata.dst_node_id for message in messages}
-        left_out = self._spoilers(nodes, name)
-        self.leave_out((), name)
-        return [m for m in messages if m.metadata.dst_node_id not in left_out]
-
-    def _spoilers(self, nodes: Collection[int], name: PhaseName = "train") -> frozenset[int]:
-        """Those of some nodes that spoilt the last upload, or are left out to find who does."""
-        by_name = {self.keys.parties[node].name: node for node in nodes}
-        silent = self._left_out.get(name, frozenset()) & frozenset(nodes)
-        if len(by_name) - len(silent) < self._least:
-            silent = frozenset()
-        others = {name: node for name, node in by_name.items() if node not in silent}
-        left_out = silent | {others[name] for name in self._blame.leave_out(others)}
+    def _spoilers(
+        self, nodes: Collection[int], server_round: int, name: PhaseName = "train"
+    ) -> frozenset[int]:
+        """Those of some nodes that spoilt sums of late, or are left out to find who does."""
+        names = {node: self.keys.parties[node].name for node in nodes}  # two may claim one
+        everybody = frozenset(names.values())
+        silent = self._lost_keys[name].leave_out(everybody, server_round, self._least)
+        others = everybody - silent
+        spoilers = self._blame.leave_out(others)
+        if self.config.groups > 1 and len(others) - len(spoilers) < self._least:
+            spoilers = frozenset()  # one group void by name is less than all
+        left_out = frozenset(node for node in nodes if names[node] in silent | spoilers)
         if left_out:
-            names = ", ".join(f"node {node}" for node in sorted(left_out))
             logger.warning(
-                "%s left out of this round: no key came of it, or its sums were refused", names
+                "%s left out of this round: no key came of it, or its sums were refused",
+                ", ".join(f"node {node}" for node in sorted(left_out)),
             )
-        return left_out
+        heavy = self._outweighing(set(nodes) - left_out) if name == "train" else frozenset()
+        return left_out | heavy
+
+    def _outweighing(self, nodes: Collection[int]) -> frozenset[int]:
+        """Those of some nodes with whom clients would refuse every sum, if enough others remain."""
+        known = {node: self.keys.examples[node] for node in nodes}
+        heavy = Contributors.outweighing(known, self.config.train_min_clients)
+        alike = self.config.central_privacy is not None  # then all weigh the same
+        if alike or not heavy or len(known) - len(heavy) < self._least:
+            return frozenset()
+        logger.warning(
+            "%s left out of this round: of %d examples it has %d, and clients refuse a sum that is "
+            "nearly one client's value; have it count fewer, or lower fedsens.train-min-clients "
+            "and all clients' fedsens-min-contributors",
+            ", ".join(f"node {node}" for node in sorted(heavy)),
+            sum(known.values()),
+            sum(known[node] for node in heavy),
+        )
+        return heavy
 
     def _header(self, nodes: Iterable[int], server_round: int) -> ModelHeader:
         aggregate = self.model.aggregate
@@ -564,6 +545,7 @@ def _within_budget(config: FedSensConfig, layout: ParameterLayout) -> FedSensCon
         layout.size,
         config.max_mb,
         width=mean_width(layout),
+        buffers=layout.buffer_bytes,
         withheld=not policy_named(config.remainder).sends_plain,
         opens=config.opens,
     )

@@ -29,9 +29,17 @@ from fedsens.flower._inner import InnerStrategy
 from fedsens.flower._logs import tell
 from fedsens.flower._metrics import SummedMetrics
 from fedsens.flower._phase import Phase
-from fedsens.flower._records import HEADER, LIST_REFUSED, examples_of, to_record
+from fedsens.flower._records import (
+    HEADER,
+    LIST_REFUSED,
+    MODEL_REFUSED,
+    REFUSED,
+    examples_of,
+    to_record,
+)
 from fedsens.flower._state import ServerState
 from fedsens.flower._updates import (
+    Constants,
     EmptyRounds,
     RecordSchema,
     RoundResult,
@@ -46,6 +54,7 @@ from fedsens.remainder import DELTA, Account, PrivacyLoss, epsilon_of
 logger = logging.getLogger(__name__)
 
 NAMELESS = "0" * 32  # an experiment, where only the terms matter
+OPENED = MODEL_REFUSED, LIST_REFUSED  # refusals by a client that has its key
 SMALL_WEIGHT = 0.1  # of the announced examples; below it the precision loss is worth a word
 
 
@@ -163,20 +172,12 @@ class SelectiveEncryption(Strategy):
             Flower's result.
 
         Raises:
+            ConfigurationError: the number of rounds or the deadline is none.
             StrategyError: ``evaluate_fn`` is given, but the server will not know the model; nothing
                 is trained, but something is to be encrypted; or a
                 resumed run is given what only Flower's own start understands.
             PhaseError: no round changed the model, or too many in a row did not.
-        """  # noqa: DOC502 - raised by _check_start and _conclude
-        self._check_start(evaluate_fn, further)
-        self._central(None)  # whose package may be missing
-        self._state, self._checkpoints, self._metrics = None, None, Metrics()
-        self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
-        self.reports.clear()
-        self._spent = PrivacyLoss()
-        if self._output is not None:
-            self._report_file = ReportFile(self._output / "reports.jsonl")
-        self._deadline, self._started = math.inf if timeout is None else timeout, True
+        """  # noqa: DOC502 - raised by StartArguments, _check_start and _conclude
         grid = StreamingGrid(grid)
         rounds = StartArguments(
             grid,
@@ -186,6 +187,15 @@ class SelectiveEncryption(Strategy):
             ConfigRecord() if evaluate_config is None else evaluate_config,
             None if evaluate_fn is None else self._recorded_evaluate(evaluate_fn),
         )
+        self._check_start(evaluate_fn, further)
+        self._central(None)  # whose package may be missing
+        self._state, self._checkpoints, self._metrics = None, None, Metrics()
+        self._schema, self._empty_rounds = None, EmptyRounds(self.config.max_empty_rounds)
+        self.reports.clear()
+        self._spent = PrivacyLoss()
+        if self._output is not None:
+            self._report_file = ReportFile(self._output / "reports.jsonl")
+        self._deadline, self._started = math.inf if timeout is None else timeout, True
         if self.config.checkpoint_dir is not None:
             configs = config_of_start(train=train_config, evaluate=evaluate_config)
             self._checkpoints = Checkpoints(
@@ -215,11 +225,7 @@ class SelectiveEncryption(Strategy):
         return result
 
     def _check_start(self, evaluate_fn: EvaluateFn | None, further: Mapping[str, Any]) -> None:
-        """Refuse what a start cannot do.
-
-        Raises:
-            StrategyError: as :meth:`start` says.
-        """
+        """Refuse what a start cannot do, as :meth:`start` says."""
         if evaluate_fn is not None and self.config.encrypts and not self.config.server_opens:
             raise StrategyError(
                 "expected no evaluate_fn, because the server does not know masked parameters, got "
@@ -238,11 +244,7 @@ class SelectiveEncryption(Strategy):
             )
 
     def _conclude(self, result: Result, num_rounds: int) -> None:
-        """Keep the final model, and say what of it Flower's result has.
-
-        Raises:
-            PhaseError: no round changed the model.
-        """
+        """Keep the final model, if any round changed it, and say what of it Flower's result has."""
         trains = getattr(self.inner, "fraction_train", 1.0) > 0  # else it evaluates only
         if self._state is not None and trains and not self.model.round:
             raise PhaseError(
@@ -274,7 +276,7 @@ class SelectiveEncryption(Strategy):
             self._keep(report)
         self._open_account(self.config.checkpoint_dir)
         if done <= rounds.last:
-            run.gather(done, rounds.grid)
+            run.wait_for_key_holders(done, rounds.grid)
         self._metrics = checkpoints.restore(checkpoint)
         arrays = resume_rounds(self, rounds, to_record(run.model.plain), done)
         result = self._metrics.result()
@@ -372,20 +374,21 @@ class SelectiveEncryption(Strategy):
         record = None if stand_in is None else RecordDict({self._inner.record: to_record(stand_in)})
         updates = self._add_updates(phase, replies, record)
         back = self._judge(phase)
-        results = [] if back else self._round_results(updates, server_round)
-        spoilt = any(each.spoilt for each in results)
-        results = [each for each in results if not each.spoilt]
+        results, search = ([], True) if back else self._round_results(updates, server_round)
         clients = sum(len(each.replies) for each in results)
+        constants = Constants(run.model, results)
         if self.config.server_opens:
             good = self._opened(results)
             arrays, metrics = self.inner.aggregate_train(server_round, good)
             if arrays is not None and good:
-                run.replace_opened(arrays, server_round, {n for r in results for n in r.replies})
+                constants.restore(arrays)
+                run.replace_opened(arrays, server_round)
         else:
             (result,) = results or [RoundResult({})]
             good = self._inner.even(phase.sort_by_request(result.replies), "train")
             arrays, metrics = self._inner.average(server_round, good, run.model.layout, run.mask)
             if arrays is not None and good and result.aggregate is not None:
+                constants.restore(arrays)
                 if record is not None:  # the same again, without what a mean of equals may round
                     (arrays,) = record.array_records.values()
                 run.replace(arrays, result.aggregate, server_round, result.replies)
@@ -394,7 +397,7 @@ class SelectiveEncryption(Strategy):
         # Usable are answers too that are too few, or without their keys.
         first = updates.schema is None and not run.model.round
         if self._asks:
-            why, search = run.why_void(), back or spoilt
+            why = run.why_void() or self._why_none(arrays, good)
             self._empty_rounds.count(server_round, clients, reasons, first, why, search=search)
         return arrays, metrics
 
@@ -423,10 +426,17 @@ class SelectiveEncryption(Strategy):
         self._finish_training(server_round, clients, metrics)
         first = not self._run.model.round
         if self._asks:
-            reasons, why = self._asked.reasons(), self._run.why_void()
+            reasons = self._asked.reasons()
+            why = self._run.why_void() or self._why_none(arrays, good)
             search = self._run.searching
             self._empty_rounds.count(server_round, clients, reasons, first, why, search=search)
         return arrays, metrics
+
+    def _why_none(self, arrays: ArrayRecord | None, replies: Iterable[Message]) -> str:
+        """What the inner strategy is to blame for, if it makes no model of answers; else ""."""
+        if arrays is not None or not any(reply.has_content() for reply in replies):
+            return ""
+        return f"aggregate_train of {type(self.inner).__name__} returned no model"
 
     def _add_updates(
         self, phase: Phase, replies: Iterable[Message], stand_in: RecordDict | None
@@ -437,7 +447,9 @@ class SelectiveEncryption(Strategy):
         for node, reply in phase.replies(replies):
             if updates is None:  # now the messages have been sent, so the run is known
                 updates = self._new_updates(phase, stand_in)
-            if not updates.take(node, reply):
+            if updates.take(node, reply):
+                run.keys.update_examples(node, examples_of(reply.content, self._inner.weighted_by))
+            elif node not in phase.refused(*OPENED):
                 run.keys.invalidate(node)
             if phase.model_is_safe(self.config.train_min_clients):
                 run.accept()  # now, as the model before it takes memory beside the sum
@@ -448,33 +460,40 @@ class SelectiveEncryption(Strategy):
         shared = run.model.layout, run.mask, run.keys.parties, stand_in, self._schema
         return RoundUpdates(phase, lambda part: Updates(part, *shared), self._spend)
 
-    def _round_results(self, updates: RoundUpdates, server_round: int) -> list[RoundResult]:
-        """What the round came to, by group; nothing where it is void, and the model then stays."""
-        config, least = self.config, self.config.train_min_clients
+    def _round_results(
+        self, updates: RoundUpdates, server_round: int
+    ) -> tuple[list[RoundResult], bool]:
+        """What the round came to, by group, and whether it is part of a search for a spoiler.
+
+        Nothing where it is void, and the model then stays.
+        """
+        config, run, search = self.config, self._run, False
         assert self._grid is not None
-        try:
-            results = updates.results(self._grid, least, config.key_timeout)
-        except PhaseError as error:
-            self._run.changes_nothing(server_round, str(error))
-            self._run.leave_out(error.nodes)
-            nodes = error.refused if isinstance(error, SumError) else ()
-            connected = len(list(self._grid.get_node_ids()))
-            return [RoundResult({}, spoilt=self._run.suspect(nodes, connected))]
-        self._run.leave_out(updates.silent)
-        self._schema = updates.schema
+        results = updates.results(self._grid, config.train_min_clients, config.key_timeout)
+        run.note_keys(server_round, updates.gave, updates.withheld)
+        connected = len(list(self._grid.get_node_ids()))
+        for error in updates.void:
+            if isinstance(error, SumError):
+                search |= run.suspect(error.refused, connected)
+        if updates.void and not results:
+            run.changes_nothing(server_round, str(updates.void[0]))
+            return [], search
         for result in results:
-            self._learn(server_round, result)
+            if result.mean is not None:
+                run.opened(result.replies)
+            _warn_of_weight(server_round, result)
+        self._schema = updates.schema
         if config.groups > 1:
-            return self._enough_groups(results, server_round)
-        if 0 < len(results[0].replies) < least:
-            self._run.changes_nothing(
+            return self._enough_groups(results, server_round), search
+        if 0 < (came := len(results[0].replies)) < config.train_min_clients:
+            run.changes_nothing(
                 server_round,
-                f"{len(results[0].replies)} updates arrived, {least} are needed; wait for more "
+                f"{came} updates arrived, {config.train_min_clients} are needed; wait for more "
                 "clients, or lower fedsens.train-min-clients if all accept so few "
                 "(fedsens-min-contributors)",
             )
-            return []
-        return results
+            return [], search
+        return results, search
 
     def _enough_groups(self, results: list[RoundResult], server_round: int) -> list[RoundResult]:
         """The groups whose means the strategy can compare; nothing where they are too few."""
@@ -495,21 +514,6 @@ class SelectiveEncryption(Strategy):
             return []
         return usable
 
-    def _learn(self, server_round: int, result: RoundResult) -> None:
-        for node, reply in result.replies.items():
-            examples = examples_of(reply.content, self._inner.weighted_by)
-            self._run.keys.update_examples(node, examples)
-        if result.replies and result.weight < SMALL_WEIGHT:
-            logger.warning(
-                "the answers carry %.2g of the examples announced for round %d, so the masked part "
-                "is %.0f times less precise than stated; examples in install() must return what "
-                "training reports as %s",
-                result.weight,
-                server_round,
-                1 / result.weight,
-                self._inner.weighted_by,
-            )
-
     def _finish_training(
         self,
         server_round: int,
@@ -527,12 +531,29 @@ class SelectiveEncryption(Strategy):
             reasons=updates.reasons if updates else None,
             encrypted=self._run.mask.k,
             central=self._central(updates),
+            warnings=self._misstated(),
         )
         self._emit(report)
         if metrics is not None:
             self._metrics.train[server_round] = metrics
         if self._checkpoints is not None:
             self._checkpoints.save(server_round, self._run, self._metrics, self.reports)
+
+    def _misstated(self) -> list[str]:
+        """What is told once of numbers of examples that are not those of training."""
+        wrong = self._run.keys.misstated
+        if not wrong:
+            return []
+        node, (announced, trained) = min(wrong.items())
+        others = f", and {len(wrong) - 1} more nodes likewise" if len(wrong) > 1 else ""
+        text = (
+            f"node {node} announced {announced} examples and trained on {trained}{others}; "
+            "examples in install() must return what training reports as "
+            f"{self._inner.weighted_by}, because maps are weighted by it"
+        )
+        logger.warning("%s", text)
+        wrong.clear()
+        return [text]
 
     def _central(self, updates: RoundUpdates | None) -> tuple[float | None, float | None]:
         """Noise multiplier of the mean, and epsilon so far; None without central privacy."""
@@ -600,7 +621,7 @@ class SelectiveEncryption(Strategy):
         run, phase = self._run, self._asked
         answers = dict(phase.replies(replies))
         back = bool(phase.sent) and self._judge(phase)
-        for node in phase.refused():
+        for node in phase.refused(REFUSED):
             run.keys.invalidate(node)
         good = [reply for reply in phase.sort_by_request(answers) if not reply.has_error()]
         for reply in good if self.config.metrics == "plain" else ():
@@ -634,18 +655,19 @@ class SelectiveEncryption(Strategy):
             logger.warning("round %d has no metrics: %s", phase.round, error)
             run.suspect(error.refused, len(list(self._grid.get_node_ids())))
             return []
-        run.leave_out(summed.silent, "evaluate")
+        run.note_keys(phase.round, summed.gave, summed.withheld, "evaluate")
         return good
 
     def _judge(self, phase: Phase) -> bool:
         """Whether the clients refuse the model, and the run went back to the last accepted one."""
         if not phase.model_is_refused(self.config.train_min_clients):
-            if phase.accepted:
+            if phase.accepted >= min(2, self.config.train_min_clients):  # one's word is none
                 self._run.accept()
             return False
         assert self._grid is not None
         connected = len(list(self._grid.get_node_ids()))
-        if phase.refused(LIST_REFUSED) or not self._run.go_back(connected):
+        lists = 2 * len(phase.refused(LIST_REFUSED)) > len(phase.refused(*OPENED))
+        if lists or not self._run.go_back(connected):
             phase.stop(self.config.checkpoint_dir)
         return True
 
@@ -659,3 +681,14 @@ class SelectiveEncryption(Strategy):
             self._report_file.append(report)
         if self._on_report is not None:
             self._on_report(report)
+
+
+def _warn_of_weight(server_round: int, result: RoundResult) -> None:
+    if result.replies and result.weight < SMALL_WEIGHT:
+        logger.warning(
+            "the answers carry %.2g of the examples announced for round %d, so the masked part "
+            "is %.0f times less precise than stated",
+            result.weight,
+            server_round,
+            1 / result.weight,
+        )

@@ -6,19 +6,21 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.crypto import Aggregator
 from fedsens.errors import FedSensError, LayoutError, PhaseError, ProtocolError, ValueRangeError
-from fedsens.files import Arrays
 from fedsens.flower._phase import Phase, listed
 from fedsens.flower._records import (
     CIPHERTEXT,
+    HEADER,
     PREFIX,
     examples_of,
     model_key,
@@ -28,8 +30,8 @@ from fedsens.flower._records import (
 )
 from fedsens.flower._uploads import UploadSum
 from fedsens.layout import ParameterLayout
-from fedsens.mask import EncryptionMask, check_plain, not_finite
-from fedsens.protocol import Aggregate, Party, UploadHeader
+from fedsens.mask import EncryptionMask, as_layout_types, check_plain, not_finite
+from fedsens.protocol import Aggregate, Party, ProtectedModel, UploadHeader
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +59,12 @@ class RoundResult:
         aggregate: the sum of their ciphertexts; None where the round is void.
         weight: the sum of their weights.
         mean: of what they encrypted, where the server opens it.
-        spoilt: whether the server opened nonsense, so that the round is part of a search.
     """
 
     replies: dict[int, Message]
     aggregate: Aggregate | None = None
     weight: float = 0.0
     mean: NDArray[np.floating] | None = None
-    spoilt: bool = False
 
 
 class Updates:
@@ -88,15 +88,10 @@ class Updates:
         stand_in: RecordDict | None = None,
         majority: RecordSchema | None = None,
     ) -> None:
-        """Remember what was asked.
+        """Remember what was asked, and of whom.
 
-        Args:
-            phase: the question, which has been sent.
-            layout: the model's layout.
-            mask: the mask that answers must be split by.
-            parties: node to the client that was asked there.
-            stand_in: the record that stands for the remainder where clients keep theirs.
-            majority: the schema that counted in the round before, which always has a place.
+        ``stand_in`` is the record that stands for the remainder where clients keep theirs;
+        ``majority`` the schema that counted in the round before, which always has a place.
         """
         assert phase.header is not None
         self._phase, self._sent = phase, phase.header
@@ -107,15 +102,7 @@ class Updates:
         self.reasons: dict[int, str] = {}
 
     def take(self, node: int, reply: Message) -> bool:
-        """Check one answer and add it if it is right.
-
-        Args:
-            node: who answered.
-            reply: the answer; fedsens's records are removed from it.
-
-        Returns:
-            Whether it was added.
-        """
+        """Check one answer and add it if it is right."""
         if reply.has_error():
             return False
         try:
@@ -147,27 +134,23 @@ class Updates:
     def settle(self, least: int) -> UploadSum | None:
         """Fix whose updates count; the others are named in the log.
 
-        Args:
-            least: updates that a sum needs.
-
-        Returns:
-            The sum whose contributors are to be asked for their keys; None if they are too few.
+        The sum's contributors are then asked for their keys; None if they are too few, or one
+        outweighs all others.
         """
         group = self._majority()
         for other in self._groups.values():
             for node in other.replies if other is not group else ():
                 _warn_of_schema(node)
                 self.refused += 1
-        return None if group is None or len(group.replies) < least else group.uploads
+        if group is None or len(group.replies) < least or group.uploads.outweighing(least):
+            return None
+        return group.uploads
 
     def result(self, least: int) -> RoundResult:
-        """The sum of what was added, once the keys have been collected.
+        """The sum of what was added, once the keys have been collected; of too few nothing.
 
-        Args:
-            least: updates that a sum needs; of fewer nothing is opened.
-
-        Returns:
-            The result. A key that did not come is a PhaseError, which names the nodes.
+        A key that did not come is a PhaseError, which names the nodes, and so are weights that
+        clients would refuse.
         """
         group = self._majority()
         if group is None:
@@ -176,6 +159,7 @@ class Updates:
         weight = math.fsum(uploads.weights)
         if len(replies) < least:
             return RoundResult(replies, weight=weight)
+        uploads.check_weights(least)
         if self._sent.opens == "server":
             return RoundResult(replies, weight=weight, mean=uploads.open_here())
         return RoundResult(replies, uploads.open_for_holders(), weight)
@@ -183,7 +167,9 @@ class Updates:
     @property
     def schema(self) -> RecordSchema | None:
         """The schema that counts; None where nobody answered."""
-        return max(self._groups, key=lambda each: len(self._groups[each].replies), default=None)
+        counts = {each: len(group.replies) for each, group in self._groups.items()}
+        # Of two forms that are as frequent it is the one of the round before.
+        return max(counts, key=lambda each: (counts[each], each == self._expected), default=None)
 
     def seconds(self) -> dict[str, float]:
         """CPU seconds of the server to add, and of a client to encrypt and decrypt (mean)."""
@@ -199,6 +185,13 @@ class Updates:
         return None if self.schema is None else self._groups[self.schema]
 
     def _read(self, content: RecordDict) -> tuple[UploadHeader, bytes]:
+        if HEADER not in content:
+            got = (
+                "one without its header; give the client's app SelectiveEncryptionMod"
+                if content.array_records
+                else "none; return the trained model in an ArrayRecord"
+            )
+            raise ProtocolError(f"expected an encrypted model in the answer to training, got {got}")
         header = take_header(content, UploadHeader)
         ciphertext = record_to_bytes(content, CIPHERTEXT)
         self._check_remainder(content)
@@ -234,6 +227,40 @@ class Updates:
             raise ValueRangeError(f"expected finite values, got NaN or infinity in {broken}")
 
 
+class Constants:
+    """The integers that no answer changed: a mean of equals, computed as floats, may round them."""
+
+    def __init__(self, model: ProtectedModel, results: Iterable[RoundResult]) -> None:
+        """Compare the answers that count with the model that was sent."""
+        types = {t.name: t.array_type for t in model.layout.tensors if t.offset is None}
+        # What an earlier mean made is a float until clients get it, rounded.
+        with np.errstate(invalid="ignore"):  # of numbers that clients refuse
+            self._before = {
+                name: np.asarray(np.rint(array), types[name]) if array.dtype.kind == "f" else array
+                for name, array in model.plain.items()
+                if name in types
+            }
+        self._same = {name: np.ones(a.shape, np.bool_) for name, a in self._before.items()}
+        for reply in (reply for each in results for reply in each.replies.values()):
+            record = reply.content.array_records[model_key(reply.content)]
+            for name, array in _some_of(record, self._same).items():
+                self._same[name] &= array == self._before[name]
+
+    def restore(self, arrays: ArrayRecord) -> None:
+        """Put them into a mean."""
+        constant = [name for name, same in self._same.items() if same.any() and name in arrays]
+        for name, mean in _some_of(arrays, constant).items():
+            before, same = self._before[name], self._same[name]
+            own = ParameterLayout.from_shapes([(name, before.shape, str(before.dtype))])
+            with suppress(LayoutError):  # whoever takes this mean refuses it by name
+                typed = as_layout_types({name: np.where(same, 0, mean)}, own)[name]
+                arrays[name] = Array(np.where(same, before, typed))
+
+
+def _some_of(record: ArrayRecord, names: Iterable[str]) -> Arrays:
+    return to_arrays(ArrayRecord({name: record[name] for name in names}))
+
+
 class EmptyRounds:
     """Counts rounds in a row in which no update counted, and ends a run that has too many.
 
@@ -242,11 +269,9 @@ class EmptyRounds:
     """
 
     def __init__(self, most: int | None) -> None:
-        """Count from now on.
+        """Count from now on up to so many rounds in a row.
 
-        Args:
-            most: rounds in a row that end a run; None for one where every answer of the first
-                round is wrong, else three.
+        None is one where every answer of the first round is wrong, else three.
         """
         self._most, self._rounds = most, 0
         self.why = listed({})
@@ -260,15 +285,11 @@ class EmptyRounds:
         void: str = "",
         search: bool = False,
     ) -> None:
-        """Take note of a round.
+        """Take note of a round, by how many updates counted in it and why others did not.
 
-        Args:
-            server_round: the round.
-            clients: updates that counted.
-            reasons: node to why its update did not count.
-            first: no round changed the model yet, and no answer of this one could be used.
-            void: why the round changes nothing, where more is known than the clients' reasons.
-            search: whether it is void for the sake of finding who spoils sums, and does not count.
+        ``first``: no round changed the model yet, and no answer of this one could be used.
+        ``void``: why the round changes nothing, where more is known. ``search``: it is void for the
+        sake of finding who spoils sums, and does not count.
 
         Raises:
             PhaseError: the limit is reached; it tells the clients' reasons.
@@ -294,15 +315,7 @@ def _check_metrics(content: RecordDict) -> None:
 
 
 def usable_metrics(replies: Iterable[Message], weighted_by: str) -> list[Message]:
-    """The replies to an evaluation that a strategy can average; others are left out by name.
-
-    Args:
-        replies: replies without errors.
-        weighted_by: name of the metric that counts examples.
-
-    Returns:
-        Those with a number of examples and the metrics that most of them have.
-    """
+    """Those replies with examples and with the metrics that most have; others are named."""
     usable = []
     for reply in replies:
         try:
@@ -357,14 +370,7 @@ def _not_finite(content: RecordDict) -> list[str]:
 
 
 def averageable(replies: list[Message]) -> list[Message]:
-    """Drop the metrics that have no mean: lists of different lengths, NaN and infinity.
-
-    Args:
-        replies: replies with one MetricRecord each and the same schema; changed in place.
-
-    Returns:
-        The replies.
-    """
+    """Drop, in place, metrics that have no mean: lists of different lengths, NaN and infinity."""
     records = [record for reply in replies for record in reply.content.metric_records.values()]
     lengths: dict[str, set[int]] = {}
     for record in records:

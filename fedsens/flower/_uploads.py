@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,15 +87,7 @@ class UploadSum:
         return [each.weight for each in self.headers.values()]
 
     def check(self, node: int, header: UploadHeader) -> None:
-        """Refuse an upload that is bound to something else, or not this client's.
-
-        Args:
-            node: who answered.
-            header: of its upload.
-
-        Raises:
-            ProtocolError: it must not be added.
-        """
+        """Refuse an upload that is bound to something else, or not this client's."""
         if header.context != self.context.digest.hex():
             raise ProtocolError(
                 "expected an upload that is bound to what the server said in this round, got one "
@@ -121,12 +114,28 @@ class UploadSum:
         self.seconds += time.process_time() - started
         self.headers[node] = header
 
+    def outweighing(self, least: int) -> frozenset[int]:
+        """Nodes of so large a weight that no client would give its key for the sum."""
+        weights = {node: each.weight for node, each in self.headers.items()}
+        return Contributors.outweighing(weights, least)
+
+    def check_weights(self, least: int) -> None:
+        """Drop a sum that clients would refuse, by the name of those whose weight is why."""
+        if heavy := self.outweighing(least):
+            raise PhaseError(
+                "expected uploads of which none outweighs the others, as clients refuse a sum that "
+                f"is nearly one client's value, got {_nodes(heavy)} with "
+                f"{sum(self.headers[node].weight for node in heavy):.2g} of a weight of "
+                f"{math.fsum(self.weights):.2g}; have it count fewer examples, or lower "
+                "fedsens.train-min-clients and all clients' fedsens-min-contributors",
+                nodes=heavy,
+            )
+
     def open_for_holders(self) -> Aggregate:
         """What a key holder can open, once the keys have been collected.
 
-        Returns:
-            The sum. A key that did not come is a PhaseError with the nodes (``error.nodes``): these
-            uploads can never be opened.
+        A key that did not come is a PhaseError with the nodes (``error.nodes``): these uploads can
+        never be opened.
         """
         contributors, key_sum = self.contributors, self._key_sum()
         started = time.process_time()
@@ -141,10 +150,7 @@ class UploadSum:
         return aggregate
 
     def open_here(self) -> NDArray[np.floating]:
-        """Open the sum, once the keys have been collected.
-
-        Returns:
-            The weighted mean of the contributors' values.
+        """The weighted mean of the contributors' values, once the keys have been collected.
 
         Raises:
             SumError: what came opens nothing that honest clients could have made. A key that
@@ -195,7 +201,7 @@ class UploadSum:
             why = {node: self.reasons[node] for node in missing & self.reasons.keys()}
             raise PhaseError(
                 f"expected the keys of all {len(self.headers)} clients whose uploads were added, "
-                f"got none from {', '.join(f'node {node}' for node in sorted(missing))}; the sum "
+                f"got none from {_nodes(missing)}; the sum "
                 "cannot be opened and is dropped" + (f": {listed(why)}" if why else ""),
                 nodes=missing,
             )
@@ -210,16 +216,9 @@ class UploadSum:
 def collect_keys(
     grid: Grid, phase: tuple[PhaseName, int], sums: Sequence[UploadSum], timeout: float
 ) -> Phase:
-    """Fix the lists of contributors and ask for their keys, all sums at once.
+    """Fix the lists of contributors and ask for their keys, all sums at once; the exchange.
 
-    Args:
-        grid: Flower's grid.
-        phase: name and server round, for the report.
-        sums: of different clients each; their ``answers`` are filled in.
-        timeout: deadline for the keys in seconds.
-
-    Returns:
-        The exchange, for the report.
+    The sums are of different clients each; their ``answers`` are filled in.
     """
     questions: dict[int, RecordDict] = {}
     for each in sums:
@@ -259,18 +258,14 @@ def _key_answer(node: int, content: RecordDict) -> bytes | None:
 
 
 def answer_key_sum(content: RecordDict, client: Client) -> RecordDict:
-    """Hand out this client's padded one-time secret for one list; the client's half.
-
-    Args:
-        content: the message's content.
-        client: this client.
-
-    Returns:
-        The answer.
-    """
+    """Hand out this client's padded one-time secret for one list; the client's half."""
     request = take_header(content, KeySumRequest)
     answer = client.uploads.answer_key_sum(request)
     return RecordDict({KEY_ANSWER: bytes_to_record(answer)})
+
+
+def _nodes(nodes: Collection[int]) -> str:
+    return ", ".join(f"node {node}" for node in sorted(nodes))
 
 
 def _hand_back_memory() -> None:

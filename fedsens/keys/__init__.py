@@ -3,13 +3,19 @@
 The server's process loads nothing of this package.
 """
 
-from fedsens.keys._envelope import roster_fingerprint, seal, unseal
-from fedsens.keys._file import LOCKED_TYPE, LockedKey, locked_key_in, read_passphrase
+from fedsens.keys._file import LOCKED_TYPE, locked_key_in, read_passphrase
+from fedsens.keys._identity import (
+    load_identity,
+    read_roster,
+    roster_fingerprint,
+    seal,
+    unseal,
+    write_roster,
+)
 from fedsens.keys._key import KEY_TYPE, FederationKey
 from fedsens.keys._opening import open_aggregate, open_model, rekey
 from fedsens.keys._pads import key_answer
-from fedsens.keys._records import MOVED, PendingUpload, RunRecord, UploadRecords
-from fedsens.keys._roster import load_identity, read_roster, write_roster
+from fedsens.keys._records import MOVED, PendingUpload, UploadRecords
 from fedsens.keys._settings import ClientSettings
 from fedsens.keys._store import KeyStore
 from fedsens.keys._tags import certify_mask, make_tags
@@ -21,9 +27,7 @@ __all__ = [
     "ClientSettings",
     "FederationKey",
     "KeyStore",
-    "LockedKey",
     "PendingUpload",
-    "RunRecord",
     "UploadRecords",
     "certify_mask",
     "key_answer",

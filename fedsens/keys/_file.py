@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedsens._files import read_private
 from fedsens.errors import KeyFileError
-from fedsens.files import read_private
 
 #: The type in the first line of a key file that a passphrase locks.
 LOCKED_TYPE: Final = "fedsens locked key"
@@ -83,11 +83,7 @@ class LockedKey(BaseModel):
 
     @classmethod
     def lock(cls, data: bytes, fingerprint: str, passphrase: str) -> Self:
-        """Lock a key's bytes.
-
-        Raises:
-            KeyFileError: the passphrase is empty.
-        """
+        """Lock a key's bytes by a passphrase that is not empty."""
         if not passphrase:
             raise KeyFileError("expected a passphrase, got an empty one; choose a long one")
         open_lock = cls(

@@ -16,8 +16,8 @@ from typing import Final, NoReturn, Self
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedsens._files import read_private, write_private
 from fedsens.errors import KeyFileError
-from fedsens.files import read_private, write_private
 from fedsens.keys._file import KEY_VERSION, Ask, LockedKey, check_version, locked_key_in
 
 #: The type in the first line of a file with a federation key.

@@ -13,9 +13,9 @@ import hmac
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.crypto import OneTimeSecret, parse_batch
 from fedsens.errors import CryptoError, ModelError, ProtocolError
-from fedsens.files import Arrays
 from fedsens.keys._key import FederationKey
 from fedsens.keys._pads import COEFFICIENTS, put_pads_on, take_off_pads
 from fedsens.keys._tags import expected_tags
@@ -135,7 +135,7 @@ def rekey(aggregate: Aggregate, old: FederationKey, new: FederationKey) -> Aggre
     if not _verify(aggregate, old) or secret is None:
         raise ModelError(REFUSED)
     header = aggregate.header.model_copy(update={"fingerprint": new.fingerprint})
-    bound, names = _bound(header), _summands(header)
+    bound, names = _bound(header), _contributions(header)
     context = header.context
     tags = expected_tags(aggregate.ciphertext, context.parameters, new, bound, names)
     key_sum = put_pads_on(secret.to_array(), new, bound, names)
@@ -158,7 +158,7 @@ def _check_public(
         )
     header.contributors.check(least, roster)
     batch = parse_batch(aggregate.ciphertext, header.context.parameters)
-    expected, got = (count, len(header.contributors.members)), (batch.values, batch.summands)
+    expected, got = (count, len(header.contributors.members)), (batch.values, batch.contributions)
     if got != expected:
         raise ProtocolError(
             f"expected a sum of {expected[1]} ciphertexts of {expected[0]} values, as list and "
@@ -167,18 +167,18 @@ def _check_public(
 
 
 def _verify(aggregate: Aggregate, key: FederationKey) -> bool:
-    """Whether the tags are those of exactly these summands under this key."""
+    """Whether the tags are those of exactly these contributions under this key."""
     header, parameters = aggregate.header, aggregate.header.context.parameters
     bound = _bound(header) if header.rekeyed else header.context.digest
-    summands = _summands(header, whole=True)
-    right = expected_tags(aggregate.ciphertext, parameters, key, bound, summands)
+    contributions = _contributions(header, whole=True)
+    right = expected_tags(aggregate.ciphertext, parameters, key, bound, contributions)
     return hmac.compare_digest(repr(right).encode(), repr(header.tags).encode())
 
 
 def _secret_of(aggregate: Aggregate, key: FederationKey) -> OneTimeSecret | None:
     """The sum of the contributors' secrets; None where it cannot be one."""
     header = aggregate.header
-    total = take_off_pads(aggregate.key_sum, key, _bound(header), _summands(header))
+    total = take_off_pads(aggregate.key_sum, key, _bound(header), _contributions(header))
     try:
         return OneTimeSecret.from_array(total, len(header.contributors.members))
     except CryptoError:
@@ -193,14 +193,16 @@ def _bound(header: AggregateHeader) -> bytes:
     return hashlib.sha256(b"fedsens rekeyed 3" + digest + header.fingerprint.encode()).digest()
 
 
-def _summands(header: AggregateHeader, whole: bool = False) -> list[bytes]:
-    """By what each summand is known: its name under pads, with weight and nonce in tags."""
+def _contributions(header: AggregateHeader, whole: bool = False) -> list[bytes]:
+    """By what each contribution is known: its name under pads, with weight and nonce in tags."""
     if header.rekeyed:
         return [b"rekeyed"]
     members = header.contributors.members
     return [each.to_bytes() if whole else bytes.fromhex(each.name) for each in members]
 
 
-def _dummy(summands: int) -> OneTimeSecret:
+def _dummy(contributions: int) -> OneTimeSecret:
     """A secret that belongs to no upload."""
-    return OneTimeSecret.from_array(np.random.default_rng().integers(-3, 4, COEFFICIENTS), summands)
+    return OneTimeSecret.from_array(
+        np.random.default_rng().integers(-3, 4, COEFFICIENTS), contributions
+    )

@@ -98,14 +98,7 @@ def key_answer(
 def take_off_pads(
     key_sum: bytes, key: FederationKey, digest: bytes, padded_by: Iterable[bytes]
 ) -> NDArray[np.int64]:
-    """The sum of the secrets in a sum of key answers, N integers in [-2^15, 2^15).
-
-    Args:
-        key_sum: the sum, 2 N bytes.
-        key: K.
-        digest: of the list within its context.
-        padded_by: the names under which pads lie on it.
-    """
+    """The sum of the secrets in a sum of key answers, N integers in [-2^15, 2^15)."""
     total = np.frombuffer(key_sum, "<u2").copy()
     for name in padded_by:
         total -= _key_pad(key, digest, name)

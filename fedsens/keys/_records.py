@@ -33,21 +33,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsens.errors import (
-    DowngradeError,
-    KeyFileError,
-    ListError,
-    MaskError,
-    ProtocolError,
-    RoundError,
-)
-from fedsens.files import (
+from fedsens._files import (
     create_private,
     erase_private,
     locked,
     read_private,
     replace_private,
     sync,
+)
+from fedsens.errors import (
+    ConfigurationError,
+    DowngradeError,
+    KeyFileError,
+    ListError,
+    MaskError,
+    ProtocolError,
+    RoundError,
 )
 from fedsens.mask import EncryptionMask
 from fedsens.remainder import CentralPrivacy
@@ -248,7 +249,8 @@ class UploadRecords:
         if not self._create(kind, server_round, BEGUN, {"context": context.hex()}):
             raise RoundError(
                 f"expected a round without {kind} of this client, got round {server_round}, which "
-                "was answered already; a second one would reveal what the first one protects"
+                "was answered already; a second one would reveal what the first one protects: "
+                "begin another run"
             )
         # A later round that began meanwhile has removed what was here of this one.
         self._check_newest(kind, server_round)
@@ -296,7 +298,7 @@ class UploadRecords:
             )
         try:
             return PendingUpload._of_content(content)
-        except UNREADABLE:
+        except (*UNREADABLE, ConfigurationError):
             raise KeyFileError(_damaged(path)) from None
 
     def answer(

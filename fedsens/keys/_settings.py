@@ -12,13 +12,13 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fedsens._options import LIKE, Options
 from fedsens.config import LOG_FORMAT, OUTPUT_DIR
 from fedsens.crypto import Opens
-from fedsens.errors import ConfigurationError
 from fedsens.protocol import LEAST_CONTRIBUTORS, MetricsForm
 from fedsens.remainder import Remainder, policy_named
 
@@ -26,12 +26,10 @@ PREFIX = "fedsens-"
 ENVIRONMENT = "FEDSENS_"
 OF_THE_PROCESS = frozenset({LOG_FORMAT, OUTPUT_DIR})  # not of the client
 
-LIKE = 0.6  # difflib's ratio from which on a name counts as a misspelling of another
-
 logger = logging.getLogger(__name__)
 
 
-class ClientSettings(BaseModel):
+class ClientSettings(Options):
     """A client's own settings; node config key and environment variable in brackets.
 
     Attributes:
@@ -78,9 +76,10 @@ class ClientSettings(BaseModel):
             ``FEDSENS_PROCESSES``).
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda n: n.replace("_", "-")
-    )
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "-"))
+    _called: ClassVar = "this client's settings"
+    _prefix: ClassVar = PREFIX
+    _quotes: ClassVar = False  # an error travels to the server
 
     key_file: Path | None = None
     passphrase_file: Path | None = None
@@ -100,6 +99,15 @@ class ClientSettings(BaseModel):
     metrics: MetricsForm = "plain"
     allow_plain_maps: bool = False
     processes: int = Field(default=1, ge=1)
+
+    @field_validator(
+        "key_file", "passphrase_file", "identity_file", "roster_file", "state_dir", mode="before"
+    )
+    @classmethod
+    def _named(cls, path: object) -> object:
+        if path == "":  # which would be the current folder
+            raise ValueError("expected a path, got an empty one; name it, or leave it out")
+        return path
 
     @model_validator(mode="after")
     def _noise_is_demanded(self) -> Self:
@@ -139,56 +147,44 @@ class ClientSettings(BaseModel):
 
         Raises:
             ConfigurationError: lists every wrong or unknown ``fedsens-*`` setting.
-        """
+        """  # noqa: DOC502 - raised by the constructor
         found = _from_environment(os.environ if environment is None else environment)
         for key, value in node_config.items():
             if key.startswith(PREFIX):
                 found[key.removeprefix(PREFIX)] = value
-        try:
-            return cls.model_validate(found)
-        except ValidationError as error:
-            problems = "; ".join(
-                _problem(".".join(map(str, item["loc"])), item["type"], item["msg"])
-                for item in error.errors(include_url=False, include_input=False)
-            )
-            raise ConfigurationError(f"this client's settings are wrong: {problems}") from None
+        return cls(**found)
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        nearest = _nearest(name)
+        if nearest in map(_setting, OF_THE_PROCESS):
+            variable = ENVIRONMENT + nearest.upper().replace("-", "_")
+            return f"no such setting; do you mean the variable {variable}?"
+        if nearest:
+            return f"no such setting; do you mean {PREFIX}{nearest}?"
+        return f"no such setting; expected {', '.join(cls._names())}"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """The settings among the variables, and what could be misspelt ones; others are left alone."""
     found: dict[str, Any] = {}
+    known = ClientSettings._names()
     for name in sorted(environment):
         if not name.startswith(ENVIRONMENT) or name in OF_THE_PROCESS:
             continue
         setting = _setting(name)
-        if setting in _names() or _nearest(setting):  # a misspelt one must not be ignored
+        if setting in known or _nearest(setting):  # a misspelt one must not be ignored
             found[setting] = environment[name]
         else:
             logger.warning("%s is no setting of fedsens: it is ignored", name)
     return found
 
 
-def _problem(setting: str, kind: str, message: str) -> str:
-    if kind != "extra_forbidden":
-        message = message.removeprefix("Value error, ")
-        return f"{PREFIX}{setting}: {message}" if setting else PREFIX + message
-    nearest = _nearest(setting)
-    if nearest in map(_setting, OF_THE_PROCESS):
-        name = ENVIRONMENT + nearest.upper().replace("-", "_")
-        return f"{PREFIX}{setting}: no such setting; do you mean the variable {name}?"
-    known = f"do you mean {PREFIX}{nearest}?" if nearest else f"expected {', '.join(_names())}"
-    return f"{PREFIX}{setting}: no such setting; {known}"
-
-
 def _nearest(setting: str) -> str:
     """The setting that a misspelt one stands for; "" if it is like none."""
-    names = [*_names(), *map(_setting, sorted(OF_THE_PROCESS))]
+    names = [*ClientSettings._names(), *map(_setting, sorted(OF_THE_PROCESS))]
     shortened = [name for name in names if set(setting.split("-")) <= set(name.split("-"))]
     return next(iter([*get_close_matches(setting, names, n=1, cutoff=LIKE), *shortened]), "")
-
-
-def _names() -> list[str]:
-    return [field.alias or name for name, field in ClientSettings.model_fields.items()]
 
 
 def _setting(variable: str) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fedsens._files import append_private, create_private, private_folder, read_private
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
-from fedsens.files import append_private, create_private, private_folder, read_private
 from fedsens.keys._file import locked_key_in, read_passphrase
+from fedsens.keys._identity import is_public_key, load_identity, read_roster
 from fedsens.keys._key import FederationKey
 from fedsens.keys._records import RunRecord
-from fedsens.keys._roster import is_public_key, load_identity, read_roster
 from fedsens.keys._settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class KeyStore:
         if held is None:
             if self.provisioned:
                 raise KeyMismatchError(
-                    f"expected key {key_index + 1} in {self._settings.key_file}, because this "
+                    f"expected key {key_index + 1} in fedsens-key-file, because this "
                     "client's keys are provisioned, got none; place it there"
                 )
             self._check_new(key, key_index, self._agreed())
@@ -255,8 +255,8 @@ class KeyStore:
             if place != key_index and _fingerprint_in(path) == key.fingerprint:
                 raise KeyMismatchError(
                     f"expected a key that was never used before as key {key_index + 1} of this "
-                    f"run, got {key.fingerprint}, which is key {place + 1} in {path}; rotate to a "
-                    "new one"
+                    f"run, got {key.fingerprint}, which is key {place + 1} in {path.name}; rotate "
+                    "to a new one"
                 )
 
 
@@ -287,7 +287,7 @@ def _read_parties(path: Path) -> list[bytes]:
         lines = [""]
     if not all(map(is_public_key, lines)):
         raise RosterError(
-            f"expected the public keys that a key is shared with in {path}, got none; start the "
-            "run anew, without fedsens.resume, to agree on a new key"
+            f"expected the public keys that a key is shared with in {path.name}, got none; start "
+            "the run anew, without fedsens.resume, to agree on a new key"
         )
     return [bytes.fromhex(line) for line in lines]

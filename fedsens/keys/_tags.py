@@ -13,7 +13,8 @@ adds tags modulo p, and whoever opens the sum x checks
     tau[t] = <h[t], x> + sum of b_i[t]  mod p
 
 without tolerance. b_i depends on the name, the weight and the nonce of the contributor, and h on
-the context D, so a sum with another summand, weight, mask, round or base fails. b_i hides <h, x_i>.
+the context D, so a sum with another contribution, weight, mask, round or base fails. b_i hides
+<h, x_i>.
 
 h is an outer product: h[t] = outer(u[t], v[t]), u over the blocks and v over the N positions in a
 block, so it takes a few hundred pseudo-random numbers and one matrix product. For a forged sum
@@ -84,23 +85,15 @@ def expected_tags(
     parameters: CkksParameters,
     key: FederationKey,
     context: bytes,
-    summands: list[bytes],
+    contributions: list[bytes],
 ) -> tuple[int, ...]:
-    """What the tags of a sum must be: T residues modulo the wire modulus.
-
-    Args:
-        ciphertext: the sum.
-        parameters: of the ciphertext.
-        key: K.
-        context: what tags are bound to.
-        summands: of each summand what its b is bound to.
-    """
+    """What the tags of a sum must be: T residues modulo the wire modulus, from K and all b's."""
     modulus, count = parameters.wire_modulus, tag_count(parameters)
     draw = partial(residues_below, count=count, modulus=modulus)
     offsets = sum(
         (
-            draw(stream(key.derive(b"tag offset" + context + parameters.digest + summand)))
-            for summand in summands
+            draw(stream(key.derive(b"tag offset" + context + parameters.digest + contribution)))
+            for contribution in contributions
         ),
         np.zeros(count, object),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 
 from fedsens.data import Dataset, load_dataset
 from fedsens.errors import ConfigurationError
 from fedsens.mapping._layers import MapReport, map_report
 from fedsens.mapping._model import build_model, load_weights
-from fedsens.mapping._screen import progress
-from fedsens.sensitivity import SensitivityMap, StoppingRule, sensitivity_map
+from fedsens.sensitivity import MapProgress, SensitivityMap, StoppingRule, sensitivity_map
+
+COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,35 @@ def make_map(job: MapJob, console: Console) -> tuple[SensitivityMap, MapReport]:
     dataset = drawn(load_dataset(job.data, job.classes), job.samples, job.seed)
     check_fit(model, dataset)
     started = time.perf_counter()
-    with progress(console, len(dataset), job.stop) as show:
+    with _progress(console, len(dataset), job.stop) as show:
         batches = dataset.batches(job.batch)
         smap = sensitivity_map(
             model, batches, seed=job.seed, stop_at=job.stop, progress=show, **job.options
         )
     return smap, map_report(smap, model, len(dataset), time.perf_counter() - started)
+
+
+@contextmanager
+def _progress(
+    console: Console, total: int, stop: StoppingRule | None
+) -> Iterator[Callable[[MapProgress], None]]:
+    """A progress bar over samples, with the last comparison of the rule that may stop before."""
+    note = TextColumn("{task.fields[note]}")
+    with Progress(TextColumn("samples"), *COLUMNS, note, console=console) as bars:
+        task = bars.add_task("samples", total=total, note="")
+
+        def show(now: MapProgress) -> None:
+            kind = "exact" if now.exact else "probes"
+            note = f"{now.passes:,} passes per sample ({kind}) {_overlap(stop)}".rstrip()
+            bars.update(task, completed=now.samples, note=note)
+
+        yield show
+        if stop and stop.history:  # the last batch was not asked to go on
+            bars.update(task, note=_overlap(stop))
+
+
+def _overlap(stop: StoppingRule | None) -> str:
+    return f"halves overlap {stop.history[-1][1]:.2f}" if stop and stop.history else ""
 
 
 def _model(job: MapJob) -> nn.Module:
@@ -104,11 +137,7 @@ def drawn(dataset: Dataset, samples: int | None, seed: int) -> Dataset:
 
 
 def check_fit(model: nn.Module, dataset: Dataset) -> None:
-    """Try a model, in eval mode afterwards, on one image.
-
-    Raises:
-        ConfigurationError: the model cannot take such images.
-    """
+    """Try a model, in eval mode afterwards, on one image."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     image: Tensor = dataset.x[:1].to(device)
     try:
@@ -119,51 +148,6 @@ def check_fit(model: nn.Module, dataset: Dataset) -> None:
         shape = "x".join(map(str, dataset.input_shape))
         raise ConfigurationError(
             f"expected a model that takes images of {shape} (channels, height, width), got: "
-            f"{str(error).partition(chr(10))[0]}; check --model, --arg and --data"
+            f"{str(error).partition(chr(10))[0]}; check --model, --arg and --data, and begin a "
+            "model of flat vectors with nn.Flatten()"
         ) from error
-
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def bytes_of(text: str) -> int:
-    """A number of bytes.
-
-    Args:
-        text: such as ``8GiB``, ``500 MB`` or ``1000000``.
-
-    Returns:
-        The number.
-
-    Raises:
-        ConfigurationError: the text is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2] not in UNITS or float(match[1]) == 0:
-        raise ConfigurationError(
-            f"expected a number of bytes such as 500MB or 8GiB, got {text!r}; the units are "
-            f"{', '.join(filter(None, UNITS))}"
-        )
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def rows_of(text: str) -> str | int:
-    """The rows of a map.
-
-    Args:
-        text: ``auto``, ``exact`` or a number of random probes.
-
-    Returns:
-        The same, for :func:`~fedsens.sensitivity_map`.
-
-    Raises:
-        ConfigurationError: the text is none of these.
-    """
-    if text in {"auto", "exact"}:
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigurationError(
-            f"expected --rows auto, exact or a number of probes of at least 1, got {text!r}"
-        )
-    return int(text)

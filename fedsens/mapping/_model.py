@@ -81,11 +81,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def parsed_arguments(arguments: Iterable[str]) -> dict[str, Any]:
-    """Keyword arguments from ``key=value`` each: Python literals where they are, else text.
-
-    Raises:
-        ConfigurationError: an argument has no ``=`` or no name.
-    """
+    """Keyword arguments from ``key=value`` each: Python literals where they are, else text."""
     given = list(arguments)
     if wrong := [
         text for text in given if not text.partition("=")[0].isidentifier() or "=" not in text

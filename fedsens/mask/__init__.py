@@ -5,8 +5,9 @@ dealt with forced layers and tied tensors. :func:`partition` and :func:`combine`
 model.
 """
 
+from fedsens._topk import mask_count, top_k
 from fedsens.mask import _policies
-from fedsens.mask._layers import forced_names, visible_statistics
+from fedsens.mask._layers import visible_statistics
 from fedsens.mask._mask import EncryptionMask
 from fedsens.mask._partition import (
     as_layout_types,
@@ -16,27 +17,22 @@ from fedsens.mask._partition import (
     partition,
     with_nan,
 )
-from fedsens.mask._policies import Policy, PolicyInput, get_policy, policy_names, register_policy
-from fedsens.mask._select import FlatMap, select_mask
+from fedsens.mask._policies import PolicyInput, get_policy, register_policy
+from fedsens.mask._select import select_mask
 from fedsens.mask._tied import selectable_count, tied_but_masked_apart, tied_pairs
-from fedsens.topk import mask_count, top_k
 
 del _policies  # imported only to register the policies that fedsens brings
 
 __all__ = [
     "EncryptionMask",
-    "FlatMap",
-    "Policy",
     "PolicyInput",
     "as_layout_types",
     "check_plain",
     "combine",
-    "forced_names",
     "get_policy",
     "mask_count",
     "not_finite",
     "partition",
-    "policy_names",
     "register_policy",
     "select_mask",
     "selectable_count",

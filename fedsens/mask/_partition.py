@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.errors import LayoutError
-from fedsens.files import Arrays
 from fedsens.layout import Entry, ParameterLayout
 
 if TYPE_CHECKING:

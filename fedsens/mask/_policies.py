@@ -24,11 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._extensions import Registry
+from fedsens._topk import top_k
 from fedsens.errors import ConfigurationError
-from fedsens.extensions import Registry
 from fedsens.layout import ParameterLayout
 from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers, module_of
-from fedsens.topk import top_k
 
 Need = Literal["scores", "weights"]
 

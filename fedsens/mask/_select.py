@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._topk import mask_count
 from fedsens.errors import ConfigurationError, MaskError
 from fedsens.layout import ParameterLayout
 from fedsens.mask._layers import forced_names
 from fedsens.mask._mask import EncryptionMask
 from fedsens.mask._policies import Need, Policy, PolicyInput, get_policy
 from fedsens.mask._tied import Alike, Pairs, groups_of, selectable_count, with_twins
-from fedsens.topk import mask_count
 
 
 class FlatMap(Protocol):

@@ -10,12 +10,12 @@ from typing import Any
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
+from fedsens._tables import make_table
 from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
 from fedsens.mask import mask_count
 from fedsens.protocol import largest_count, mean_width, traffic
-from fedsens.tables import make_table
 
 # Memory, fitted to what `fedsens bench scale` measures (which shows both side by side): most of it
 # is copies of ciphertexts between SEAL, fedsens and Flower.
@@ -60,6 +60,7 @@ class Federation:
         link: bits per second of a client's link, each way.
         withheld: whether clients keep what is not encrypted.
         width: bytes of a plaintext parameter, on average.
+        buffers: bytes of the tensors that are no floating-point ones.
         opens: who opens the sums.
     """
 
@@ -71,6 +72,7 @@ class Federation:
     link: float
     withheld: bool = False
     width: float = 4.0
+    buffers: int = 0
     opens: Opens = "clients"
 
 
@@ -194,6 +196,7 @@ def _plan(federation: Federation, ratio: float, count: int) -> CostPlan:
         size,
         count,
         width=federation.width,
+        buffers=federation.buffers,
         withheld=withheld,
         clients=clients,
         opens=federation.opens,
@@ -207,7 +210,9 @@ def _plan(federation: Federation, ratio: float, count: int) -> CostPlan:
         encrypted=count,
         bytes_up=round(up),
         bytes_down=round(down),
-        plain_bytes=round(traffic(codec, size, 0, width=federation.width)[0]),
+        plain_bytes=round(
+            traffic(codec, size, 0, width=federation.width, buffers=federation.buffers)[0]
+        ),
         cpu_seconds=clients * seconds,
         link_seconds=8 * (up + down) / federation.link,
         run_bytes=round((up + down) * clients * federation.rounds),
@@ -288,61 +293,49 @@ class ModelSize:
     Attributes:
         parameters: P, floating-point entries of the model's state.
         width: bytes of one of them in plaintext, on average.
+        buffers: bytes of the tensors that are no floating-point ones.
     """
 
     parameters: int
     width: float = 4.0
+    buffers: int = 0
 
     @classmethod
     def of(cls, layout: ParameterLayout) -> ModelSize:
         """The size of a layout."""
-        return cls(layout.size, mean_width(layout))
+        return cls(layout.size, mean_width(layout), layout.buffer_bytes)
 
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> ModelSize:
+        """The size of a state dict; LayoutError where it cannot be sent."""
+        layout = ParameterLayout.from_state_dict(state)
+        shapes = ((t.name, t.shape, _sent_as(t.dtype)) for t in layout.tensors)
+        return cls.of(ParameterLayout.from_shapes(shapes))
 
-def size_of_state(state: Mapping[str, Any]) -> ModelSize:
-    """The size of a state dict; LayoutError where it cannot be sent.
+    @classmethod
+    def of_file(cls, path: Path) -> ModelSize:
+        """The size of a safetensors file, of which only the header is read.
 
-    Args:
-        state: name to tensor.
-
-    Returns:
-        The size.
-    """
-    layout = ParameterLayout.from_state_dict(state)
-    return ModelSize.of(
-        ParameterLayout.from_shapes((t.name, t.shape, _sent_as(t.dtype)) for t in layout.tensors)
-    )
-
-
-def size_of_file(path: Path) -> ModelSize:
-    """The size of a safetensors file, of which only the header is read.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The size.
-
-    Raises:
-        ConfigurationError: it is no safetensors file, or holds types that no model is sent in.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not iterable
-            tensors = [(n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()]
-    except (OSError, SafetensorError) as error:
-        raise ConfigurationError(
-            f"expected a safetensors file of weights in {path}, got {type(error).__name__}; "
-            "give --model MODULE:FUNCTION or --parameters instead"
-        ) from None
-    unknown = [f"{name} ({dtype})" for name, _, dtype in tensors if dtype not in TYPES]
-    if unknown:
-        raise ConfigurationError(
-            f"expected tensors of types among {', '.join(TYPES)} in {path}, got "
-            f"{', '.join(unknown)}; convert them"
-        )
-    shapes = ((name, shape, _sent_as(TYPES[dtype])) for name, shape, dtype in tensors)
-    return ModelSize.of(ParameterLayout.from_shapes(shapes))
+        Raises:
+            ConfigurationError: it is no safetensors file, or holds types that no model is sent in.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not iterable
+                tensors = [(n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()]
+        except (OSError, SafetensorError) as error:
+            raise ConfigurationError(
+                f"expected a safetensors file of weights in {path}, got {type(error).__name__}; "
+                "give --model MODULE:FUNCTION or --parameters instead"
+            ) from None
+        unknown = [f"{name} ({dtype})" for name, _, dtype in tensors if dtype not in TYPES]
+        if unknown:
+            raise ConfigurationError(
+                f"expected tensors of types among {', '.join(TYPES)} in {path}, got "
+                f"{', '.join(unknown)}; convert them"
+            )
+        shapes = ((name, shape, _sent_as(TYPES[dtype])) for name, shape, dtype in tensors)
+        return cls.of(ParameterLayout.from_shapes(shapes))
 
 
 def _sent_as(dtype: str) -> str:

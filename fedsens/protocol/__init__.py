@@ -18,7 +18,6 @@ from fedsens.protocol._checkpoint import (
     Figures,
     Progress,
     load_checkpoint,
-    save_checkpoint,
 )
 from fedsens.protocol._context import Kind, RoundContext
 from fedsens.protocol._contributors import (
@@ -27,7 +26,6 @@ from fedsens.protocol._contributors import (
     Contributors,
     Party,
     check_weight,
-    cohort_digest,
 )
 from fedsens.protocol._headers import (
     Header,
@@ -98,7 +96,6 @@ __all__ = [
     "RoundContext",
     "UploadHeader",
     "check_weight",
-    "cohort_digest",
     "largest_count",
     "load_checkpoint",
     "load_protected",
@@ -106,7 +103,6 @@ __all__ = [
     "plausible_mean",
     "ratio_within",
     "read_reports",
-    "save_checkpoint",
     "save_model",
     "save_protected",
     "sum_answers",

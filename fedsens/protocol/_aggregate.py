@@ -96,8 +96,8 @@ def plausible_mean(
 ) -> bool:
     """Whether honest clients, whose every block is within R, can have made a mean.
 
-    The root mean square of a block of a weighted mean is at most the largest one of its summands
-    (convexity), so at most R, plus the codec's error. A single value may exceed R.
+    The root mean square of a block of a weighted mean is at most the largest one of its
+    contributions (convexity), so at most R, plus the codec's error. A single value may exceed R.
 
     Args:
         values: the mean.

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsens._files import Arrays, read_checked, write_checked
 from fedsens.errors import CheckpointError, FedSensError
-from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.mask import EncryptionMask
 from fedsens.protocol._contributors import PublicKey
-from fedsens.protocol._fields import check_version
 from fedsens.protocol._headers import MaskOrigin
 from fedsens.protocol._model import (
     ModelFileHeader,
     ProtectedModel,
+    check_version,
     header_of,
     model_from,
     tensors_of,
@@ -125,12 +125,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint; whoever reads the file learns what the server knows.
-
-    Args:
-        checkpoint: the checkpoint.
-        path: the file; replaced in one step if it exists.
-    """
+    """Write a checkpoint in one step; whoever reads the file learns what the server knows."""
     tensors = tensors_of(checkpoint.model)
     tensors[NEXT_MASK] = np.frombuffer(checkpoint.mask.to_bytes(), np.uint8)
     tensors |= {INNER + name: array for name, array in checkpoint.inner.items()}
@@ -181,7 +176,7 @@ class CheckpointFolder:
         found = {path: FILE_NAME.fullmatch(path.name) for path in self.path.glob("round-*")}
         return sorted((p for p, match in found.items() if match), key=_round_of)
 
-    def claim(self) -> None:
+    def create(self) -> None:
         """Make the folder for a new run.
 
         Raises:

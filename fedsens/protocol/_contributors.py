@@ -12,7 +12,7 @@ import hashlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -142,9 +142,9 @@ class Contributors(BaseModel):
                 f"{len(self.names)} named); wait for more clients, or lower "
                 "fedsens-min-contributors on this client"
             )
-        weights = [each.weight for each in self.members if roster is None or each.name in roster]
-        squares = math.fsum(weight**2 for weight in weights)
-        effective = math.fsum(weights) ** 2 / squares if squares else 0.0
+        effective = effective_number(
+            each.weight for each in self.members if roster is None or each.name in roster
+        )
         if effective < least / 2:
             raise ContributorsError(
                 f"expected contributors of which none outweighs the others, an effective number "
@@ -158,6 +158,29 @@ class Contributors(BaseModel):
                 f"round was planned for, got {self.weight:.1g}: their sum would drown in the "
                 "codec's error; sample fewer clients, or mend those that do not answer"
             )
+
+    @staticmethod
+    def outweighing(weights: Mapping[int, float], least: int) -> frozenset[int]:
+        """Who must be left out so that :meth:`check` does not refuse nearly one client's value.
+
+        Args:
+            weights: node to weight, or to number of examples.
+            least: the fewest contributors that clients accept.
+
+        Returns:
+            The heaviest, as few as it takes.
+        """
+        rest = dict(weights)
+        while len(rest) > 1 and effective_number(rest.values()) < least / 2:
+            del rest[max(rest, key=rest.__getitem__)]
+        return frozenset(weights) - frozenset(rest)
+
+
+def effective_number(weights: Iterable[float]) -> float:
+    """How many equal weights say as much: (sum of weights)^2 / (sum of squares); 0 of none."""
+    some = list(weights)
+    squares = math.fsum(weight**2 for weight in some)
+    return math.fsum(some) ** 2 / squares if squares else 0.0
 
 
 def check_weight(weight: float) -> None:

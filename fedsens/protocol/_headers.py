@@ -7,13 +7,17 @@ it as bytes.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedsens.crypto import MAP_PARAMETERS, CkksParameters, Opens
 from fedsens.errors import ProtocolError
 from fedsens.layout import ParameterLayout
+from fedsens.mask import EncryptionMask, select_mask
 from fedsens.protocol._aggregate import AggregateHeader, Tags
 from fedsens.protocol._context import (
     Digest,
@@ -31,14 +35,16 @@ from fedsens.protocol._contributors import (
     PublicKey,
     cohort_digest,
 )
-from fedsens.protocol._fields import wrong_fields
 from fedsens.remainder import CentralPrivacy, RemainderTerms
 
+Numbers = NDArray[np.floating]
 PROTOCOL_VERSION = 3  # 3: one-time keys, exact tags
 MOST_EXAMPLES = 2**53  # counts up to here are exact as floats
 DEGREE = MAP_PARAMETERS.degree  # numbers in one ciphertext
 #: What becomes of the metrics of evaluations.
 MetricsForm = Literal["plain", "summed"]
+MOST_PROBLEMS = 20  # problems beyond which they are not listed
+WORD = re.compile("[A-Za-z0-9_-]{1,40}")
 KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
 
 
@@ -71,7 +77,7 @@ class Header(BaseModel):
         except ValidationError as error:
             raise ProtocolError(
                 f"expected a {cls.__name__} of protocol version {PROTOCOL_VERSION}, got one with "
-                f"wrong {wrong_fields(error)}; use the same fedsens version on the server and all "
+                f"wrong {_wrong_fields(error)}; use the same fedsens version on the server and all "
                 "clients"
             ) from None
 
@@ -109,6 +115,30 @@ class MaskOrigin(BaseModel):
         """Digest of what stays the same in a run, whatever the round and the key."""
         told = self.model_dump_json(exclude={"run", "round", "key_index", "certificate"})
         return hashlib.sha256(b"fedsens mask terms" + told.encode()).hexdigest()
+
+    def select(
+        self, layout: ParameterLayout, scores: Numbers | None = None, weights: Numbers | None = None
+    ) -> EncryptionMask:
+        """What the policy chooses by the scores of the aggregated map, or the model's weights.
+
+        Args:
+            layout: the model's.
+            scores: one for each parameter, in the order of the layout.
+            weights: the parameters themselves, likewise.
+
+        Returns:
+            The mask.
+        """
+        return select_mask(
+            scores,
+            layout,
+            self.policy,
+            self.ratio,
+            self.force,
+            seed=self.seed,
+            weights=weights,
+            tied=self.tied,
+        )
 
 
 class ModelHeader(Header):
@@ -354,3 +384,17 @@ class RekeyReply(Header):
 
     tags: Tags = Field(max_length=16)
     certificate: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+def _wrong_fields(error: ValidationError) -> str:
+    """Name the fields that a validation refused; "content" where that cannot be said safely.
+
+    The names can be the sender's: one that is not a plain word could forge lines of a log, and
+    many could fill it.
+    """
+    if error.error_count() > MOST_PROBLEMS:
+        return "content"
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    names = {str(item["loc"][0]) for item in details if item["loc"]}
+    plain = {name if WORD.fullmatch(name) else "content" for name in names}
+    return ", ".join(sorted(plain)) or "content"

@@ -5,6 +5,7 @@ A file is safetensors with a small header, no pickle.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -12,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsens._files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.crypto import CkksParameters
 from fedsens.errors import MaskError, ProtocolError
-from fedsens.files import Arrays, read_checked, write_checked, write_tensors
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, as_layout_types, check_plain, combine, with_nan
 from fedsens.protocol._aggregate import Aggregate, AggregateHeader
-from fedsens.protocol._fields import check_version
 
 MODEL_TYPE = "fedsens protected model"
 MODEL_VERSION = 3  # 3: one-time keys
@@ -178,3 +178,20 @@ def save_model(arrays: Arrays, path: str | os.PathLike[str]) -> None:
         path: the file; replaced in one step if it exists.
     """
     write_tensors(path, arrays, {"format": "pt"})
+
+
+def check_version(text: str, kind: str, version: int, path: str | os.PathLike[str]) -> None:
+    """Refuse a file, by its header in JSON, of another kind or of another version of fedsens."""
+    try:
+        header = json.loads(text)
+        found = header["type"], header["version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = "another file", None
+    if found == (kind, version):
+        return
+    if found[0] == kind:
+        raise ProtocolError(
+            f"expected a {kind} of version {version} in {path}, got one that another version of "
+            "fedsens made; open it with that version"
+        )
+    raise ProtocolError(f"expected a {kind} in {path}, got another kind of file; check the path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from fedsens.crypto import CkksParameters, Opens
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
 from fedsens.protocol._aggregate import KEY_BYTES
+
+logger = logging.getLogger(__name__)
 
 #: What the server asks clients for.
 Phase = Literal["keys", "rotate", "map", "mask", "train", "evaluate"]
@@ -47,6 +50,7 @@ class PhaseReport(BaseModel):
             (delta 1e-5).
         probed_maps: of the answers of a map phase, those that random probes estimated.
         metrics: the inner strategy's aggregated metrics.
+        warnings: what a user of the run should mend.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -72,6 +76,7 @@ class PhaseReport(BaseModel):
     central_epsilon: float | None = None
     probed_maps: int = 0
     metrics: dict[str, float] = {}
+    warnings: list[str] = []
 
     def __str__(self) -> str:
         up = f"{self.bytes_up_plain:,} + {self.bytes_up_encrypted:,}"
@@ -95,9 +100,19 @@ class ReportFile:
         path.write_text("")
 
     def append(self, report: PhaseReport) -> None:
-        """Add a report."""
-        with self._path.open("a") as file:
-            file.write(report.model_dump_json() + "\n")
+        """Add a report; on a full disk the file ends with the last one that was written whole."""
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            line = report.model_dump_json().encode() + b"\n"
+            try:
+                whole = file.write(line) == len(line)
+            except OSError:
+                whole = False
+            if not whole:
+                file.truncate(end)
+                logger.error(
+                    "a report is not written, the run goes on: make room for %s", file.name
+                )
 
 
 def read_reports(path: Path) -> list[PhaseReport]:
@@ -126,6 +141,7 @@ def traffic(
     count: int,
     *,
     width: float = FLOAT_BYTES,
+    buffers: int = 0,
     withheld: bool = False,
     clients: int = 10,
     opens: Opens = "clients",
@@ -137,6 +153,7 @@ def traffic(
         size: P.
         count: k, how many of them are encrypted.
         width: bytes of a plaintext parameter, the mean over the layout (:func:`mean_width`).
+        buffers: bytes of the tensors that are no floating-point ones (``layout.buffer_bytes``).
         withheld: whether clients keep the others.
         clients: how many take part in a round.
         opens: who opens the sums; where the server does, the model comes back plain.
@@ -146,13 +163,13 @@ def traffic(
         parameter; a mask of everything or of nothing is told by its digest alone.
     """
     padded = codec.blocks(count) * codec.degree
-    visible = width * (size - count) + HEADER_BYTES
+    visible = width * (size - count) + buffers + HEADER_BYTES
     keys = KEY_BYTES if count else 0
     listed = LISTED_BYTES * clients if count else 0
     mask = size / 8 if 0 < count < size else 0
     up = (HEADER_BYTES if withheld else visible) + padded * codec.bytes_per_parameter + keys
     if opens == "server":
-        return up, width * size + HEADER_BYTES + mask + listed
+        return up, width * size + buffers + HEADER_BYTES + mask + listed
     return up, visible + mask + padded * codec.bytes_per_parameter_down + keys + listed
 
 
@@ -201,6 +218,7 @@ def ratio_within(
     megabytes: float,
     *,
     width: float = FLOAT_BYTES,
+    buffers: int = 0,
     withheld: bool = False,
     clients: int = 10,
     opens: Opens = "clients",
@@ -212,6 +230,7 @@ def ratio_within(
         size: P.
         megabytes: of one client in one round, both ways.
         width: mean bytes of a plaintext parameter.
+        buffers: bytes of the tensors that are no floating-point ones.
         withheld: whether clients keep what is not encrypted.
         clients: how many take part in a round.
         opens: who opens the sums.
@@ -226,7 +245,14 @@ def ratio_within(
     def cost(count: int) -> float:
         return sum(
             traffic(
-                codec, size, count, width=width, withheld=withheld, clients=clients, opens=opens
+                codec,
+                size,
+                count,
+                width=width,
+                buffers=buffers,
+                withheld=withheld,
+                clients=clients,
+                opens=opens,
             )
         )
 

@@ -22,8 +22,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsens._files import locked, read_checked, write_checked
 from fedsens.errors import CheckpointError, DowngradeError
-from fedsens.files import locked, read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +71,12 @@ class PrivacyLoss(BaseModel):
 def cost_of(
     distribution: Literal["gaussian", "laplace"], scale: float, answers: int = 1
 ) -> PrivacyLoss:
-    """What answers with clipped and noised remainders cost.
+    """What answers with clipped and noised remainders cost, by the noise relative to the norm, s.
 
-    Gaussian noise of standard deviation s C under an l2 sensitivity of 2 C is
-    (2 C)^2 / (2 (s C)^2) = 2 / s^2 zCDP (Bun and Steinke 2016, Proposition 1.6). Laplace noise of
-    that standard deviation has b = s C / sqrt 2, and under an l1 sensitivity of 2 C it is
-    2 C / b = 2 sqrt 2 / s differentially private.
-
-    Args:
-        distribution: of the noise.
-        scale: s, the noise's standard deviation relative to the clipping norm; more than 0.
-        answers: how many.
+    Gaussian noise of standard deviation s C under an l2 sensitivity of 2 C is (2 C)^2 / (2 (s C)^2)
+    = 2 / s^2 zCDP (Bun and Steinke 2016, Proposition 1.6). Laplace noise of that standard deviation
+    has b = s C / sqrt 2, and under an l1 sensitivity of 2 C it is 2 C / b = 2 sqrt 2 / s
+    differentially private.
     """
     if distribution == "gaussian":
         return PrivacyLoss(answers=answers, rho=answers * 2 / scale**2)

@@ -22,14 +22,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fedsens._files import Arrays
+from fedsens._imports import require
+from fedsens._options import Options
 from fedsens.errors import ValueRangeError
-from fedsens.extras import require
-from fedsens.files import Arrays
 from fedsens.remainder._account import DELTA, PrivacyLoss, cost_of
 from fedsens.remainder._noised import update_norm
 
@@ -39,7 +42,7 @@ LITTLE_NOISE = 1e4  # sum of 1 / multiplier^2, from which on a simple bound is c
 DISCRETIZATION = 1e-4  # of the privacy loss, where epsilon is of the order of one
 
 
-class CentralPrivacy(BaseModel):
+class CentralPrivacy(Options):
     """What every client of a round does to its update, part of every header and context.
 
     Attributes:
@@ -48,7 +51,7 @@ class CentralPrivacy(BaseModel):
         shares: s, the fewest clients of a sum; with fewer it is void.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    _called: ClassVar = "the terms of central privacy"
 
     clip: float = Field(gt=0, allow_inf_nan=False)
     noise: float = Field(ge=1e-100, le=1e6, allow_inf_nan=False)  # whose square is a number
@@ -123,14 +126,7 @@ def _step(before: NDArray[np.generic], after: NDArray[np.generic]) -> float:
 
 
 def gaussian(count: int) -> NDArray[np.float64]:
-    """Standard normal numbers from the operating system's cryptographic source (Box-Muller).
-
-    Args:
-        count: how many.
-
-    Returns:
-        The numbers, in float64.
-    """
+    """Standard normal numbers from the operating system's cryptographic source (Box-Muller)."""
     numbers = np.empty(count)
     for low in range(0, count, CHUNK):
         part = numbers[low : low + CHUNK]
@@ -159,11 +155,17 @@ def epsilon_of(multipliers: Iterable[float], delta: float = DELTA) -> float:
     """
     # Gaussian mechanisms compose to one of this multiplier (Dong, Roth and Su 2022, Corollary 3.3).
     precision = math.fsum(multiplier**-2 for multiplier in multipliers)
-    pld, events = require("dp_accounting.pld"), require("dp_accounting")
+    require("dp_accounting.pld")
     if not precision:
         return 0.0
     if precision > LITTLE_NOISE:
         return PrivacyLoss(rho=precision / 2).epsilon(delta)
+    return _gaussian_epsilon(precision, delta)
+
+
+@lru_cache(maxsize=64)  # a report asks again where nothing was added, and it takes half a second
+def _gaussian_epsilon(precision: float, delta: float) -> float:
+    pld, events = require("dp_accounting.pld"), require("dp_accounting")
     interval = DISCRETIZATION * max(1.0, precision)
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
     accountant.compose(events.GaussianDpEvent(precision**-0.5))

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsens._files import Arrays
 from fedsens.errors import LayoutError
-from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, partition
 from fedsens.remainder._account import DELTA, Account, PrivacyLoss, cost_of
@@ -156,14 +156,7 @@ def add_noise(
 def add_noise_of(
     after: Visible, distribution: Distribution, deviation: float, rng: np.random.Generator
 ) -> Arrays:
-    """Noise on every visible floating-point coordinate, in the types of ``after``.
-
-    Args:
-        after: the remainder.
-        distribution: of the noise.
-        deviation: standard deviation, in the units of the parameters; 0 changes nothing.
-        rng: source of the noise.
-    """
+    """Noise of a standard deviation, on every visible floating-point coordinate, in its type."""
     if deviation == 0:
         return dict(after)
 

@@ -14,10 +14,11 @@ from typing import Annotated, ClassVar, Final, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from fedsens._files import Arrays
+from fedsens._options import Options
 from fedsens.errors import ConfigurationError, DowngradeError, ProtocolError
-from fedsens.files import Arrays
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, mask_count, partition, visible_statistics
 from fedsens.remainder._account import Account, PrivacyLoss
@@ -45,7 +46,7 @@ Remainder = Annotated[str, AfterValidator(_known)]  #: a registered name
 Experiment = Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 
-class RemainderTerms(BaseModel):
+class RemainderTerms(Options):
     """Part of the header of every model that is sent.
 
     Attributes:
@@ -60,7 +61,7 @@ class RemainderTerms(BaseModel):
             what it kept in an earlier one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    _called: ClassVar = "the terms of the remainder"
 
     remainder: Remainder = "plain"
     noise: Distribution = "gaussian"
@@ -298,14 +299,7 @@ class RemainderPolicy(ABC):
 
 
 def register_remainder(policy: P) -> P:
-    """Make a policy known by its name.
-
-    Args:
-        policy: the class.
-
-    Returns:
-        The class, unchanged.
-    """
+    """Make the decorated policy known by its name."""
     _policies[policy.name] = policy
     return policy
 

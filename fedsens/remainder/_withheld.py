@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedsens._files import Arrays, read_checked, read_header, write_checked
 from fedsens.errors import CheckpointError
-from fedsens.files import Arrays, read_checked, read_header, write_checked
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask, partition
 from fedsens.remainder._terms import Leaving, RemainderPolicy, register_remainder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
     from fedsens.reporting._page import cards, page, picture
@@ -21,8 +21,4 @@ __all__ = [
     "run_section",
 ]
 
-_HOMES = {
-    "fedsens.reporting._page": ("cards", "page", "picture"),
-    "fedsens.reporting._sections": ("result_sections", "run_section"),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

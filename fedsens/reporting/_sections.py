@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from fedsens._tables import make_table, to_html
 from fedsens.errors import ConfigurationError
 from fedsens.protocol import ProtectedModel, load_protected
 from fedsens.reporting._page import cards, conclusion, folded, picture, small_print
 from fedsens.simulation import RunSummary, SimulationSummary, tables
-from fedsens.tables import make_table, to_html
 
 
 def run_section(folder: Path) -> tuple[str, str]:
@@ -138,7 +138,7 @@ PICTURES = {
 }
 TABLES = {
     "audit.csv": "Attacks. score: 1 is all of it; excess: above a guess without any update; "
-    "identified: share of the victims told from 500 others; possible: the most of all that this "
+    "identified: share of the victims told from others; possible: the most of all that this "
     "allows for; works: finds what nothing encrypts; union: the best attack on each victim.",
     "labels.csv": "Labels. error: distance of the labels' shares, as the update tells them, from "
     "the true ones; uniform: that of a uniform guess, at which nothing was learned.",

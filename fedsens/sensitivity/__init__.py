@@ -10,7 +10,7 @@ from fedsens.sensitivity._jacobians import (
     output_jacobian,
     sample_norms,
 )
-from fedsens.sensitivity._layerwise import LayerRow, LayerSensitivity, layer_sensitivity
+from fedsens.sensitivity._layerwise import layer_sensitivity
 from fedsens.sensitivity._losses import LabelLoss, register_loss
 from fedsens.sensitivity._map import (
     MAP_TYPE,
@@ -30,8 +30,6 @@ __all__ = [
     "MAP_TYPE",
     "LabelLoss",
     "LabelRows",
-    "LayerRow",
-    "LayerSensitivity",
     "MapProgress",
     "SensitivityMap",
     "StoppingRule",

@@ -28,11 +28,7 @@ LABELS = ("labels", "label")
 def map_tensors(
     inputs: Inputs, function: Callable[[Tensor], Tensor], name: str = "inputs"
 ) -> Inputs:
-    """Apply a function to every tensor of a sample's or a batch's inputs.
-
-    Raises:
-        SensitivityError: something is not a tensor.
-    """
+    """Apply a function to every tensor of a sample's or a batch's inputs."""
     if isinstance(inputs, Tensor):
         return function(inputs)
     if isinstance(inputs, Mapping):
@@ -64,11 +60,7 @@ def part(inputs: Inputs, start: int, stop: int) -> Inputs:
 
 
 def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
-    """Take the labels out of a batch.
-
-    Raises:
-        SensitivityError: it is no batch of inputs and labels.
-    """
+    """Take the labels out of a batch of inputs and labels."""
     if isinstance(batch, Mapping):
         inputs, labels = _split_mapping(batch)
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
@@ -90,7 +82,8 @@ def _split_mapping(batch: Mapping[str, Any]) -> tuple[Inputs, Any]:
     if len(found) != 1 or not inputs:
         raise SensitivityError(
             f"expected a batch of inputs and either {' or '.join(LABELS)}, got a mapping of "
-            f"{', '.join(map(str, batch)) or 'nothing'}; rename or drop columns"
+            f"{', '.join(map(str, batch)) or 'nothing'}; give tuples of what the model takes and "
+            "the labels, ((b['x'], b['y']) for b in loader), or rename or drop columns"
         )
     return inputs, batch[found[0]]
 
@@ -104,10 +97,16 @@ def checked_batches(
         Inputs and labels whose first axes have one length of at least 1.
 
     Raises:
-        SensitivityError: inputs and labels do not have the same number of samples.
+        SensitivityError: inputs and labels do not have the same number of samples, or are sparse.
     """
     for batch in batches:
         x, y = split_batch(batch)
+        if any(t.is_nested or t.layout != torch.strided for t in (*tensors_of(x), y)):
+            raise SensitivityError(
+                "expected dense tensors, which can be cut into samples, got a sparse or nested "
+                "one; make it dense (to_dense(), or to_padded_tensor with a mask), and the other "
+                "in forward=lambda model, x: ... if the model wants it"
+            )
         lengths = {len(t) if t.ndim else None for t in (*tensors_of(x), y)}
         if len(lengths) != 1 or None in lengths:
             shapes = [tuple(t.shape) for t in (*tensors_of(x), y)]

@@ -29,7 +29,8 @@ class MemoryProfile:
         each_row: entries that capturing keeps for each row: output gradients.
         once: entries that capturing keeps whatever the number of rows: gradients of small
             parameters, and the largest unfolded input.
-        head: backward passes that what lies below a linear last layer takes, if there is one.
+        head: most backward passes that what lies below a linear last layer takes, if there is one.
+        depends: whether the logits have a gradient.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class MemoryProfile:
     each_row: int = 0
     once: int = 0
     head: int | None = None
+    depends: bool = True
 
 
 def memory_profile(task: Task, x: Inputs) -> MemoryProfile:
@@ -74,7 +76,8 @@ def memory_profile(task: Task, x: Inputs) -> MemoryProfile:
         sum(kept.values()),
         each_row,
         max(once) + small,
-        None if head is None else head.passes,
+        None if head is None else head.inputs.numel(),
+        z.requires_grad,
     )
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from fedsens._extensions import Registry
 from fedsens.errors import SensitivityError
-from fedsens.extensions import Registry
 from fedsens.sensitivity._batching import Inputs, map_tensors, part
 from fedsens.sensitivity._chunks import MemoryProfile, func_chunk
 from fedsens.sensitivity._preserve import parameters_kept
@@ -33,12 +33,7 @@ Pull = Callable[[Tensor, bool], dict[str, Tensor]]
 
 
 def fold_rows(rows: LabelRows, pull: Pull, norm: Norm) -> dict[str, Tensor]:
-    """Accumulate a sample's gradients over rows, holding one row at a time.
-
-    Returns:
-        Name to what :func:`finisher` turns into the norm, in the parameter's shape; parameters
-        without a gradient are left out.
-    """
+    """Accumulate a sample's gradients for :func:`finisher`, holding one row at a time."""
     if rows.count == 1:
         return pull(rows.row(0), True)
     folded: dict[str, Tensor] = {}
@@ -183,34 +178,36 @@ class FallbackEngine:
         engine: ``"auto"`` until the first samples, then the name of the engine in use.
         given_chunk: samples per call, or None to let the memory budget set it.
         memory_budget: bytes above the loaded model, or None for a default per device.
+        compared: whether ``func`` has been compared with autograd.
     """
 
     task: Task
     engine: str
     given_chunk: int | None
     memory_budget: int | None
+    compared: bool = False
 
     def add(
         self, sums: Sums, seen: MemoryProfile, x: Inputs, y: Tensor, weights: Tensor | None
     ) -> None:
         """Add samples to the sums."""
         chunk = self.given_chunk or func_chunk(self.task, seen, self.memory_budget)
-        if self.engine == "auto":
-            self.engine = self._choose(seen, x, y, chunk)
+        if self.engine == "auto" and not _pays(self.task, seen, min(chunk, len(y))):
+            self.engine = "loop"
+        if self.engine in {"auto", "func"} and not self.compared:
+            self._compare(seen, x, y)
         for start in range(0, len(y), chunk):
             stop = start + chunk
             probes = None if weights is None else weights[start:stop]
             self._run(sums, part(x, start, stop), y[start:stop], probes)
 
-    def _choose(self, seen: MemoryProfile, x: Inputs, y: Tensor, chunk: int) -> str:
-        if min(chunk, len(y)) < SMALLEST_VMAP or func_chunk(self.task, seen, None) < ROOMY:
-            return "loop"
+    def _compare(self, seen: MemoryProfile, x: Inputs, y: Tensor) -> None:
+        """Take ``func`` if it agrees with autograd, else ``loop``."""
         ends = sorted({0, len(y) - 1})
         problem = func_problem(self.task, seen, map_tensors(x, lambda t: t[ends]), y[ends])
-        if problem is None:
-            return "func"
-        LOGGER.info("using the per-sample loop: %s", problem)
-        return "loop"
+        self.engine, self.compared = "func" if problem is None else "loop", True
+        if problem is not None:
+            LOGGER.info("using the per-sample loop: %s", problem)
 
     def _run(self, sums: Sums, x: Inputs, y: Tensor, weights: Tensor | None) -> None:
         if self.engine == "loop":
@@ -224,6 +221,11 @@ class FallbackEngine:
             LOGGER.info("using the per-sample loop from here on: %s", first_line(error))
             self.engine = "loop"
             loop_engine(self.task, sums, x, y, weights)
+
+
+def _pays(task: Task, seen: MemoryProfile, samples: int) -> bool:
+    """Whether ``func`` is faster than ``loop``, if it is right."""
+    return samples >= SMALLEST_VMAP and func_chunk(task, seen, None) >= ROOMY
 
 
 def func_problem(task: Task, seen: MemoryProfile, x: Inputs, y: Tensor) -> str | None:

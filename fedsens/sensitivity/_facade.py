@@ -161,6 +161,7 @@ def sensitivity_map(
     count = sum(runner.counts)
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
+    runner.check_dependence()
     if count < FEW_SAMPLES:
         LOGGER.info("%d samples; below %d the selection is noisy", count, FEW_SAMPLES)
     maps = [runner.map(half, tracked) for half, samples in enumerate(runner.counts) if samples]

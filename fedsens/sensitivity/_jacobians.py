@@ -95,7 +95,9 @@ def gradient_jvp(
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
         products = []
+        _check_shape("directions", direction, (len(y), *direction.shape[1:]))
         for sample, v in zip(_samples(task, x, y, wrt), direction, strict=True):
+            _check_shape("a direction", v, sample.target.shape)
             products.append(sample.by_parameters((sample.by_target() * v).sum()))
     stacked = {name: torch.stack([one[name] for one in products]) for name in task.parameters}
     return {name: stacked[first] for name, first in tracked.names.items()}
@@ -124,6 +126,8 @@ def gradient_vjp(
         (K, *t.shape).
     """
     task, tracked = gradient_task(model, loss, weights, forward)
+    for name, u in weights.items():
+        _check_shape(f"weights of {name}", u, task.parameters[tracked.names[name]].shape)
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
         rows = []
@@ -187,6 +191,7 @@ def loss_gradients(loss: Loss, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Both derivatives, the second in the shape of the label vectors.
     """
+    _check_shape("labels", y, (len(z), *y.shape[1:]))
     resolved = resolve_loss(loss)
     label = resolved.targets(tuple(z.shape[1:]), y, z.dtype).detach()
     pairs = []
@@ -298,6 +303,14 @@ def _sample(task: Task, x: Inputs, y: Tensor, wrt: str | int) -> Sample:
     value = loss.value(z, label.requires_grad_(wrt == LABEL))
     target = leaf if leaf is not None else label if wrt == LABEL else z
     return Sample(value, target, task.parameters)
+
+
+def _check_shape(what: str, given: Tensor, shape: tuple[int, ...]) -> None:
+    """Check the shape of an argument."""
+    if tuple(given.shape) != tuple(shape):
+        raise SensitivityError(
+            f"expected {what} of shape {tuple(shape)}, got shape {tuple(given.shape)}"
+        )
 
 
 def _one(sample: Sample, parameter: nn.Parameter) -> Tensor:

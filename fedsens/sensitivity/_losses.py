@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsens._extensions import Registry
 from fedsens.errors import SensitivityError
-from fedsens.extensions import Registry
 from fedsens.sensitivity._rows import LabelRows, autograd_rows, normalized, tangent
 from fedsens.sensitivity._targets import free_labels
 from fedsens.sensitivity._tolerance import UNSUPPORTED, first_line
@@ -106,12 +106,10 @@ def register_loss(
 
 
 def from_callable(per_sample: PerSample, name: str | None = None) -> LabelLoss:
-    """A loss that is differentiated automatically.
+    """A loss that is differentiated automatically; named like its function by default.
 
-    Args:
-        per_sample: (z, y), both with the batch first, to one loss per sample; y is floating
-            point (class indices come as one-hot vectors).
-        name: its name; by default the function's.
+    ``per_sample`` takes (z, y), both with the batch first, and gives one loss per sample; y is
+    floating point, class indices come as one-hot vectors.
     """
     shown = name or str(getattr(per_sample, "__qualname__", type(per_sample).__name__))
     bare = LabelLoss(shown, per_sample, free_labels, {})
@@ -192,11 +190,11 @@ def _tried(loss: LabelLoss, z: Tensor, y: Tensor) -> Tensor:
     except UNSUPPORTED as error:
         raise SensitivityError(
             f"expected a loss that takes logits of shape {tuple(z[None].shape)} and labels of "
-            f"shape "
-            f"{tuple(y[None].shape)} and {y.dtype}, got {type(error).__name__} from {loss.name}: "
-            f"{first_line(error)}; class indices come as one-hot vectors. Torch's own losses "
+            f"shape {tuple(y[None].shape)} and {y.dtype}, got {type(error).__name__} from "
+            f"{loss.name}; class indices come as one-hot vectors. Torch's own losses "
             "(nn.CrossEntropyLoss(), nn.NLLLoss(), nn.BCEWithLogitsLoss(), ...) can be passed as "
-            "they are"
+            "they are",
+            first_line(error),
         ) from error
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -17,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsens._files import Arrays, read_checked, write_checked
+from fedsens._topk import mask_count, top_k
 from fedsens.errors import LayoutError, SensitivityError
-from fedsens.files import Arrays, read_checked, write_checked
 from fedsens.layout import ParameterLayout
 from fedsens.sensitivity._parameters import nearest
-from fedsens.topk import mask_count, top_k
 
 DEFINING = ("rule", "loss", "center", "norm", "tokens")
 
@@ -256,11 +257,7 @@ def top_coordinates(
 
 
 def check_same_parameters(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    """Check that the sums of two maps are about the same parameters.
-
-    Raises:
-        SensitivityError: a name or a shape differs.
-    """
+    """Check that the sums of two maps are about the same parameters, by name and shape."""
     mine, theirs = ({n: tuple(v.shape) for n, v in sums.items()} for sums in (a, b))
     if mine != theirs:
         names = sorted(dict(mine.items() ^ theirs.items()))
@@ -348,14 +345,14 @@ def load_map(path: str | os.PathLike[str]) -> SensitivityMap:
         header = json.loads(text)
         if (header["type"], header["version"]) != (MAP_TYPE, 1):
             raise SensitivityError(
-                f"expected a {MAP_TYPE} of version 1 in {path}, got {header['type']!r} of "
-                f"version {header['version']!r}"
+                f"expected a {MAP_TYPE} of version 1 in {Path(path).name}, got "
+                f"{header['type']!r} of version {header['version']!r}"
             )
         return _whole(header, tensors)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SensitivityError(
-            f"expected an intact {MAP_TYPE} in {path}, got {type(error).__name__} on reading it; "
-            "make it again"
+            f"expected an intact {MAP_TYPE} in {Path(path).name}, got {type(error).__name__} on "
+            "reading it; make it again"
         ) from None
 
 

@@ -90,9 +90,8 @@ def renamed(names: Mapping[str, str], rename: Rename | None) -> dict[str, str]:
             clashes.append(f"{name} and {shared[to]} as {to}")
     if clashes or not shared:
         raise SensitivityError(
-            "expected a rename that gives every parameter a name of its own and leaves at "
-            "least one, "
-            f"got {'; '.join(clashes) or 'none left'}"
+            "expected a rename that gives every parameter a name of its own and leaves at least "
+            f"one, got {'; '.join(clashes) or 'none left'}"
         )
     return shared
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from fedsens._extensions import Registry
 from fedsens.errors import SensitivityError
-from fedsens.extensions import Registry
 from fedsens.sensitivity._losses import LabelLoss, PerSample
 from fedsens.sensitivity._rows import NORMS, LabelRows, Norm, matrix_rows, random_probes
 from fedsens.sensitivity._standard_losses import resolve_loss
@@ -60,30 +60,20 @@ class Plan:
         }
 
     def probes_for(self, rows: int, passes: int) -> int | None:
-        """How many probes to draw for each sample.
-
-        Raises:
-            SensitivityError: every row is asked for, and there are too many.
-        """
+        """How many probes to draw for each sample; None where every row is used."""
         if self.auto and training_steps(passes) > AUTO_STEPS and self.norm.rotation_invariant:
             return AUTO_PROBES
         if self.probes is None and passes > MOST_PASSES:
             raise SensitivityError(
                 f"expected at most {MOST_PASSES:,} backward passes per sample, got {passes:,} with "
-                "rows='exact' (positions x (classes - 1)); use rows='auto', a number of "
-                "probes such "
-                f"as rows={AUTO_PROBES}, or rule='true_label' (one pass)"
+                "rows='exact' (positions x (classes - 1)); use rows='auto', a number of probes "
+                f"such as rows={AUTO_PROBES}, or rule='true_label' (one pass)"
             )
         # as many orthonormal probes as rows are the rows, turned
         return None if self.probes is not None and self.probes >= rows else self.probes
 
     def has_closed_form(self, shape: tuple[int, ...], y: Tensor) -> bool:
-        """Whether a linear last layer can be had in closed form.
-
-        Args:
-            shape: shape of the logits without batch axis.
-            y: any label vector without batch axis, in the rows' type.
-        """
+        """Whether a linear last layer can be had in closed form, for some logits and any label."""
         if self.rule != "vector" or not self.norm.rotation_invariant or self.tokens == "each":
             return False
         z = torch.zeros(shape, dtype=y.dtype, device=y.device)
@@ -98,23 +88,14 @@ class Plan:
         return RULES[self.rule](self, z, y)
 
     def row_count(self, shape: tuple[int, ...], y: Tensor) -> int:
-        """Number of rows of one group before probing; it depends on shapes only.
-
-        Args:
-            shape: shape of the logits without batch axis.
-            y: any label vector without batch axis, in the rows' type.
-        """
+        """Number of rows of one group before probing; it depends on shapes only."""
         z = torch.zeros(shape, dtype=y.dtype, device=y.device)
         if self.tokens == "each":
             z, y = _positions(z)[0], _positions(y)[0]
         return self.base_rows(z, y).count
 
     def group_count(self, shape: tuple[int, ...]) -> int:
-        """Number of groups of rows of one sample.
-
-        Args:
-            shape: shape of the logits without batch axis.
-        """
+        """Number of groups of rows of one sample."""
         return prod(shape[:-1]) if self.tokens == "each" else 1
 
     def groups(self, z: Tensor, y: Tensor, weights: Tensor | None) -> list[LabelRows]:
@@ -143,17 +124,7 @@ class Plan:
     def draw(
         self, shape: tuple[int, ...], y: Tensor, generator: torch.Generator, probes: int
     ) -> Tensor:
-        """The probes of a batch.
-
-        Args:
-            shape: shape of the logits without batch axis.
-            y: label vectors, the batch first, in the rows' type.
-            generator: source of randomness, on the CPU.
-            probes: how many for each group of rows.
-
-        Returns:
-            Weights (samples, groups, probes, rows).
-        """
+        """The probes of a batch with such labels: weights (samples, groups, probes, rows)."""
         rows = self.row_count(shape, y[0])
         groups = self.group_count(shape)
         weights = random_probes(len(y) * groups, min(probes, rows), rows, generator)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import is_not
 from typing import Any
@@ -54,11 +55,17 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass sets on modules themselves, such as a tensor that it caches.
+    """Undo what a forward pass keeps in modules, such as a tensor that it caches.
 
-    The next sample would find a tensor whose graph is gone, or one of ``torch.func``.
+    The next sample would find a tensor whose graph is gone, or one of ``torch.func``. Looked at are
+    attributes, buffers, and the dicts and lists that a module has of its own.
     """
-    with _kept([vars(module) for module in model.modules()]):
+    tables: list[Any] = []
+    for module in model.modules():
+        attributes = vars(module)
+        own = (attributes[name] for name in attributes.keys() - STANDARD)
+        tables += [attributes, *(value for value in own if type(value) in CONTAINERS)]
+    with _kept(tables):
         yield
 
 
@@ -72,25 +79,32 @@ def parameters_kept(model: nn.Module) -> Iterator[None]:
         yield
 
 
+# what no forward pass puts things into, and into what of the rest it can
+STANDARD = frozenset(vars(nn.Module())) - {"_buffers"}
+CONTAINERS = (dict, list, OrderedDict, defaultdict)
+
+
 @contextmanager
-def _kept(tables: list[dict[str, Any]]) -> Iterator[None]:
-    before = [dict(table) for table in tables]
+def _kept(tables: Sequence[Any]) -> Iterator[None]:
+    before = [table.copy() for table in tables]
     try:
         yield
     finally:
         for now, then in zip(tables, before, strict=True):
-            if len(now) != len(then) or any(map(is_not, now.values(), then.values())):
+            pairs = (now, then) if type(now) is list else (now.values(), then.values())
+            if len(now) != len(then) or any(map(is_not, *pairs)):
                 now.clear()
-                now.update(then)
+                (now.extend if type(now) is list else now.update)(then)
 
 
 def _evaluate(model: nn.Module) -> None:
     try:
         model.eval()
-    except NotImplementedError as error:
+    except RuntimeError as error:
         raise SensitivityError(
-            f"expected a model that can be put in eval mode, got {first_line(error)}; pass the "
-            "module that was exported instead of the exported program's"
+            f"expected a model that can be put in eval mode, got {type(error).__name__}; of an "
+            "exported program, pass the module that was exported",
+            first_line(error),
         ) from error
 
 

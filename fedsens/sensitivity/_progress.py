@@ -69,17 +69,12 @@ class Meter:
         self._told = False
 
     def tick(self) -> None:
-        """Look at the deadline.
-
-        Raises:
-            MapTimeoutError: it has passed.
-        """
+        """Look at the deadline, which must not have passed."""
         seconds = time.monotonic() - self._started
         if self.timeout is not None and seconds > self.timeout:
             raise MapTimeoutError(
-                f"expected a map within {self.timeout:g} s, got {self.samples} samples in "
-                f"that time; "
-                "use fewer samples, rows='auto' or a number of probes, or rule='true_label'",
+                f"expected a map within {self.timeout:g} s, got {self.samples} samples in that "
+                "time; use fewer samples, rows='auto' or a number of probes, or rule='true_label'",
                 self.samples,
                 seconds,
             )
@@ -113,7 +108,7 @@ def total_samples(batches: Iterable[Any]) -> int | None:
         size = getattr(batches, "batch_size", None)
         return len(batches) * size if drops and size else len(data)
     if isinstance(batches, (list, tuple)):
-        return sum(len(split_batch(batch)[1]) for batch in batches)
+        return sum(split_batch(batch)[1].shape[:1].numel() for batch in batches)
     return None
 
 

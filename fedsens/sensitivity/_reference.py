@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedsens._extensions import Registry
 from fedsens.errors import SensitivityError
-from fedsens.extensions import Registry
 from fedsens.sensitivity._batching import Inputs, checked_batches, map_tensors, part
 from fedsens.sensitivity._losses import LabelLoss, PerSample
 from fedsens.sensitivity._map import SensitivityMap
@@ -27,11 +26,7 @@ ORDERS: Registry[Order] = Registry("order", error=SensitivityError)
 
 @ORDERS.register("label_last")
 def label_last(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """J_m = d/dy (dL/dw_m), one element of the gradient at a time.
-
-    Returns:
-        For each parameter, J of shape (*parameter.shape, *y.shape).
-    """
+    """J_m = d/dy (dL/dw_m), one element of the gradient at a time: (*parameter.shape, *y.shape)."""
     grads = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     jacobians = []
     for grad in grads:
@@ -42,11 +37,7 @@ def label_last(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor
 
 @ORDERS.register("label_first")
 def label_first(loss: Tensor, y: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """J_m = d/dw_m (dL/dy), one entry of the label at a time.
-
-    Returns:
-        For each parameter, J of shape (*parameter.shape, *y.shape).
-    """
+    """J_m = d/dw_m (dL/dy), one entry of the label at a time: (*parameter.shape, *y.shape)."""
     (by_label,) = torch.autograd.grad(loss, y, create_graph=True)
     entries = by_label.reshape(-1)
     columns = [[_gradient(entry, p) for p in parameters] for entry in entries]
@@ -96,7 +87,8 @@ def reference_map(
         SensitivityError: as for :func:`sensitivity_map`.
     """
     plan = make_plan(loss, rule, "model", norm, "exact")
-    literal = _Literal(normalize_labels, ORDERS[order])
+    value = normalized(plan.loss.value) if normalize_labels else plan.loss.value
+    derivative = ORDERS[order]
     copy = deepcopy(model).double().cpu()
     tracked = select_parameters(copy, params)
     task = Task(copy, tracked.parameters, forward or call_model, plan)
@@ -104,7 +96,8 @@ def reference_map(
     with preserved(copy):
         for x, y in checked_batches(batches, torch.device("cpu")):
             for k in range(len(y)):
-                literal.add_sample(task, sums, part(x, k, k + 1), y[k : k + 1])
+                inputs, label = part(x, k, k + 1), y[k : k + 1]
+                _add_sample(task, sums, inputs, label, value, derivative)
                 count += 1
     if count == 0:
         raise SensitivityError("expected at least one sample, got empty batches")
@@ -113,27 +106,22 @@ def reference_map(
     return SensitivityMap(tracked.expand(sums), count, meta)
 
 
-@dataclass(frozen=True)
-class _Literal:
-    normalize_labels: bool
-    order: Order
-
-    def add_sample(self, task: Task, sums: Sums, x: Inputs, y: Tensor) -> None:
-        """Add one sample's ||J_m||, one array over all of y per parameter."""
-        z = task.logits(map_tensors(x, _double))[0]
-        check_finite(z)
-        loss = task.plan.loss
-        label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()
-        value = normalized(loss.value) if self.normalize_labels else loss.value
-        parameters: list[Tensor] = list(task.parameters.values())
-        if task.plan.rule == "true_label" and not loss.linear:
-            grads = [_gradient(value(z, label), p) for p in parameters]
-            norms = [grad.abs() for grad in grads]
-        else:
-            jacobians = self.order(value(z, label), label, parameters)
-            norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
-        for name, norm in zip(task.parameters, norms, strict=True):
-            sums[name] += norm.detach()
+def _add_sample(
+    task: Task, sums: Sums, x: Inputs, y: Tensor, value: PerSample, order: Order
+) -> None:
+    """Add one sample's ||J_m||, one array over all of y per parameter."""
+    z = task.logits(map_tensors(x, _double))[0]
+    check_finite(z)
+    loss = task.plan.loss
+    label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()
+    parameters: list[Tensor] = list(task.parameters.values())
+    if task.plan.rule == "true_label" and not loss.linear:
+        norms = [_gradient(value(z, label), p).abs() for p in parameters]
+    else:
+        jacobians = order(value(z, label), label, parameters)
+        norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
+    for name, norm in zip(task.parameters, norms, strict=True):
+        sums[name] += norm.detach()
 
 
 def _reduce(plan: Plan, jacobian: Tensor, label: Tensor) -> Tensor:

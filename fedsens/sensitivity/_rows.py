@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.func import jacrev
 from torch.nn.functional import pad
 
+from fedsens._extensions import Registry
 from fedsens.errors import SensitivityError
-from fedsens.extensions import Registry
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,7 @@ class LabelRows:
 
 
 def matrix_rows(matrix: Tensor, z: Tensor) -> LabelRows:
-    """Rows given in full.
-
-    Args:
-        matrix: B, of shape (rows, *z.shape).
-        z: logits.
-    """
+    """Rows given in full: a matrix B of shape (rows, *z.shape)."""
     flat = matrix.reshape(matrix.shape[0], -1)
 
     def apply(weights: Tensor) -> Tensor:
@@ -149,13 +144,7 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 def autograd_rows(value: Value, z: Tensor, y: Tensor) -> LabelRows:
-    """Rows of B for any twice differentiable loss.
-
-    Args:
-        value: one sample's loss, (z, y) to a scalar.
-        z: logits of the sample.
-        y: label of the sample, floating point, any shape.
-    """
+    """Rows of B for any twice differentiable loss of one sample, its logits and floating label."""
     # chunk_size=1 loops over the outputs instead of using vmap, which a user's loss may not allow
     inner = jacrev(value, argnums=1, chunk_size=1)
     mixed = jacrev(inner, argnums=0, chunk_size=1)(z, y)
@@ -163,11 +152,7 @@ def autograd_rows(value: Value, z: Tensor, y: Tensor) -> LabelRows:
 
 
 def normalized(value: Value) -> Value:
-    """The loss as a function of labels that are divided by their sum.
-
-    Returns:
-        (z, y) to value(z, y / sum y), the sum over the last axis.
-    """
+    """The loss as a function of labels that are divided by their sum over the last axis."""
     return lambda z, y: value(z, y / label_total(y))
 
 

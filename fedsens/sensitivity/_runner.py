@@ -69,6 +69,7 @@ class Runner:
     counts: list[int] = field(default_factory=list)
     _fallbacks: dict[frozenset[str], FallbackEngine] = field(default_factory=dict)
     _reported: bool = False
+    _depends: bool = False
     _seen: tuple[Any, MemoryProfile] | None = None
 
     def __post_init__(self) -> None:
@@ -98,11 +99,22 @@ class Runner:
         self._add_chunks(self._sums[half], seen, x, labels)
         self.counts[half] += self.task.plan.samples(labels)
 
+    def check_dependence(self) -> None:
+        """Check that the logits of any sample had a gradient: else the map is zero everywhere."""
+        if self._depends or any(bool(v.any()) for sums in self._sums for v in sums.values()):
+            return
+        raise SensitivityError(
+            "expected logits that depend on the parameters of the map, got logits without a "
+            "gradient; is there torch.no_grad(), torch.inference_mode() or detach() in the "
+            "model's forward?"
+        )
+
     def _profile(self, x: Inputs) -> MemoryProfile:
         """What one sample keeps, the same for samples of the same shapes."""
         shapes = [tensor.shape[1:] for tensor in tensors_of(x)]
         if self._seen is None or self._seen[0] != shapes:
             self._seen = shapes, memory_profile(self.task, part(x, 0, 1))
+            self._depends |= self._seen[1].depends
         return self._seen[1]
 
     def _add_chunks(self, sums: Sums, seen: MemoryProfile, x: Inputs, y: Tensor) -> None:
@@ -146,10 +158,9 @@ class Runner:
         probes = plan.probes_for(rows, exact)
         if probes is not None and plan.auto and self.rows is None:
             LOGGER.warning(
-                "an exact map takes %d backward passes per sample, about %.0f training steps, "
-                "so it "
-                "is estimated from %d random probes per sample, without bias; rows='exact' forces "
-                "every row, rows=%d is faster",
+                "an exact map takes %d backward passes per sample, about %.0f training steps, so "
+                "it is estimated from %d random probes per sample, without bias; rows='exact' "
+                "forces every row, rows=%d is faster",
                 exact,
                 training_steps(exact),
                 probes,
@@ -217,11 +228,7 @@ class Runner:
 
 
 def check_engine(engine: str) -> str:
-    """Check the name of an engine.
-
-    Raises:
-        SensitivityError: it is neither.
-    """
+    """Check the name of an engine."""
     known = {*CAPTURING, *ENGINES}
     if engine not in known:
         allowed = ", ".join(map(repr, sorted(known)))

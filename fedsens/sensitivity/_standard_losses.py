@@ -43,11 +43,7 @@ from fedsens.sensitivity._targets import (
 
 
 def resolve_loss(loss: str | LabelLoss | PerSample) -> LabelLoss:
-    """The loss that an option names.
-
-    Args:
-        loss: a registered name, a :class:`LabelLoss`, or ``(z, y) -> one loss per sample``.
-    """
+    """The loss that an option names, is, or computes as ``(z, y) -> one loss per sample``."""
     if isinstance(loss, LabelLoss):
         return loss
     return torch_loss(loss) or from_callable(loss) if callable(loss) else LOSSES[loss]

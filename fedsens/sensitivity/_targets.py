@@ -16,19 +16,7 @@ IGNORE = -100
 
 
 def class_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Labels of one classification per sample.
-
-    Args:
-        shape: (C,).
-        y: class indices (K,), or probabilities (K, C) with a positive sum.
-        dtype: floating type of the result.
-
-    Returns:
-        Probabilities, (K, C).
-
-    Raises:
-        SensitivityError: logits or labels have another shape, or a label is out of range.
-    """
+    """Labels of one classification per sample: (K, C), from class indices (K,) or probabilities."""
     if len(shape) != 1:
         raise SensitivityError(
             f"expected logits of shape (samples, classes), got {('samples', *shape)}; use "
@@ -45,16 +33,10 @@ def class_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -
 
 
 def token_probabilities(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Labels of one classification per position.
+    """Labels of one classification per position: (K, *positions, C), all zero where ignored.
 
-    Args:
-        shape: (*positions, C).
-        y: class indices (K, *positions), -100 where ignored, or probabilities
-            (K, *positions, C), all zero where ignored.
-        dtype: floating type of the result.
-
-    Returns:
-        Probabilities, (K, *positions, C), all zero where ignored.
+    They come as class indices (K, *positions), -100 where ignored, or as probabilities. ``shape``
+    is (*positions, C).
 
     Raises:
         SensitivityError: labels have another shape, or a label is out of range.
@@ -95,14 +77,8 @@ def class_second(
 ) -> Tensor:
     """Labels of logits with the classes on the second axis, as ``nn.CrossEntropyLoss`` has them.
 
-    Args:
-        shape: (C, *positions).
-        y: class indices (K, *positions), or probabilities (K, C, *positions).
-        dtype: floating type of the result.
-        ignore: the index that does not count.
-
-    Returns:
-        Probabilities, (K, C, *positions), all zero where ignored.
+    They come as class indices (K, *positions), or as probabilities (K, C, *positions), and become
+    the latter, all zero where ignored. ``shape`` is (C, *positions).
 
     Raises:
         SensitivityError: labels have another shape, or a label is out of range.
@@ -115,23 +91,14 @@ def class_second(
             last = "; for classes on the last axis use loss='token_cross_entropy'"
         raise SensitivityError(
             f"expected integer labels of shape {('samples', *shape[1:])} or probabilities of shape "
-            f"{('samples', *shape)}, the classes on the second axis of the logits, got "
-            f"{y.dtype} of "
-            f"shape {tuple(y.shape)}{last}"
+            f"{('samples', *shape)}, the classes on the second axis of the logits, got {y.dtype} "
+            f"of shape {tuple(y.shape)}{last}"
         )
     return _one_hot(y.long(), shape[0], dtype, ignore).movedim(-1, 1)
 
 
 def same_shape(shape: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Labels with one value per output (regression, multi-label).
-
-    Args:
-        shape: shape of one sample's outputs.
-        y: labels (K, *shape); (K,) too if there is one output.
-        dtype: floating type of the result.
-
-    Returns:
-        Labels, (K, *shape).
+    """Labels with one finite value per output (regression, multi-label): (K, *shape).
 
     Raises:
         SensitivityError: labels have another shape, or are not finite.
@@ -184,10 +151,10 @@ def _one_hot(y: Tensor, classes: int, dtype: torch.dtype, ignore: int = IGNORE) 
     counted = y != ignore
     if not bool(((y >= 0) & (y < classes) | ~counted).all()):
         raise SensitivityError(
-            f"expected labels from 0 to {classes - 1}, got labels from {int(y.min())} to "
-            f"{int(y.max())}; check the model's number of classes. {ignore} stands for labels that "
-            "do not count; for another number pass nn.CrossEntropyLoss(ignore_index=...), or "
-            f"replace it by {IGNORE}"
+            f"expected labels from 0 to {classes - 1} for {classes} classes, got others; check the "
+            f"model's number of classes. {ignore} stands for labels that do not count; for another "
+            f"number pass nn.CrossEntropyLoss(ignore_index=...), or replace it by {IGNORE}",
+            f"The labels of this batch are from {int(y.min())} to {int(y.max())}",
         )
     safe = y.masked_fill(~counted, 0)
     return (one_hot(safe, classes) * counted[..., None]).to(dtype)

@@ -24,11 +24,7 @@ SCALES = {torch.float16: 256.0}
 
 
 def call_model(model: nn.Module, x: Inputs) -> Tensor:
-    """The default forward: the logits of ``model(x)``, ``model(*x)`` or ``model(**x)``.
-
-    Raises:
-        TypeError: as the model raises it, if its ``forward`` does take these inputs.
-    """
+    """The default forward: the logits of ``model(x)``, ``model(*x)`` or ``model(**x)``."""
     keywords = x if isinstance(x, Mapping) else {}
     positional = () if keywords else x if isinstance(x, (tuple, list)) else (x,)
     try:
@@ -83,14 +79,7 @@ class Task:
         }
 
     def logits(self, x: Inputs, samples: int = 1, model: nn.Module | None = None) -> Tensor:
-        """Logits of some samples.
-
-        Returns:
-            Logits, the batch first; one number per sample becomes shape (samples, 1).
-
-        Raises:
-            SensitivityError: the model does not return floating logits with that batch axis.
-        """
+        """Floating logits, the batch first; one number per sample becomes shape (samples, 1)."""
         model = self.model if model is None else model
         with attributes_kept(model):
             z: Any = self.forward(model, x)
@@ -108,32 +97,24 @@ class Task:
         return z if z.ndim > 1 else z[:, None]
 
     def per_sample_logits(self, x: Inputs) -> Tensor:
-        """Logits of one sample by itself.
-
-        Raises:
-            SensitivityError: the model does not run on one sample.
-        """
+        """Logits of one sample by itself."""
         try:
             return self.logits(x)
         except UNSUPPORTED as error:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(x))
             raise SensitivityError(
-                f"expected the model to run on one sample by itself (inputs of shape "
-                f"{shapes}), got "
-                f"{type(error).__name__}: {first_line(error)}; a map cuts every tensor of a batch "
-                "along its first axis. What all samples share (such as a graph's matrix) belongs "
-                "into forward=lambda model, x: ..., and a norm over the batch has to use running "
-                "statistics in eval mode"
+                f"expected the model to run on one sample by itself (inputs of shape {shapes}), "
+                f"got {type(error).__name__}; a map cuts every tensor of a batch along its first "
+                "axis. What all samples share (such as a graph's matrix) belongs into "
+                "forward=lambda model, x: ..., and a norm over the batch has to use running "
+                "statistics in eval mode",
+                first_line(error),
             ) from error
 
     def gradients(
         self, z: Tensor, cotangent: Tensor, keep_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        """Plain autograd's gradients of one sample by itself.
-
-        Raises:
-            SensitivityError: the backward pass fails.
-        """
+        """Plain autograd's gradients of one sample by itself."""
         leaves = list(self.parameters.values())
         try:
             return torch.autograd.grad(
@@ -141,10 +122,12 @@ class Task:
             )
         except UNSUPPORTED as error:
             raise SensitivityError(
-                "expected a backward pass of one sample by itself, got "
-                f"{type(error).__name__}: {first_line(error)}; does training this model on one "
-                "sample in eval mode run? Of a module with backward hooks of its own, such as "
-                "Opacus's GradSampleModule, pass the one inside (model._module)"
+                f"expected a backward pass of one sample by itself, got {type(error).__name__}; "
+                "does training this model on one sample in eval mode run, twice? What is made of "
+                "parameters must not be kept for the next forward pass. Of a module with backward "
+                "hooks of its own, such as Opacus's GradSampleModule, pass the one inside "
+                "(model._module)",
+                first_line(error),
             ) from error
 
     def ticking(self, rows: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -159,11 +142,7 @@ class Task:
 
 
 def check_arguments(model: nn.Module, positional: Any, keywords: Mapping[str, Any]) -> None:
-    """Check that a model takes some arguments, to explain a call that failed.
-
-    Raises:
-        SensitivityError: its ``forward`` does not take them.
-    """
+    """Check that a model's ``forward`` takes some arguments, to explain a call that failed."""
     expected = signature(model.forward)
     try:
         expected.bind(*positional, **keywords)
@@ -189,11 +168,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_finite(z: Tensor) -> None:
-    """Check logits.
-
-    Raises:
-        SensitivityError: a logit is NaN or infinite.
-    """
+    """Check that no logit is NaN or infinite."""
     if not bool(torch.isfinite(z).all()):
         raise SensitivityError(
             "expected finite logits, got NaN or infinite ones; check the inputs and the weights"

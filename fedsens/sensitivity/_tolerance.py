@@ -17,13 +17,7 @@ HALF_TOLERANCE = 1e-1
 def differing(
     got: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
 ) -> list[str]:
-    """Compare gradients or norms parameter by parameter.
-
-    Args:
-        got: name to tensor; overwritten.
-        expected: name to tensor of the same shape.
-        dtypes: name to the type of the parameter.
-    """
+    """Names of gradients or norms that differ by more than rounding; ``got`` is overwritten."""
     peaks = {name: float(value.abs().max()) for name, value in expected.items() if value.numel()}
     # entries that are zero but for rounding are compared with the largest of all
     least = 1e-3 * max(peaks.values(), default=0.0)

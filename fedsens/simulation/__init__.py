@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsens._lazy import attach
+from fedsens._imports import attach
 
 if TYPE_CHECKING:
     from fedsens.simulation._app import FlowerApp
     from fedsens.simulation._figure import draw_curves
-    from fedsens.simulation._runner import RunOptions, RunOutcome, follow, submit
+    from fedsens.simulation._runner import RunOptions, follow, submit
     from fedsens.simulation._screen import SimulationScreen, tables
     from fedsens.simulation._simulate import (
         check_options,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FlowerApp",
     "RunOptions",
-    "RunOutcome",
     "RunSummary",
     "SimulationScreen",
     "SimulationSummary",
@@ -42,23 +41,4 @@ __all__ = [
     "with_baseline",
 ]
 
-_HOMES = {
-    "fedsens.simulation._app": ("FlowerApp",),
-    "fedsens.simulation._figure": ("draw_curves",),
-    "fedsens.simulation._runner": (
-        "RunOptions",
-        "RunOutcome",
-        "follow",
-        "submit",
-    ),
-    "fedsens.simulation._screen": ("SimulationScreen", "tables"),
-    "fedsens.simulation._simulate": (
-        "check_options",
-        "configured",
-        "no_baseline",
-        "simulate",
-        "with_baseline",
-    ),
-    "fedsens.simulation._summary": ("RunSummary", "SimulationSummary", "summarize"),
-}
-__getattr__, __dir__ = attach(__name__, _HOMES, __all__)
+__getattr__, __dir__ = attach(__name__, __file__, __all__)

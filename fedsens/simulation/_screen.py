@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedsens._tables import make_table
 from fedsens.protocol import PhaseReport
 from fedsens.simulation._summary import (
     Bytes,
@@ -20,13 +21,13 @@ from fedsens.simulation._summary import (
     SimulationSummary,
     choose_metric,
 )
-from fedsens.tables import make_table
 
 NOTES = {
     "keys": "clients hold the key",
     "map": "sensitivity maps added under encryption",
     "mask": "key holder opened the aggregate and returned the mask",
 }
+WIDE = 8  # characters of a column's name
 
 
 class SimulationScreen:
@@ -109,6 +110,8 @@ class SimulationScreen:
     def conclude(self, summary: SimulationSummary, where: Path) -> None:
         """Print the tables, and the folder as the user knows it."""
         self._console.print(*tables(summary, summary.baseline))
+        for warning in summary.warnings:
+            self._console.print(f"Warning: {warning}", soft_wrap=True, markup=False)
         if summary.model_sha256 is not None:
             self._console.print(
                 "The protected model was opened with a client's key, and is what all "
@@ -125,6 +128,12 @@ class SimulationScreen:
             "has), model.safetensors (opened)",
             soft_wrap=True,
         )
+        if summary.opens == "clients":
+            self._console.print(
+                "Where the app saves result.arrays, these are no model: they have NaN at the "
+                f"{summary.encrypted_parameters:,} encrypted parameters. Use model.safetensors.",
+                soft_wrap=True,
+            )
 
 
 def tables(summary: RunSummary, baseline: RunSummary | None = None) -> tuple[Table, Table]:
@@ -143,7 +152,16 @@ def tables(summary: RunSummary, baseline: RunSummary | None = None) -> tuple[Tab
 def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
     others = baseline.scores if baseline else []
     return make_table(
-        ("", summary.metric or "metric", "at 0", "clients", "MB up", "MB down", "CPU ms", "wall s"),
+        (
+            "",
+            _folded(summary.metric or "metric"),
+            "at 0",
+            "clients",
+            "MB up",
+            "MB down",
+            "CPU ms",
+            "wall s",
+        ),
         [
             _round(row, other)
             for row, other in zip_longest(summary.per_round, others[: summary.rounds])
@@ -152,6 +170,11 @@ def _rounds(summary: RunSummary, baseline: RunSummary | None) -> Table:
         caption="MB: plaintext + ciphertext of all clients. CPU ms: encrypt, add, decrypt.",
         left=(),
     )
+
+
+def _folded(metric: str) -> str:
+    """A name that leaves the figures beside it their room in a terminal of 80 columns."""
+    return metric if len(metric) <= WIDE else metric.replace("_", "_\n").replace("-", "-\n")
 
 
 def _round(row: RoundSummary, other: float | None) -> tuple[str, ...]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from fedsens._files import digest_of
 from fedsens.config import OUTPUT_DIR, PREFIX, FedSensConfig
 from fedsens.errors import ConfigurationError, SimulationError
-from fedsens.files import digest_of
 from fedsens.keys import ClientSettings, FederationKey, open_model, read_passphrase
 from fedsens.mask import get_policy
 from fedsens.protocol import PhaseReport, ProtectedModel, load_protected, save_model
@@ -40,13 +40,12 @@ def check_options(options: RunOptions, baseline: bool) -> None:
         ConfigurationError: the app does not declare a key that is overridden, an option is wrong,
             the environment forbids it, or there are fewer clients than the run needs.
     """
-    app, keys = options.app, dict.fromkeys(options.config)
-    app.check(keys | ({RATIO: None} if baseline else {}))
+    config = configured(options.app, options.config, [RATIO] if baseline else [])
     if baseline and (why := no_baseline()):
         raise ConfigurationError(f"{why}; leave --baseline out")
-    if app.value(RATIO, options.config) == 0:
+    if not config.encrypts:
         return
-    config, settings = configured(app, options.config), ClientSettings.from_node({})
+    settings = ClientSettings.from_node({})
     asked = {
         "opens": config.server_opens,
         "allow_plain_maps": config.maps == "plain",
@@ -75,26 +74,41 @@ def check_options(options: RunOptions, baseline: bool) -> None:
         )
 
 
-def configured(app: FlowerApp, overrides: Mapping[str, str]) -> FedSensConfig:
+def configured(
+    app: FlowerApp, overrides: Mapping[str, str], needed: Iterable[str] = ()
+) -> FedSensConfig:
     """The fedsens options of a run, but for modules and policies that only the app can import.
 
     Args:
         app: the app.
         overrides: of its run config, each value in TOML.
+        needed: keys that the app must declare, beside those that are overridden.
 
     Returns:
         The options.
 
     Raises:
-        ConfigurationError: lists every wrong option.
-    """  # noqa: DOC502 - raised by from_run_config
-    values = {key: app.value(key, overrides) for key in {*app.config, *overrides}}
+        ConfigurationError: lists every key that the app does not declare, and every wrong option.
+    """
+    problems = []
+    try:
+        app.check(dict.fromkeys([*overrides, *needed]))
+    except ConfigurationError as error:
+        problems.append(str(error))
+    known = {f"{PREFIX}{field.alias}" for field in FedSensConfig.model_fields.values()}
+    values = {key: app.value(key, overrides) for key in {*app.config, *(known & {*overrides})}}
     values.pop(f"{PREFIX}import", None)
     try:
         get_policy(str(values.get(POLICY)))
     except ConfigurationError:
         values.pop(POLICY, None)
-    return FedSensConfig.from_run_config(values)
+    try:
+        config = FedSensConfig.from_run_config(values)
+    except ConfigurationError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+    return config
 
 
 def no_baseline() -> str:

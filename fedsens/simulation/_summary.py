@@ -78,6 +78,7 @@ class RunSummary(BaseModel):
         bytes_down: likewise.
         seconds: wall seconds by phase, and ``total`` with all start-up.
         per_round: one row per round.
+        warnings: what should be mended, and why clients were lost.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +96,7 @@ class RunSummary(BaseModel):
     bytes_down: Bytes
     seconds: dict[str, float]
     per_round: list[RoundSummary]
+    warnings: list[str] = []
 
     @property
     def scores(self) -> list[float | None]:
@@ -185,7 +187,18 @@ def summarize(outcome: RunOutcome, model: ProtectedModel, metric: str | None = N
         bytes_down=_down(outcome.reports),
         seconds={**seconds, "total": outcome.seconds},
         per_round=rows,
+        warnings=list(dict.fromkeys(each for report in outcome.reports for each in _told(report))),
     )
+
+
+def _told(report: PhaseReport) -> Iterable[str]:
+    """What a user should know of a phase; a reason that several clients give stands once."""
+    yield from report.warnings
+    for reason in dict.fromkeys(report.reasons.values()):
+        nodes = sum(each == reason for each in report.reasons.values())
+        yield (
+            f"round {report.round} {report.phase}: {nodes} client{'s'[: nodes > 1]} lost: {reason}"
+        )
 
 
 def _row(number: int, reports: Iterable[PhaseReport], metric: str | None) -> RoundSummary:

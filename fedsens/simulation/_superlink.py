@@ -42,11 +42,7 @@ class SuperLink:
 
 
 def program(name: str) -> str:
-    """Path of a command that was installed beside this Python, such as ``flwr``.
-
-    Raises:
-        SimulationError: it is not installed.
-    """
+    """Path of a command that was installed beside this Python, such as ``flwr``."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise SimulationError(

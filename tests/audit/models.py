@@ -48,6 +48,25 @@ def study(model="lenet", victims=2, steps=100, starts=1, case=WORST):
     )
 
 
+class Adapted(nn.Module):
+    """A frozen linear layer and a LoRA adapter beside it, whose second matrix is not zero."""
+
+    def __init__(self, frozen, rank):
+        super().__init__()
+        self.frozen = frozen.requires_grad_(False)
+        self.lora_a = nn.Linear(frozen.in_features, rank, bias=False)
+        self.lora_b = nn.Linear(rank, frozen.out_features, bias=False)
+
+    def forward(self, x):
+        return self.frozen(x) + self.lora_b(self.lora_a(x))
+
+
+def adapted(rank=4):
+    """The perceptron with nothing trained but an adapter at each of its layers."""
+    first, second = nn.Linear(64, 64), nn.Linear(64, 10)
+    return nn.Sequential(nn.Flatten(), Adapted(first, rank), nn.Sigmoid(), Adapted(second, rank))
+
+
 def resnet18():
     """The one that `fedsens bench round` trains, with BatchNorm."""
     return demo(10)

@@ -15,8 +15,7 @@ from fedsens.cli._auditing import PRESET
 from fedsens.cli._recommend import left_over
 from fedsens.crypto import CkksParameters
 from fedsens.planning._plan import Speed
-
-from .test_command import outcomes
+from tests.cli.test_audit import outcomes
 
 SIZE = 1_000_000
 FRONT, HALF, NOISED = ("first_layers", 0.1), ("random", 0.5), ("first_layers", 0.1, "gaussian:3")
@@ -57,6 +56,15 @@ def test_the_first_that_holds_is_recommended():
     text = recommendation(found, 0.95)
     assert text.startswith("random 0.5: no attack tried is above a guess")
     assert "none of 8 found allows for up to 31% of all at 95%" in text
+
+
+@pytest.mark.parametrize(("size", "said"), [(1000, True), (SIZE, False)])
+def test_it_is_said_where_ratio_1_sends_no_more_bytes(size, said):
+    lines = verdict([*anchors(), *outcomes(HALF, dlg=[0.2] * 8)], [0.3] * 8)
+    found = choices(lines, size, CkksParameters.preset("exact"))
+    assert (
+        "sends no more bytes than that and needs no belief" in recommendation(found, 0.95)
+    ) == said
 
 
 def test_only_ratio_1_is_said_when_it_is_the_truth():
@@ -178,12 +186,10 @@ def run(*options):
 
 
 def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "fedsens.planning._calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0)
-    )
+    monkeypatch.setattr("fedsens.cli._recommend.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
     options = ["--images", 8, "--attack", "learned", "--policy", "first_layers", "--ratio", 0.1]
     options += ["--remainder", "plain,noised:3"]
-    first = run("--out", tmp_path, *options, "--minutes", 1e-9)
+    first = run("--out", tmp_path, *options, "--no-membership", "--minutes", 1e-9)
     assert "The time budget left 32 trials untried" in first
     text = run("--out", tmp_path, *options, "--no-membership")
     verdict_ = "first_layers 0.1 gaussian:3: no attack tried is above a guess"
@@ -199,9 +205,7 @@ def test_one_folder_has_one_verdict_whichever_command_reads_it(tmp_path, monkeyp
 
 
 def test_what_is_missing_is_run_and_a_study_begun_if_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "fedsens.planning._calibrate.calibrate", lambda preset: Speed(0, 0, 0, 0, 0)
-    )
+    monkeypatch.setattr("fedsens.cli._recommend.calibrate", lambda preset: Speed(0, 0, 0, 0, 0))
     options = ["--policy", "first_layers", "--ratio", 0.1, "--remainder", "plain,noised:3,withheld"]
     options += ["--attack", "learned"]
     folder = tmp_path / "new"

@@ -2,18 +2,26 @@
 
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fedsens.audit._clients import Case, update_of
 from fedsens.audit._learned import gradients_of
 from fedsens.audit._study import AttackStudy
-from fedsens.audit._target import attackable, logits_of, loss_of, mode_of, without_records
+from fedsens.audit._target import (
+    attackable,
+    load_samples,
+    logits_of,
+    loss_of,
+    mode_of,
+    without_records,
+)
 from fedsens.audit._trial import NO_ENCRYPTION, Trial
 from fedsens.data import Dataset
-from fedsens.errors import ConfigurationError
+from fedsens.errors import ConfigurationError, DataError
 
 from .models import digits
 
@@ -67,7 +75,24 @@ MODELS = {
     "both": lambda: torch.compile(nn.DataParallel(normal()), backend="eager"),
     "frozen layer": lambda: frozen(),
     "more outputs than classes": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 100)),
+    "attention, whose last linear layer is not called": lambda: Attending(),
+    "compiled inside": lambda: nn.Sequential(
+        torch.compile(nn.Flatten(), backend="eager"),
+        torch.compile(nn.Linear(64, 10), backend="eager"),
+    ),
 }
+
+
+class Attending(nn.Module):
+    """Rows of an image as the tokens of torch's own transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.block(x[:, 0]).mean(dim=1))
 
 
 def frozen():
@@ -112,7 +137,7 @@ def test_where_training_mode_refuses_one_image_evaluation_mode_is_taken():
     assert attackable(pooled(), X, Y, 10)[1].training
     with pytest.raises(
         ConfigurationError,
-        match=r"by the batch attacked\) torch says: Expected more than 1 value",
+        match=r"by the batch attacked\) its layer 1 .BatchNorm2d. .*: Expected more than 1 value",
     ):
         attackable(pooled(), X[:1], Y[:1], 10, "train")
 
@@ -145,18 +170,100 @@ def no_gradient():
         (lambda: normal().requires_grad_(False), "parameters that are trained, got none"),
         (lambda: normal().bfloat16(), "float32 or float64, got torch.bfloat16 in 0.weight"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "3 outputs for 10 classes"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 10)), "torch says: mat1 and mat2"),
-        (lambda: nn.Conv2d(1, 10, 3), "has shape \\(4, 10, 6, 6\\) instead of \\(4, classes\\)"),
-        (lambda: Wrapped(lambda z: "text"), "returns str without a tensor"),
-        (lambda: Wrapped(lambda z: [z[:, :2]]), "returns list without a tensor"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 10)),
+            r"its layer 1 \(Linear\) fails on an input of shape \(4, 64\) and type .*32: mat1",
+        ),
+        (lambda: nn.Linear(64, 10), r"its layer alone .* begin a model of flat vectors with nn.Fl"),
+        (lambda: Wrapped(lambda z: z["x"]), "takes a dictionary or several tensors is wrapped"),
+        (lambda: Wrapped(lambda z: z, Masked()), r"of its part inside fails .* is wrapped"),
+        (lambda: Masked(), "takes samples alone, got Masked: .* 'mask'; wrap it"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "it has 1 outputs for 10 classes"),
+        (
+            lambda: old_weight_norm(),
+            "take nn.utils.parametrizations.weight_norm for nn.utils.weight_norm",
+        ),
+        (
+            lambda: nn.Conv2d(1, 10, 3),
+            "has shape \\(4, 10, 6, 6\\) instead of \\(4, classes\\), one",
+        ),
+        (
+            lambda: Wrapped(lambda z: "text"),
+            "returns str, of whose parts .* as many or more are no",
+        ),
+        (lambda: Wrapped(lambda z: [z[:, :2]]), "returns list, of whose parts .* or more are none"),
+        (
+            lambda: Wrapped(lambda z: (torch.cat([z, z], 1), torch.cat([z, z, z], 1))),
+            r"returns tuple, of whose .* are \(4, 20\), \(4, 30\)",
+        ),
         (lambda: Wrapped(lambda z: z * torch.nan), "logits are not finite"),
         (no_gradient, "no parameter has a gradient"),
-        (lambda: nn.Sequential(nn.Embedding(9, 3)), "torch says: "),
+        (lambda: nn.Sequential(nn.Embedding(9, 3)), "takes token ids, an integer x of shape"),
     ],
 )
 def test_what_cannot_be_attacked_says_why(model, text):
     with pytest.raises(ConfigurationError, match=text):
         attackable(model(), X, Y, 10)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x, mask):
+        return self.layer(x.flatten(1) * mask)
+
+
+def old_weight_norm():
+    class Kept(nn.Module):  # as torch.nn.utils.weight_norm does
+        def __init__(self):
+            super().__init__()
+            self.direction = nn.Parameter(torch.ones(10, 64))
+            self.weight = self.direction * 2
+
+    return Kept()
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda z: {"hidden": torch.cat([z, z], 1), "out": z},
+        lambda z: (torch.cat([z, z], 1), z),
+        lambda z: (z, torch.cat([z, z], 1)),
+        lambda z: [z[:, :3], z],
+    ],
+)
+def test_of_several_parts_the_logits_are_those_with_a_column_for_each_class(dress):
+    inside = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert torch.equal(logits_of(attackable(Wrapped(dress, inside), X, Y, 10), X), inside(X))
+
+
+def test_one_logit_of_two_classes_is_told_how_to_become_two():
+    one = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(ConfigurationError, match=r"return torch.cat\(\[torch.zeros_like\(z\), z\]"):
+        attackable(one, X, Y % 2, 2)
+    z, y = one(X), Y % 2
+    made = cross_entropy(torch.cat([torch.zeros_like(z), z], dim=-1), y)
+    assert made.isclose(binary_cross_entropy_with_logits(z[:, 0], y.float()))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "text"),
+    [
+        (np.zeros((9, 12)), np.arange(9), "got rows of 12 values; .* rows of a table are not aud"),
+        (np.zeros((9, 8, 8)), np.zeros((9, 5), int), r"y of shape \(9, 5\) .* cross-entropy"),
+        (np.zeros((9, 8, 8)), np.zeros((9, 8, 8), int), r"y of shape \(9, 8, 8\) .* its pixels"),
+        (np.zeros((9, 8, 8)), np.zeros(9), "type float64; .* real numbers are not audited"),
+        (np.full((9, 8, 8), -0.1), np.arange(9), r"or in \[0, 1\], .* got -0.1 to -0.1; let"),
+        (np.full((9, 8, 8), 255.0), np.arange(9), "pixels as bytes, .* got 255 to 255"),
+        (np.zeros((9, 6, 8)), np.arange(9), "images of 7 x 7 pixels or more, .* got 6 x 8"),
+    ],
+)
+def test_samples_whose_recovery_no_score_measures_are_refused(x, y, text, tmp_path):
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    with pytest.raises(DataError, match=text):
+        load_samples(str(tmp_path / "data.npz"))
 
 
 def one_by_one(model, x, y):

@@ -1,5 +1,7 @@
 """Tokens are read off what is visible of a text model's gradient, and off nothing else."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,16 @@ from torch.nn.functional import cross_entropy
 
 from experiments.privacy.text import TextClassifier, zipf_sentences
 from fedsens.audit._attack import AttackBudget, AttackView, get_attack
+from fedsens.audit._clients import Case
 from fedsens.audit._metrics import f1, measure_tokens, occurring, recall_and_precision
 from fedsens.audit._study import AttackStudy
 from fedsens.audit._target import load_samples
 from fedsens.audit._tokens import moved_rows, row_space, visible_block, within
 from fedsens.audit._trial import Trial
 from fedsens.data import Dataset
-from fedsens.errors import DataError
+from fedsens.errors import ConfigurationError, DataError
+
+from .models import Adapted
 
 VOCABULARY, LENGTH = 200, 8
 LINEARS = ("query", "key", "value")
@@ -114,19 +119,6 @@ def test_a_vector_of_a_span_is_within_it():
     assert within(torch.stack([inside, inside + 0.1])[:, None], basis.Q.T).tolist() == [True, False]
 
 
-class Adapted(nn.Module):
-    """A frozen linear layer and a LoRA adapter beside it, whose second matrix is not zero."""
-
-    def __init__(self, frozen, rank):
-        super().__init__()
-        self.frozen = frozen.requires_grad_(False)
-        self.lora_a = nn.Linear(frozen.in_features, rank, bias=False)
-        self.lora_b = nn.Linear(rank, frozen.out_features, bias=False)
-
-    def forward(self, x):
-        return self.frozen(x) + self.lora_b(self.lora_a(x))
-
-
 @pytest.mark.parametrize(("rank", "sentences", "found"), [(16, 1, 1), (16, 2, 1), (4, 2, None)])
 def test_an_adapter_gives_its_inputs_away_if_its_rank_is_that_of_the_tokens(rank, sentences, found):
     net = model().requires_grad_(False)
@@ -165,6 +157,47 @@ def test_a_causal_model_and_a_tied_head_are_looked_at_alike():
     found = run("span", view)
     assert not (found & ~true).any()
     assert found.sum() >= 0.7 * true.sum()  # the first token sees itself only: it has no query
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_torchs_own_attention_gives_its_inputs_away(first):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(VOCABULARY, 64)
+            self.block = nn.TransformerEncoderLayer(64, 2, 64, batch_first=True, norm_first=first)
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, tokens):
+            return self.head(self.block(self.words(tokens)).mean(dim=1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        true, view = view_of(Attending().eval(), hide=only("block", "head"))
+    assert not run("embedding", view).any()  # which is encrypted
+    assert torch.equal(run("span", view), true)
+
+
+@pytest.mark.parametrize("embed", [nn.EmbeddingBag, partial(nn.Embedding, sparse=True)])
+@pytest.mark.parametrize("case", [Case(noun="sentence"), Case(2, 2, noun="sentence")], ids=str)
+def test_every_kind_of_embedding_is_looked_at(embed, case):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = embed(VOCABULARY, 16), nn.Linear(16, 3)
+
+        def forward(self, tokens):
+            return self.head(self.words(tokens).flatten(1)[:, :16])
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (20, 1), generator=generator).expand(-1, LENGTH).clone()
+    data = Dataset(tokens, torch.arange(20) % 3, 3)
+    made = AttackStudy(Bag(), data, victims=1, steps=1, starts=1, seed=0, cases=(case,))
+    trial = Trial("none", 0.0, "embedding", 0, case=str(case))
+    assert made.measure(trial, *made.attack(trial)).score == 1
+    tokens[-1, -1] = VOCABULARY
+    with pytest.raises(ConfigurationError, match=f"token ids below {VOCABULARY}"):
+        AttackStudy(Bag(), data, victims=1, steps=1, starts=1, seed=0)
 
 
 def test_sentences_are_told_from_others_by_their_tokens():

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -17,18 +18,19 @@ def test_a_run_is_timed():
 
 
 def test_peak_memory_is_that_of_the_run():
-    size = 2**26
+    size = 2**27
 
-    def allocate():
-        torch.ones(size // 4).sum()
-        small = [torch.ones(2**14) for _ in range(size // 2**17)]  # from the heap: half as much
-        return len(small)
+    def hold(size):
+        # from the heap, where freed memory stays with the process unless it is given back first
+        return len([torch.ones(2**14) for _ in range(size // 2**16)])
 
-    peaks = [timed_with_peak(allocate).peak for _ in range(3)]
+    # first twice as much: a high-water mark that nobody set back would show in the next runs
+    peaks = [timed_with_peak(partial(hold, held)).peak for held in (2 * size, size, size)]
     if peaks[0] is None:
         pytest.skip("no /proc/self/clear_refs or no glibc here")
-    for peak in peaks:
-        assert 0.9 * size < peak < 1.5 * size
+    assert 1.5 * size < peaks[0]
+    for peak in peaks[1:]:
+        assert 0.75 * size < peak < 1.5 * size
 
 
 def test_measuring_is_undone():

@@ -11,6 +11,7 @@ from fedsens.cli import app
 from fedsens.errors import BenchmarkError
 
 
+@pytest.mark.slow
 @pytest.mark.slow  # six processes
 def test_every_federation_of_both_sweeps_is_measured(tmp_path):
     arguments = ["--parameters", "5000", "--clients", "3", "--json", str(tmp_path / "s.json")]

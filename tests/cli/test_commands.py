@@ -82,6 +82,24 @@ def test_an_unknown_preset_is_one_sentence():
     assert "Traceback" not in result.output
 
 
+EMPTY = [
+    (["open", "m", "--key", "", "--out", "o"], "a value for --key"),
+    (["open", "m", "--key=", "--out", "o"], "a value for --key"),
+    (["open", "", "--key", "k", "--out", "o"], "a value for every argument"),
+    (["simulate", ".", "--key-file", ""], "a value for --key-file"),
+    (["audit", "recommend", ""], "a value for every argument"),
+    (["keygen", "k", "--passphrase-file="], "a value for --passphrase-file"),
+    (["roster", "r", "ab", ""], "a value for every argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), EMPTY, ids=str)
+def test_an_empty_argument_is_named_and_not_taken_for_the_current_folder(arguments, text):
+    result = runner.invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert f"expected {text}, got an empty one" in result.output
+
+
 def test_simulate_needs_an_app(tmp_path):
     result = runner.invoke(app, ["simulate", str(tmp_path)])
     assert result.exit_code == 1

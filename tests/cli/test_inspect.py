@@ -15,8 +15,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fedsens import FederationKey, sensitivity_map
+from fedsens._files import digest_of
 from fedsens.cli import app
-from fedsens.files import digest_of
 from fedsens.keys import open_model
 from fedsens.mask import EncryptionMask
 from fedsens.protocol import PhaseReport, ProtectedModel, ReportFile, save_model, save_protected
@@ -142,7 +142,24 @@ def test_open_needs_a_key_only_where_something_is_encrypted(made, tmp_path, with
     run("open", tmp_path / "m", "--out", out, *given)
     assert digest_of(dict(sorted(load_file(out).items()))) == digest_of(dict(sorted(state.items())))
     said = run("open", folder / "m.safetensors", "--out", tmp_path / "n", ok=False)
-    assert "expected a key to open an encrypted model, got none; name a client's key file" in said
+    assert f"expected the key {key.fingerprint}, with which this model was encrypted" in said
+    assert "got no key; give --key the file of a client of the same run" in said
+
+
+def test_open_tells_whoever_has_another_key_or_too_few_clients(made, tmp_path):
+    folder, model, key = made
+    other = FederationKey.generate()
+    other.save(tmp_path / "k")
+    arguments = ["open", folder / "m.safetensors", "--out", tmp_path / "out", "--key"]
+    said = run(*arguments, tmp_path / "k", ok=False)
+    assert said.startswith(f"KeyMismatchError: expected the key {key.fingerprint}, with which this")
+    assert f"got the key {other.fingerprint} in {tmp_path / 'k'}" in said
+    clients = len(model.aggregate.header.contributors.members)
+    own = [folder / "federation.key", "--min-contributors"]
+    said = run(*arguments, *own, clients + 1, ok=False)
+    assert f"at least {clients + 1} clients' updates, got one of {clients}; give" in said
+    assert f"--min-contributors {clients} to open it all the same" in said
+    run(*arguments, *own, clients)
 
 
 @pytest.mark.parametrize("kind", ["fedsens protected model", "fedsens checkpoint"])
@@ -209,6 +226,27 @@ def test_open_writes_the_folder_of_an_adapter_in_its_types(made, adapter, tmp_pa
         dtype = torch.bfloat16 if name == "1.weight" else torch.float32
         assert torch.equal(state[name], torch.from_numpy(array).to(dtype))
     assert "expected new files" in run(*arguments, "--adapter", adapter, "--out", out, ok=False)
+
+
+def test_an_adapter_may_have_tensors_without_axes(tmp_path):
+    """As those of learned scales, trained in bfloat16 or not."""
+    net = nn.ParameterDict({n: nn.Parameter(torch.tensor(0.5)) for n in ("scale", "shift")})
+    net["lora_A"] = nn.Parameter(torch.ones(2, 3))
+    model, _ = protected_model(tmp_path, net, ratio=1)
+    save_protected(model, tmp_path / "m.safetensors")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    state = net.state_dict()
+    state["shift"] = state["shift"].bfloat16()
+    save_torch(state, folder / "adapter_model.safetensors")
+    arguments = ["--key", tmp_path / "federation.key", "--adapter", folder]
+    run("open", tmp_path / "m.safetensors", *arguments, "--out", tmp_path / "new")
+    opened = load_torch(tmp_path / "new" / "adapter_model.safetensors")
+    assert {n: (t.dtype, t.shape) for n, t in opened.items()} == {
+        n: (t.dtype, t.shape) for n, t in state.items()
+    }
+    assert float(opened["scale"]) == pytest.approx(0.5, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """``fedsens plan``: a line for each ratio, and errors in one sentence."""
 
 import json
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -9,18 +9,16 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from fedsens.cli import app
-from fedsens.planning._calibrate import calibrate
+from fedsens.planning import _calibrate
 
-
-@pytest.fixture(scope="module")
-def measured():
-    """This machine's speed, measured once for all commands of a preset."""
-    return cache(calibrate)
+measured = cache(_calibrate.calibrate)  # once for all commands of a preset
 
 
 @pytest.fixture(autouse=True)
-def measured_once(monkeypatch, measured):
-    monkeypatch.setattr("fedsens.planning._calibrate.calibrate", measured)
+def measured_once(monkeypatch):
+    """This machine's speed with a smaller model than the command takes, and one round of each."""
+    monkeypatch.setattr(_calibrate, "LARGE", 2**15)
+    monkeypatch.setattr(_calibrate, "calibrate", partial(measured, repeats=1))
 
 
 def plan_command(*options):

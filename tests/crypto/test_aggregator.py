@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsens.crypto import Aggregator, OneTimeSecret, parse_batch, residues
-from fedsens.crypto._wire import FRESH, MAX_SUMMANDS, PLANES, SUM, to_wire, write_batch
+from fedsens.crypto._wire import FRESH, MAX_CONTRIBUTIONS, PLANES, SUM, to_wire, write_batch
 from fedsens.errors import CiphertextError, CryptoError
 
-from .kit import NAMES, N, decrypt, encrypt, exact, parameters
+from .ring import NAMES, N, decrypt, encrypt, exact, parameters
 
 COMPACT = parameters("compact")
 VALUES = np.random.default_rng(0).normal(0, 0.1, N + 9)
@@ -27,15 +27,15 @@ def reachable(root):
     return seen.values()
 
 
-def batch_of(words, params, kind=FRESH, summands=1):
-    return write_batch(params, kind, words.size, summands, [to_wire(words, params)])
+def batch_of(words, params, kind=FRESH, contributions=1):
+    return write_batch(params, kind, words.size, contributions, [to_wire(words, params)])
 
 
 def test_it_is_built_from_public_parameters_and_holds_nothing_that_opens():
     aggregator = Aggregator(COMPACT)
     aggregator.add(DATA)
     public = [name for name in vars(Aggregator) if not name.startswith("_")]
-    assert public == ["summands", "add", "result", "sum"]
+    assert public == ["contributions", "add", "result", "sum"]
     held = list(reachable(vars(aggregator)))
     assert not any(isinstance(item, OneTimeSecret) for item in held)
     assert not {type(item).__name__ for item in held} & {"SecretKey", "Decryptor", "Encryptor"}
@@ -97,7 +97,7 @@ def test_sum_adds_to_what_was_added_before_and_takes_any_iterable():
     aggregator = Aggregator(COMPACT)
     aggregator.add(DATA)
     total = aggregator.sum(data for data in (DATA, DATA))
-    assert aggregator.summands == 3
+    assert aggregator.contributions == 3
     opened = decrypt("compact", total, SECRET + SECRET + SECRET)
     # One ciphertext three times has three times its noise, not three independent noises.
     assert np.abs(opened - 3 * VALUES).max() <= 3 * COMPACT.error_bound(1)
@@ -134,7 +134,7 @@ def test_a_number_of_values_given_at_the_start_binds_the_first_batch():
             Aggregator(COMPACT, values=values).add(DATA)
     bound = Aggregator(COMPACT, values=N + 9)
     bound.add(DATA)
-    assert bound.summands == 1
+    assert bound.contributions == 1
 
 
 def test_the_first_batch_binds_the_rest():
@@ -150,7 +150,7 @@ def test_a_client_must_not_send_a_sum():
     with pytest.raises(CiphertextError, match="expected a fresh batch, got one that is a sum"):
         aggregator.add(total, fresh=True)
     aggregator.add(DATA, fresh=True)
-    assert aggregator.summands == 1
+    assert aggregator.contributions == 1
 
 
 def test_a_refused_batch_leaves_the_sum_as_it_was():
@@ -168,14 +168,14 @@ def test_a_refused_batch_leaves_the_sum_as_it_was():
     for data in refused[:4]:
         with pytest.raises(CryptoError):
             aggregator.add(data)
-    assert aggregator.summands == 0
+    assert aggregator.contributions == 0
     aggregator.add(DATA)
     before = aggregator.result()
     for data in refused:
         with pytest.raises(CryptoError):
             aggregator.add(data)
     assert aggregator.result() == before
-    assert aggregator.summands == 1
+    assert aggregator.contributions == 1
 
 
 def test_a_refused_first_batch_binds_nothing():
@@ -183,13 +183,13 @@ def test_a_refused_first_batch_binds_nothing():
     with pytest.raises(CiphertextError):
         aggregator.add(DATA[:-1])
     aggregator.add(encrypt("compact", VALUES[:5])[0])
-    assert aggregator.summands == 1
+    assert aggregator.contributions == 1
 
 
 def test_summands_cannot_be_counted_past_the_field():
-    liar = batch_of(np.zeros((1, N), np.uint64), COMPACT, SUM, MAX_SUMMANDS)
+    liar = batch_of(np.zeros((1, N), np.uint64), COMPACT, SUM, MAX_CONTRIBUTIONS)
     aggregator = Aggregator(COMPACT)
     aggregator.add(encrypt("compact", np.zeros(N))[0])
-    with pytest.raises(CiphertextError, match=f"at most {MAX_SUMMANDS} summands"):
+    with pytest.raises(CiphertextError, match=f"at most {MAX_CONTRIBUTIONS} contributions"):
         aggregator.add(liar)
-    assert parse_batch(aggregator.result(), COMPACT).summands == 1
+    assert parse_batch(aggregator.result(), COMPACT).contributions == 1

@@ -12,7 +12,7 @@ from fedsens.crypto._seal import Ring, seal_file
 from fedsens.crypto._secret import public_polynomial
 from fedsens.crypto._wire import FRESH, write_batch
 
-from .kit import (
+from .ring import (
     CONTEXT,
     NAMES,
     N,

@@ -7,7 +7,7 @@ from fedsens.crypto import Aggregator, Decryptor
 from fedsens.crypto._wire import CHUNK
 from fedsens.errors import ConfigurationError, ValueRangeError
 
-from .kit import CONTEXT, NAMES, N, decrypt, encrypt, parameters, round_trip, sum_of, to_range
+from .ring import CONTEXT, NAMES, N, decrypt, encrypt, parameters, round_trip, sum_of, to_range
 
 
 @pytest.mark.parametrize("times", [1.05, 2.0, 3.7, 10.0, 100.0])

@@ -9,7 +9,7 @@ from tenseal import sealapi
 from fedsens.crypto._encoding import decode, encode
 from fedsens.crypto._seal import Ring, centre, seal_context, seal_file
 
-from .kit import KINDS, NAMES, N, Q, evaluate, interpolate, parameters, vector
+from .ring import KINDS, NAMES, N, Q, evaluate, interpolate, parameters, vector
 
 
 def naive_numbers(values, params):

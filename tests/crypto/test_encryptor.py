@@ -12,7 +12,7 @@ from fedsens.crypto import _encryptor as encryptor_module
 from fedsens.crypto._encoding import decode
 from fedsens.errors import ConfigurationError, CryptoError, ValueRangeError
 
-from .kit import CONTEXT, NAMES, N, decrypt, encrypt, parameters, round_trip, to_range, vector
+from .ring import CONTEXT, NAMES, N, decrypt, encrypt, parameters, round_trip, to_range, vector
 
 BAD = {
     "nan": np.nan,

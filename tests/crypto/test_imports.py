@@ -22,7 +22,7 @@ def loaded(code):
 def test_adding_uploads_needs_no_tenseal(tmp_path):
     import numpy as np
 
-    from .kit import N, encrypt
+    from .ring import N, encrypt
 
     data, _ = encrypt("precise", np.ones(N))
     (tmp_path / "upload").write_bytes(data)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedsens.crypto import Aggregator, Decryptor, Encryptor, OneTimeSecret
 from fedsens.errors import KeyMismatchError, ValueRangeError
 
-from .kit import CONTEXT, KINDS, NAMES, N, decrypt, encrypt, parameters, round_trip, sum_of, vector
+from .ring import CONTEXT, KINDS, NAMES, N, decrypt, encrypt, parameters, round_trip, sum_of, vector
 
 SIZES = (0, 1, N - 1, N, N + 1, 3 * N + 7)
 names = st.sampled_from(NAMES)
@@ -126,7 +126,7 @@ def test_order_grouping_and_pace_of_adding_do_not_matter(order, cut):
     for blob in shuffled:
         one_by_one.add(blob)
         one_by_one.result()  # reading the sum does not change it
-    assert one_by_one.summands == 5
+    assert one_by_one.contributions == 5
     assert one_by_one.result() == whole
     opened = decrypt("compact", whole, sum_of(secrets))
     shuffled_secrets = sum_of(secrets[index] for index in order)

@@ -13,7 +13,7 @@ from fedsens.crypto._parameters import MODULUS, MOST_MODULUS_BITS, SECURITY_BITS
 from fedsens.crypto._seal import ONE, SEAL_HEADER, Ring, _residues, seal_context, seal_file
 from fedsens.errors import CryptoError
 
-from .kit import N, Q, parameters
+from .ring import N, Q, parameters
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fedsens.crypto import OneTimeSecret, _secret
 from fedsens.crypto._secret import LIMIT, check_context, public_polynomial
 from fedsens.errors import ConfigurationError, KeyMismatchError
 
-from .kit import CONTEXT, NAMES, N, Q, encrypt, parameters
+from .ring import CONTEXT, NAMES, N, Q, encrypt, parameters
 
 _, SECRET = encrypt("precise", np.zeros(1))
 _, OTHER = encrypt("precise", np.zeros(1))
@@ -31,7 +31,7 @@ def test_an_array_and_back():
     assert (array.dtype, array.shape) == (np.int64, (N,))
     back = OneTimeSecret.from_array(array)
     assert (back.to_array() == array).all()
-    assert back.summands == 1
+    assert back.contributions == 1
 
 
 def test_arrays_are_copies():
@@ -45,22 +45,22 @@ def test_arrays_are_copies():
 
 def test_adding_adds_numbers_and_counts():
     total = SECRET + OTHER + SECRET
-    assert total.summands == 3
+    assert total.contributions == 3
     assert (total.to_array() == 2 * SECRET.to_array() + OTHER.to_array()).all()
-    assert SECRET.summands == 1
+    assert SECRET.contributions == 1
     with pytest.raises(TypeError):
         SECRET + OTHER.to_array()
 
 
 @settings(deadline=None)
-@given(summands=st.integers(1, 2000), excess=st.integers(-3, 3), sign=st.sampled_from([1, -1]))
-def test_the_bound_is_21_for_each_summand(summands, excess, sign):
-    array = whole(sign * (21 * summands + excess))
+@given(contributions=st.integers(1, 2000), excess=st.integers(-3, 3), sign=st.sampled_from([1, -1]))
+def test_the_bound_is_21_for_each_summand(contributions, excess, sign):
+    array = whole(sign * (21 * contributions + excess))
     if excess <= 0:
-        assert OneTimeSecret.from_array(array, summands).summands == summands
+        assert OneTimeSecret.from_array(array, contributions).contributions == contributions
     else:
-        with pytest.raises(KeyMismatchError, match=f"for each of {summands} secrets"):
-            OneTimeSecret.from_array(array, summands)
+        with pytest.raises(KeyMismatchError, match=f"for each of {contributions} secrets"):
+            OneTimeSecret.from_array(array, contributions)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_what_cannot_be_a_secret_is_refused(array):
         OneTimeSecret.from_array(array)
 
 
-@pytest.mark.parametrize("summands", [0, -1])
-def test_a_sum_of_nothing_is_refused(summands):
+@pytest.mark.parametrize("contributions", [0, -1])
+def test_a_sum_of_nothing_is_refused(contributions):
     with pytest.raises(KeyMismatchError):
-        OneTimeSecret.from_array(whole(), summands)
+        OneTimeSecret.from_array(whole(), contributions)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.uint8, np.uint64, ">i4"])
@@ -106,7 +106,7 @@ def test_a_refusal_shows_no_number_of_it():
 
 @pytest.mark.parametrize("show", [repr, str, "{!r:>1}".format, lambda secret: f"{secret}"])
 def test_showing_a_secret_shows_its_count_alone(show):
-    assert show(SECRET + OTHER) == "OneTimeSecret(summands=2)"
+    assert show(SECRET + OTHER) == "OneTimeSecret(contributions=2)"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fedsens.crypto._wire import (
 )
 from fedsens.errors import CiphertextError, KeyMismatchError, ValueRangeError
 
-from .kit import CONTEXT, NAMES, N, decrypt, encrypt, parameters, vector
+from .ring import CONTEXT, NAMES, N, decrypt, encrypt, parameters, vector
 
 REFUSED = (CiphertextError, KeyMismatchError)
 COMPACT = parameters("compact")
@@ -27,7 +27,7 @@ VALUES = np.random.default_rng(0).normal(0, 0.1, 2 * N - 5)
 DATA, SECRET = encrypt("compact", VALUES)
 TOTAL = Aggregator(COMPACT).sum([DATA, DATA])
 OFFSETS = {"magic": 0, "version": 4, "kind": 5, "zero": 6, "parameters": 8}
-OFFSETS |= {"values": 24, "blocks": 32, "summands": 36, "residues": 40}
+OFFSETS |= {"values": 24, "blocks": 32, "contributions": 36, "residues": 40}
 
 
 def refuse(data):
@@ -40,7 +40,7 @@ def refuse(data):
     ):
         with pytest.raises(REFUSED):
             read(data)
-    assert aggregator.summands == 0
+    assert aggregator.contributions == 0
 
 
 def resealed(data):
@@ -95,7 +95,7 @@ def test_format_is_frozen():
     assert len(DATA) == 40 + 2 * 3 * N + 4
     assert DATA[-4:] == checksum(DATA[:-4])
     batch = parse_batch(DATA, COMPACT)
-    assert (batch.kind, batch.values, batch.summands, batch.blocks) == (FRESH, 2 * N - 5, 1, 2)
+    assert (batch.kind, batch.values, batch.contributions, batch.blocks) == (FRESH, 2 * N - 5, 1, 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +134,7 @@ def test_residues_come_in_small_pieces_too():
 
 def test_a_sum_says_how_many_it_holds():
     batch = parse_batch(Aggregator(COMPACT).sum([TOTAL, DATA]), COMPACT)
-    assert (batch.kind, batch.summands, batch.values) == (SUM, 3, len(VALUES))
+    assert (batch.kind, batch.contributions, batch.values) == (SUM, 3, len(VALUES))
 
 
 def test_every_truncation_is_refused():
@@ -206,7 +206,7 @@ def test_a_header_that_was_changed_and_resealed_is_refused_or_says_what_it_means
         field = max(name for name, low in OFFSETS.items() if low <= bit // 8)
         if bit // 8 == OFFSETS["kind"]:
             assert batch.kind == SUM  # a sum of one
-        elif bit // 8 >= OFFSETS["summands"]:
+        elif bit // 8 >= OFFSETS["contributions"]:
             assert batch.kind == SUM
         else:
             assert 24 <= bit // 8 < 32, field
@@ -239,9 +239,9 @@ def test_a_batch_of_a_newer_version_is_refused_by_name():
         (DATA, ("values", 0, 8), "0 values, 2 blocks"),
         (DATA, ("values", 2**63, 8), "2 blocks"),
         (DATA, ("blocks", 1, 4), "1 blocks"),
-        (DATA, ("summands", 0, 4), "0 summands"),
-        (DATA, ("summands", 2, 4), "2 summands"),
-        (TOTAL, ("summands", 0, 4), "0 summands"),
+        (DATA, ("contributions", 0, 4), "0 contributions"),
+        (DATA, ("contributions", 2, 4), "2 contributions"),
+        (TOTAL, ("contributions", 0, 4), "0 contributions"),
         (DATA, ("kind", 2, 1), "kind 2"),
         (DATA, ("zero", 1, 1), "expected a fresh batch or a sum"),
         (DATA, ("zero", 256, 2), "expected a fresh batch or a sum"),

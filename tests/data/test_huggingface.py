@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fedsens._imports import require_datasets
 from fedsens.data import load_dataset
 from fedsens.errors import ConfigurationError, DataError
-from fedsens.extras import require_datasets
 
 datasets = require_datasets()
 

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- faults: from the tests, make docs -->\n", "<!-- end -->\n"
 
 @dataclass(frozen=True)
 class Fault:
-    """One marked test."""
+    """One marked test, by its file and the rest of its name in words, which a table can wrap."""
 
     event: str
     outcome: str
@@ -40,12 +40,13 @@ def _marks(node: ast.FunctionDef) -> list[ast.Call]:
 
 def _fault(call: ast.Call, path: Path, name: str) -> Fault:
     values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    return Fault(values["event"], values["outcome"], f"{path.stem}.{name.removeprefix('test_')}")
+    words = name.removeprefix("test_").replace("_", " ")
+    return Fault(values["event"], values["outcome"], f"[{words}](../../tests/e2e/{path.name})")
 
 
 def table() -> str:
     """The table, between its markers."""
-    rows = [f"| {each.event} | {each.outcome} | `{each.test}` |\n" for each in faults()]
+    rows = [f"| {each.event} | {each.outcome} | {each.test} |\n" for each in faults()]
     head = "| what happens | outcome | test |\n|---|---|---|\n"
     return BEGIN + head + "".join(rows) + END
 

@@ -11,6 +11,12 @@ from tests.pages import ROOT
 
 AFTER_A_RUN = {"docs/how-to/costs.md", "docs/how-to/map.md"}  # its model lies there, too
 EMPTY = {"docs/tutorial/2-your-app.md", "docs/how-to/extend.md"}  # begin in an empty folder
+SHORT = {  # what the app trains where a page gives no number of rounds
+    "num-server-rounds = 5": "num-server-rounds = 2",
+    "local-epochs = 3": "local-epochs = 1",
+    "map-samples = 256": "map-samples = 32",
+    "key-timeout = 120.0": "key-timeout = 300.0",  # of a busy machine
+}
 MODEL = '''"""A model of the reader's own."""
 
 from torch import nn
@@ -81,8 +87,9 @@ def prepare(page: str, folder: Path) -> None:
     for name in ("client", "server"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     app = (ROOT / "pyproject.toml").read_text()
-    patient = app.replace("key-timeout = 120.0", "key-timeout = 300.0")  # of a busy machine
-    (folder / "pyproject.toml").write_text(patient)
+    for here, there in SHORT.items():
+        app = app.replace(here, there)
+    (folder / "pyproject.toml").write_text(app)
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "models.py").write_text(MODEL)
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedsens import FederationKey
-from fedsens.files import digest_of
+from fedsens._files import digest_of
 from fedsens.keys import open_model
 from fedsens.protocol import load_protected
 from tests.secret_scan import Needles

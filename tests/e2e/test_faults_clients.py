@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsens.files import digest_of
+from fedsens._files import digest_of
 from fedsens.keys import open_model
 
 from .faults import APP, DEADLINE, Story, finish, options, provision

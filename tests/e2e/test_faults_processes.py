@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fedsens.files import digest_of
+from fedsens._files import digest_of
 from fedsens.keys import open_model
 
 from .faults import APP, Story, evaluated, finish, options, provision

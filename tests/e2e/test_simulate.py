@@ -108,6 +108,21 @@ def test_provisioned_keys_replace_key_agreement(tmp_path):
     assert not list((latest / "state").rglob("key"))
 
 
+def test_the_server_opens_the_mean_and_there_is_no_key(tmp_path):
+    options = ("--clients", "4", "--rounds", "2", "--ratio", "1", "-c", "fedsens.opens=server")
+    result = simulate(tmp_path, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    latest = tmp_path / "runs" / "latest"
+    summary = SimulationSummary.model_validate_json((latest / "summary.json").read_text())
+    assert summary.encrypted_parameters == summary.parameters
+    assert summary.accuracy == pytest.approx(summary.baseline.accuracy, abs=0.02)
+    assert not list((latest / "state").rglob("key"))
+    out = tmp_path / "opened.safetensors"
+    model = str(latest / "protected.safetensors")
+    assert fedsens("open", model, "--out", str(out), cwd=tmp_path).returncode == 0
+    assert sum(array.size for array in load_file(out).values()) == summary.parameters
+
+
 def test_a_wrong_option_is_found_before_processes_start(tmp_path):
     result = simulate(tmp_path, "--clients", "3", "--rounds", "1", "-c", "fedsens.preset=weak")
     assert result.returncode == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -41,13 +42,20 @@ class Environment:
         self.packages = Path(
             sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
         )
-        # Found after its own packages; the project's editable install is not taken along.
-        (self.packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        self._link_dependencies()
         install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
         subprocess.run([self.bin / "python", *install], check=True)
         for point in distribution("flwr").entry_points:
             if point.group == "console_scripts":
                 self._script(point.name, point.module, point.attr)
+
+    def _link_dependencies(self) -> None:
+        """All that is installed here but fedsens, and what does not load beside this torch."""
+        own = {path.name for path in self.packages.iterdir()}
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            other = path.name.startswith(("fedsens", "torchvision")) or path.suffix == ".pth"
+            if path.name not in own and not other:
+                (self.packages / path.name).symlink_to(path)
 
     def _script(self, name: str, module: str, attribute: str) -> None:
         path = self.bin / name
@@ -92,6 +100,8 @@ def test_the_wheel_is_what_runs_and_holds_the_library_alone(installed, tmp_path)
         path.name for path in installed.packages.iterdir()
     }
     assert installed.run("fedsens", "--version", cwd=tmp_path).startswith("fedsens 0.")
+    told = next(installed.packages.glob("fedsens-*.dist-info/METADATA")).read_text()
+    assert not re.search(r"\]\((?!https?://)", told)  # an index has no page for a relative link
 
 
 def test_an_installed_package_announces_its_reader(installed, tmp_path):
@@ -129,6 +139,21 @@ def test_flowers_quickstart_runs_for_the_third_time_as_for_the_first(installed, 
     assert (first.metric, first.clients_agreeing) == ("eval_acc", 3)
     latest = json.loads((app / "runs" / "latest" / "summary.json").read_text())
     assert latest["accuracy"] == summaries[-1].scores
-    key = next((app / "runs" / "latest" / "state").glob("run-*/node-*/key"))
+    open_latest(installed, app)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "lightning", "sklearn"])
+def test_flowers_other_quickstarts_run(installed, tmp_path, name):
+    app = copy_app(name, tmp_path / "app", fedsens=True)
+    options = ("--clients", "3", "--rounds", "1", "--no-baseline")
+    assert "eval_" in installed.run("fedsens", "simulate", *options, cwd=app)
+    open_latest(installed, app)
+
+
+def open_latest(installed, app):
+    """What the server saved of the latest run, by the key of one of its clients."""
+    latest = app / "runs" / "latest"
+    key = next((latest / "state").glob("run-*/node-*/key"))
     arguments = ["protected.safetensors", "--key", str(key), "--out", "mine.safetensors"]
-    installed.run("fedsens", "open", *arguments, cwd=app / "runs" / "latest")
+    installed.run("fedsens", "open", *arguments, cwd=latest)
+    assert (latest / "mine.safetensors").read_bytes() == (latest / "model.safetensors").read_bytes()

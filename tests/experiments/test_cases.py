@@ -82,6 +82,7 @@ def invoke(experiment, tmp_path, *options):
     return result.output, json.loads((tmp_path / f"{name}.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_the_table_of_models(tmp_path):
     output, rows = invoke(models, tmp_path, "--model", "Linear", "--model", "LeNet")
     assert "88,648" in output
@@ -90,6 +91,7 @@ def test_the_table_of_models(tmp_path):
     assert CliRunner().invoke(models.app, ["--model", "x"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_figure_of_ratios(tmp_path, monkeypatch):
     monkeypatch.setattr(ratios, "RATIOS", (0.0, 1.0))
     monkeypatch.setattr(ratios, "IMAGES", 8)
@@ -98,12 +100,14 @@ def test_the_figure_of_ratios(tmp_path, monkeypatch):
     assert 1 < rows[2]["down"] / rows[0]["down"] < 1.3
 
 
+@pytest.mark.slow
 def test_the_figure_of_clients(tmp_path):
     _, rows = invoke(clients, tmp_path, "--parameters", "5000", "--clients", "2")
     found = [(row["ratio"], row["clients"]) for row in rows]
     assert found == [("without fedsens", 2), (0.1, 2), (1.0, 2)]
 
 
+@pytest.mark.slow
 def test_accuracy_does_not_depend_on_the_ratio(tmp_path):
     _, rows = invoke(accuracy, tmp_path, "--rounds", "1", "--clients", "2")
     for alpha in accuracy.ALPHAS:
@@ -112,6 +116,7 @@ def test_accuracy_does_not_depend_on_the_ratio(tmp_path):
         assert max(reached) - min(reached) <= 0.01
 
 
+@pytest.mark.slow
 def test_a_mask_grows_old(tmp_path):
     _, rows = invoke(staleness, tmp_path, "--rounds", "2", "--clients", "2")
     for rule in staleness.RULES:
@@ -120,6 +125,7 @@ def test_a_mask_grows_old(tmp_path):
         assert second["since first"] == second["since last"] > 0
 
 
+@pytest.mark.slow
 def test_ways_to_treat_the_remainder(tmp_path, monkeypatch):
     ways = {name: remainder.WAYS[name] for name in ("plain", "laplace 1", "withheld")}
     monkeypatch.setattr(remainder, "WAYS", ways)

@@ -35,7 +35,9 @@ def test_a_patch_is_short_and_what_it_makes_is_python(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_app_learns_the_same_with_and_without_encryption(name):
     if (library := LIBRARIES.get(name)) is not None:
-        command = [sys.executable, "-c", f"import {library}"]
+        complete = "from experiments.flower_examples.apps import complete_torchvision"
+        code = f"{complete}; complete_torchvision(); import {library}"
+        command = [sys.executable, "-c", code]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         if found.returncode:
             pytest.skip(f"{library} does not load here: {found.stderr.strip().splitlines()[-1]}")

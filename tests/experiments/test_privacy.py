@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import experiments.privacy.__main__ as privacy
 import experiments.privacy.seeds as seeds
 import experiments.privacy.tokens as tokens
+from experiments.cases import SEEDS, rows_of
 from experiments.privacy.figure import mean_of
 from fedsens.cli import app as command
 from fedsens.errors import ConfigurationError
@@ -38,7 +39,10 @@ def test_tokens_of_a_text_model(tmp_path, monkeypatch):
     result = CliRunner().invoke(tokens.app, ["--batches", "3", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "tokens.json").read_text())["rows"]
-    none, sensitivity, random, _, embedding, linears, block, everything = rows
+    assert [row["seed"] for row in rows] == [seed for seed in SEEDS for _ in range(8)]
+    none, sensitivity, random, _, embedding, linears, block, everything = rows[:8]
+    assert tokens.spread(rows[:8]) == 0
+    assert tokens.averaged(rows_of(rows, {"policy": "none"}))["both"] == 1
     assert none["embedding"] == none["span"] == none["both"] == none["precision"] == 1
     assert sensitivity["both"] == random["embedding"] == 1
     assert embedding["embedding"] == 0

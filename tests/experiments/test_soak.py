@@ -32,6 +32,15 @@ def test_everything_that_goes_wrong_is_left_out_and_every_round_is_the_mean(monk
     assert rows[-1]["accuracy"] > rows[0]["accuracy"]
 
 
+def test_a_client_that_spoils_sums_is_excluded_and_the_others_mean_is_right(tmp_path):
+    plan = Plan(5, 44, spoils=True, seed=1, refresh_every=10)
+    rows = Soak(plan, tmp_path, lambda row: None).run()
+    assert sum(row["spoilt"] for row in rows) >= 2
+    assert worst(rows) <= 1
+    assert rows[-1]["excluded"] == 1
+    assert rows[-1]["sampled"] == 4
+
+
 def test_clients_that_join_later_get_the_key_when_they_are_sampled(tmp_path):
     plan = Plan(40, 6, fraction=0.1, first=20, joining=4, refresh_every=3)
     rows = Soak(plan, tmp_path, lambda row: None).run()
@@ -73,7 +82,7 @@ def test_growth_is_the_slope_of_the_later_rounds():
 
 
 def test_the_command_writes_rows_and_a_figure(tmp_path):
-    few = ["--rounds=3", "--clients=3", "--many-rounds=2", "--many-clients=40"]
+    few = ["--no-spoils", "--rounds=3", "--clients=3", "--many-rounds=2", "--many-clients=40"]
     result = CliRunner().invoke(command.app, ["--out", str(tmp_path), *few])
     assert result.exit_code == 0, result.output
     assert len(json.loads((tmp_path / "soak.json").read_text())["rows"]) == 5

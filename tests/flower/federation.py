@@ -79,11 +79,17 @@ def sensitivity(message: Message, context: Context) -> SensitivityMap:
     return sensitivity_map(load(message), [data_of(context)], rule=rule)
 
 
-def make_app(train=train, evaluate=evaluate, sensitivity=sensitivity, min_ratio=0.0) -> ClientApp:
+def count(context: Context) -> int:
+    return len(data_of(context)[1])
+
+
+def make_app(
+    train=train, evaluate=evaluate, sensitivity=sensitivity, min_ratio=0.0, examples=count
+) -> ClientApp:
     app = ClientApp(mods=[SelectiveEncryptionMod(min_ratio)])
     app.train()(train)
     app.evaluate()(evaluate)
-    install(app, sensitivity, examples=lambda context: len(data_of(context)[1]))
+    install(app, sensitivity, examples=examples)
     return app
 
 

@@ -21,6 +21,7 @@ from fedsens.flower._records import CIPHERTEXT, HEADER, bytes_to_record
 from .federation import (
     Run,
     config_of,
+    count,
     initial_arrays,
     is_reply,
     largest_difference,
@@ -164,7 +165,7 @@ WRONG_UPDATES = {
     "infinitely many examples": (examples(float("inf")), "wrong weight|'num-examples'"),
     "no header": (
         lambda content: content.pop(HEADER),
-        "expected a UploadHeader in the message, got none",
+        "expected an encrypted model in the answer to training, got one without",
     ),
     "a header of bytes": (
         lambda content: content.update({HEADER: ConfigRecord({"json": b"{}"})}),
@@ -512,21 +513,24 @@ def test_a_mask_of_fewer_coordinates_is_not_accepted(caplog):
     assert run.strategy.model.mask.k == 57
 
 
-def test_a10b_one_holder_alone_does_not_choose_the_mask(caplog):
-    """It returns as many coordinates as the policy does, but the least sensitive ones."""
+@pytest.mark.parametrize("liars", [1, 2, 3])
+def test_a10b_holders_who_do_not_agree_choose_no_mask(caplog, liars):
+    """Each returns as many coordinates as the policy does, but others."""
     answers = {}
 
     def meddle(message):
         if is_reply(message, "query.fedsens_mask"):
+            node = message.metadata.src_node_id
             data = b"".join(array.data for array in message.content["fedsens.mask"].values())
-            answers[message.metadata.src_node_id] = mask = EncryptionMask.from_bytes(data)
-            if message.metadata.src_node_id == 1000:
-                other = EncryptionMask(np.roll(mask.selected, 1), mask.layout_digest)
+            answers[node] = mask = EncryptionMask.from_bytes(data)
+            if node < 1000 + liars:
+                rolled = np.roll(mask.selected, node - 999)
+                other = EncryptionMask(rolled, mask.layout_digest)
                 message.content["fedsens.mask"] = bytes_to_record(other.to_bytes())
 
-    run = Run(grid=LocalGrid(make_app(), 3, tap=meddle), rounds=1, ratio=0.5)
-    assert sorted(answers) == [1000, 1001, 1002]
-    assert run.strategy.model.mask == answers[1001] == answers[1002]
+    run = Run(grid=LocalGrid(make_app(), liars + 2, tap=meddle), rounds=1, ratio=0.5)
+    assert sorted(answers) == list(range(1000, 1002 + liars))
+    assert run.strategy.model.mask == answers[1000 + liars] == answers[1001 + liars]
 
 
 def test_a16_a_nan_loss_of_training_is_left_out_and_the_update_counts(caplog):
@@ -586,3 +590,30 @@ def test_who_announces_too_many_examples_costs_the_others_little(recorder, caplo
     warnings = [text for text in caplog.messages if "times less precise" in text]
     assert len(warnings) == (1 if answers else 3)
     assert "round 1" in warnings[0]
+
+
+@pytest.mark.parametrize("when", ["announced", "trained"])
+def test_a_client_that_claims_nearly_all_examples_is_left_out_and_named(recorder, caplog, when):
+    """Else all others refuse every sum with it, and give no key."""
+    claims = {"announced": (10_000, 10_000), "trained": (40, 540)}[when]
+
+    def claimed(context, which):
+        return claims[which] if context.node_id == 1002 else count(context)
+
+    def claim(message, context):
+        reply = recorder(message, context)
+        reply.content["metrics"]["num-examples"] = claimed(context, 1)
+        return reply
+
+    app = make_app(claim, examples=lambda context: claimed(context, 0))
+    grid = LocalGrid(app, 6, node_config={"fedsens-min-contributors": 5})
+    run = Run(grid=grid, rounds=2, ratio=0.5, policy="random", train_min_clients=5)
+    told = {
+        "announced": "node 1002 left out of this round: of",
+        "trained": "got node 1002 with 2 of",
+    }
+    assert told[when] in caplog.text
+    assert 1002 not in recorder.trained[2]
+    expected = recorder.mean(2)
+    bound = 2 * run.strategy.config.parameters.error_bound(5)
+    assert largest_difference(run.models[2], expected) <= bound + rounding(expected)

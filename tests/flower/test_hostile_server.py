@@ -11,10 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsens import Aggregator, EncryptionMask, crypto
+from fedsens._files import sorted_digest
 from fedsens.crypto import MAP_PARAMETERS
 from fedsens.crypto._wire import checksum
 from fedsens.errors import PhaseError
-from fedsens.files import sorted_digest
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.flower._records import (
     CIPHERTEXT,

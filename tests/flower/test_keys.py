@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Error
 
 from fedsens import FederationKey
+from fedsens._files import write_private
 from fedsens.errors import PhaseError
-from fedsens.files import write_private
 from fedsens.flower import LocalGrid
 from fedsens.keys import open_model
 

@@ -132,10 +132,11 @@ def test_without_a_key_a_round_has_no_metrics_and_the_next_one_has(caplog):
             return reply
 
     inner = FedAvg(fraction_train=1.0)
-    run = Run(inner=inner, grid=Silent(make_app(), 4), rounds=1, **SUMMED)
-    assert not run.result.evaluate_metrics_clientapp
+    run = Run(inner=inner, grid=Silent(make_app(), 4), rounds=2, **SUMMED)
+    assert list(run.result.evaluate_metrics_clientapp) == [2]
     assert "round 1 has no metrics" in caplog.text
-    assert run.strategy._run._left_out["evaluate"] == {1001}
+    assert "node 1001 (client" in caplog.text
+    assert "): 1 sums were lost because of it, 0 had its key" in caplog.text
 
 
 def test_a18_who_spoils_the_metrics_is_suspected_like_who_spoils_updates(caplog):

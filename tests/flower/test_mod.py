@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod
 
+from fedsens.errors import ConfigurationError
 from fedsens.flower import LocalGrid, SelectiveEncryptionMod, install, log_through_flower
 from fedsens.flower._records import CIPHERTEXT, HEADER
 
@@ -139,6 +140,22 @@ def test_log_lines_can_be_shown_among_flowers():
         logger.setLevel(level)
 
 
+@pytest.mark.parametrize(
+    ("mods", "text"),
+    [
+        ([], r"in plaintext; write app = ClientApp\(mods=\[SelectiveEncryptionMod\(\)\]\)"),
+        ([arrays_size_mod], "in plaintext; write app"),
+        ([SelectiveEncryptionMod(), arrays_size_mod, SelectiveEncryptionMod(0.5)], "got 2"),
+    ],
+)
+def test_an_app_has_the_mod_once(mods, text):
+    """The mod of a function alone is none: the other functions would answer in plaintext."""
+    app = ClientApp(mods=mods)
+    app.train(mods=[SelectiveEncryptionMod()])(train)
+    with pytest.raises(ConfigurationError, match=text):
+        install(app, sensitivity, examples=lambda context: 10)
+
+
 def own_query(answer, **options):
     """What a server gets for a query of the app's own."""
     app = ClientApp(mods=[SelectiveEncryptionMod(**options)])
@@ -161,10 +178,20 @@ def raising(message, context):
     raise ValueError("weights 0.25")
 
 
-def test_an_own_query_passes_where_it_is_named_only():
-    reply = own_query(metrics_of, pass_queries={"labels"})
+@pytest.mark.parametrize("names", [{"labels"}, "labels", ["query.labels"]])
+def test_an_own_query_passes_where_it_is_named_only(names):
+    reply = own_query(metrics_of, pass_queries=names)
     assert reply.content["m"]["classes"] == 3
     assert own_query(metrics_of).has_error()
+
+
+def test_a_query_without_a_name_is_the_default_one():
+    for names, passes in (((), False), ({"default"}, True)):
+        app = ClientApp(mods=[SelectiveEncryptionMod(pass_queries=names)])
+        app.query()(metrics_of)
+        (reply,) = LocalGrid(app, 1).send_and_receive([Message(RecordDict(), 1000, "query")])
+        assert reply.has_content() == passes
+        assert passes or 'pass_queries={"default"}' in reply.error.reason
 
 
 def test_an_own_query_that_passes_sends_no_arrays_and_no_text_of_an_exception():

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import (
     FedProx,
     FedTrimmedAvg,
     FedXgbBagging,
+    FedXgbCyclic,
     FedYogi,
     Krum,
     MultiKrum,
@@ -105,8 +106,8 @@ def run(inner=None, rounds=2, *, ratio=1.0, grid=None, evaluate_fn=None, tap=Non
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_on_the_mean_is_what_it_is_without_fedsens(name):
     make, bound = STRATEGIES[name]
-    _, result, _ = run(make(), 10)
-    plain = run_plain(make(), 10)
+    _, result, _ = run(make(), 5)
+    plain = run_plain(make(), 5)
     assert largest_difference(arrays_of(result.arrays), arrays_of(plain.arrays)) < bound
     accuracies = [
         [metrics["accuracy"] for metrics in each.evaluate_metrics_clientapp.values()]
@@ -376,7 +377,6 @@ def test_the_mask_is_the_one_that_clients_would_make():
         Krum(),
         MultiKrum(),
         Bulyan(),
-        FedXgbBagging(),
         QFedAvg(client_learning_rate=0.1),
         DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 3),
     ],
@@ -531,6 +531,37 @@ def test_groups_change_from_round_to_round_but_not_between_runs():
     assert orders[0] != orders[1]
 
 
+@pytest.mark.parametrize("sampled", [1.0, 0.75])
+def test_a_resumed_run_goes_on_with_the_groups_it_would_have_had(tmp_path, sampled):
+    def go(rounds, folder, run_id=1, **options):
+        inner = FedMedian(fraction_train=sampled, min_train_nodes=6)
+        options |= {"checkpoint_dir": tmp_path / folder}
+        return in_groups(inner, clients=8, rounds=rounds, run_id=run_id, **options)
+
+    strategy, whole, _ = go(3, "whole")
+    asked = round(8 * sampled)
+    assert [each.clients for each in strategy.reports if each.phase == "train"] == [asked] * 3
+    go(2, "parts", run_id=2)
+    _, result, _ = go(3, "parts", run_id=3, resume=True)
+    assert largest_difference(arrays_of(whole.arrays), arrays_of(result.arrays)) < 1e-5
+
+
+def test_a_late_joiner_is_put_into_a_group():
+    class Growing(LocalGrid):
+        late = True
+
+        def get_node_ids(self):
+            return sorted(self.nodes)[: 6 if self.late else 8]
+
+    def tap(message):
+        grid.late &= not is_request(message, "evaluate")
+
+    node = {"fedsens-opens": "server", "fedsens-min-contributors": 2}
+    grid = Growing(make_app(), 8, node_config=node, tap=tap)
+    strategy, _, _ = run(FedMedian(), 2, grid=grid, groups=3, train_min_clients=2)
+    assert [each.clients for each in strategy.reports if each.phase == "train"] == [6, 8]
+
+
 def silent_keys(nodes):
     """Drops the key answers of some nodes."""
 
@@ -619,7 +650,6 @@ def test_groups_need_a_strategy_that_can_use_them(inner, groups, text):
         (FedYogi(), True),
         (type("Mine", (FedAvg,), {"aggregate_train": FedAdam.aggregate_train})(), True),
         (QFedAvg(client_learning_rate=0.1), False),
-        (FedXgbBagging(), False),
     ],
     ids=lambda each: type(each).__name__,
 )
@@ -629,6 +659,15 @@ def test_a_strategy_that_the_server_mode_can_run_is_shown_the_way_there(inner, s
     assert ("Set fedsens.opens to server" in str(caught.value)) is shown
     if shown:
         SelectiveEncryption(inner, FedSensConfig(opens="server"))
+
+
+@pytest.mark.parametrize("inner", [FedXgbBagging(), FedXgbCyclic()])
+@pytest.mark.parametrize("options", [{}, {"opens": "server"}, {"opens": "server", "groups": 3}])
+@pytest.mark.parametrize("vouched", [False, True])
+def test_trees_have_no_mean_whoever_vouches_for_it(inner, options, vouched):
+    with pytest.raises(StrategyError, match="whose models are trees, as bytes"):
+        SelectiveEncryption(inner, FedSensConfig(**options), weighted_mean=vouched)
+    SelectiveEncryption(inner, FedSensConfig(ratio=0))
 
 
 @pytest.mark.parametrize("opens", ["clients", "server"])

@@ -10,12 +10,15 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, FedMedian
+from torch import nn
 
-from fedsens import FedSensConfig, sensitivity_map
+from fedsens import FederationKey, FedSensConfig, sensitivity_map
+from fedsens.data import load_dataset
 from fedsens.errors import ConfigurationError, LayoutError, PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption, SelectiveEncryptionMod, install
 from fedsens.keys import open_model
+from fedsens.sensitivity import load_map
 
 from .federation import config_of, initial_arrays, key_of, load, shared_key, train
 
@@ -121,6 +124,10 @@ def of_nothing(message, context):
     return answer(message, arrays=message.content["arrays"], metrics=metrics)
 
 
+def without_model(message, context):
+    return answer(message, metrics=MetricRecord({"num-examples": 10}))
+
+
 def far_out(message, context):
     metrics = MetricRecord({"num-examples": 10})
     return answer(message, arrays=arrays(w=np.full((4, 6), 1e6, np.float32)), metrics=metrics)
@@ -131,10 +138,11 @@ def far_out(message, context):
     [
         (fail, "node 1000: ValueError in the app"),
         (without_count, "node 1000: .*'num-examples'"),
-        (of_nothing, "node 1001: .*a positive, finite number"),
-        (far_out, "node 1002: ValueRangeError.*raise fedsens.value-range"),
+        (of_nothing, "node 1000: .*a positive, finite number"),
+        (without_model, "node 1000: .*got none; return the trained model in an ArrayRecord"),
+        (far_out, "node 1000: ValueRangeError.*raise fedsens.value-range"),
     ],
-    ids=["exception", "no number of examples", "no examples", "values out of range"],
+    ids=["exception", "no number of examples", "no examples", "no model", "values out of range"],
 )
 def test_a_first_round_without_any_update_ends_the_run_with_the_reasons(train, reason):
     with pytest.raises(PhaseError, match=f"within 1 rounds.*{reason}"):
@@ -187,16 +195,16 @@ def test_clients_that_refuse_later_are_quoted_where_rounds_are_empty():
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("key", "key-min-clients"), ("map", "map-min-clients")]
+    ("name", "rest"), [("key", ".*lower fedsens.key-min-clients"), ("map", ".*; mend these$")]
 )
-def test_a_phase_that_all_clients_refuse_ends_with_their_reasons(name, least, monkeypatch):
+def test_a_phase_that_all_clients_refuse_ends_with_their_reasons(name, rest, monkeypatch):
     options = {"policy": "sensitivity"}
     if name == "key":
         monkeypatch.setenv("FEDSENS_MIN_RATO", "0.5")
         reason = "fedsens-min-rato: no such setting; do you mean fedsens-min-ratio"
     else:
         reason = "expected a sensitivity function"
-    with pytest.raises(PhaseError, match=f"got 0: node 1000: .*{reason}.*lower fedsens.{least}"):
+    with pytest.raises(PhaseError, match=f"got 0: node 1000: .*{reason}{rest}"):
         Federation().start(**options)
 
 
@@ -236,9 +244,9 @@ def test_variables_of_the_prefix_that_are_no_misspelling_do_no_harm(monkeypatch,
 
 def test_a_key_phase_names_no_more_than_some_clients(monkeypatch):
     monkeypatch.setenv("FEDSENS_MIN_RATO", "0.5")
-    with pytest.raises(PhaseError, match="and 2 more") as caught:
+    with pytest.raises(PhaseError, match=r"\(and 9 more nodes\); mend these") as caught:
         Federation(clients=10).start()
-    assert str(caught.value).count("node 10") == 8
+    assert str(caught.value).count("node 10") == 1
 
 
 # Metrics.
@@ -364,30 +372,105 @@ def test_integers_and_booleans_that_nobody_changes_stay_exact():
         assert opened[name].dtype == value.dtype
 
 
+LARGE = {
+    "of hashes": np.array([2**63 - 1, -(2**63), 2**53 + 1, 2**52 + 1, 0]),
+    "of times": np.array(1_764_400_000_123_456_789),
+    "without a sign": np.array([2**64 - 1, 2**63 + 1, 7], np.uint64),
+    "none": np.zeros(0, np.int64),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"opens": "server"}, {"opens": "server", "groups": 3}])
+def test_large_integers_that_nobody_changes_stay_exact(options, monkeypatch):
+    """Floats have 53 bits. One client's own entry of a tensor leaves the other entries alone."""
+    monkeypatch.setenv("FEDSENS_OPENS", "server")
+
+    def counting(message, context):
+        state = {name: a.numpy().copy() for name, a in message.content["arrays"].items()}
+        state["mixed"][1] += 3 * (context.node_id == 1000)
+        return answer(message, arrays=arrays(**state), metrics=MetricRecord({"num-examples": 10}))
+
+    federation = Federation(counting, clients=6 if "groups" in options else 3)
+    state = {**LARGE, "mixed": np.array([2**62 + 1, 4, 2**53 + 1])}
+    inner = FedMedian() if "groups" in options else None
+    federation.start(weights(**state), rounds=3, inner=inner, **options)
+    opened = federation.opened()
+    for name, value in LARGE.items():
+        assert (opened[name].tolist(), opened[name].dtype) == (value.tolist(), value.dtype)
+    first, middle, last = opened["mixed"].tolist()
+    assert (first, last) == (2**62 + 1, 2**53 + 1)
+    assert 4 <= middle <= 7
+
+
+@pytest.mark.parametrize("policy", ["magnitude", "random"])
+def test_tied_tensors_are_masked_as_one_and_cost_no_client(policy):
+    shared = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    federation = Federation()
+    federation.start(weights(emb=shared, head=shared), rounds=2, policy=policy, ratio=0.4)
+    assert federation.clients() == [3, 3]
+    model = federation.strategy.model
+    masks = {entry.name: model.mask.of(entry) for entry in model.layout.entries}
+    assert (masks["emb"] == masks["head"]).all()
+    assert 0 < model.mask.k < model.mask.size
+
+
 ROTARY = np.exp(1j * np.arange(4)).astype(np.complex64)
 
 
-def test_complex_tensors_are_averaged_where_nothing_is_encrypted():
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+def test_complex_tensors_are_averaged_where_nothing_is_encrypted(kind):
     federation = Federation()
-    result = federation.start(weights(freqs=ROTARY), ratio=0)
+    result = federation.start(weights(freqs=ROTARY.astype(kind)), ratio=0)
     assert np.allclose(result.arrays["freqs"].numpy(), ROTARY)
     assert federation.clients() == [3, 3]
 
 
-def test_complex_tensors_are_refused_by_name_where_something_is():
+def test_types_are_refused_by_name_where_they_cannot_travel():
     with pytest.raises(LayoutError, match=r"got freqs \(complex64\); send torch.view_as_real"):
         Federation().start(weights(freqs=ROTARY))
-    with pytest.raises(LayoutError, match=r"freqs: expected a type among .*got 'complex128'"):
-        Federation().start(weights(freqs=ROTARY.astype(complex)), ratio=0)
+    with pytest.raises(LayoutError, match=r"freqs: expected a type among .*got 'float128'"):
+        Federation().start(weights(freqs=np.ones(3, np.longdouble)), ratio=0)
 
 
 def test_values_near_the_error_of_the_encryption_are_named(caplog):
     tiny = weights(gamma=np.full(64, 1e-6, np.float32))
     Federation().start(tiny, rounds=1, policy="all", preset="compact")
     assert "is more than a hundredth of the values of gamma; use fedsens.preset" in caplog.text
+    assert "zeros" not in caplog.text
+
+
+@pytest.mark.parametrize("preset", ["compact", "exact"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_tensors_of_zeros_are_named_where_they_do_not_stay_so(caplog, preset, kind):
+    """A gate that begins at zero, one without axes, and one of which not all is zero."""
+    zeros = {"gate": np.zeros(64, kind), "scale": np.zeros((), kind), "none": np.zeros(0, kind)}
+    state = weights(**zeros, some=np.eye(8, dtype=kind))
+    Federation().start(state, rounds=1, policy="all", preset=preset)
+    assert "gate, scale are zeros after training and get the error of the enc" in caplog.text
+    assert "hundredth" not in caplog.text
 
 
 # Very unequal clients.
+
+
+@pytest.mark.parametrize(
+    ("examples", "told"),
+    [
+        (lambda count: count // 3, "announced 6 examples and trained on 20, and 2 more nodes"),
+        (lambda count: 32 * count, "announced 640 examples and trained on 20, and 2 more nodes"),
+        (lambda count: 50 if count == 30 else count, "announced 50 examples and trained on 30; "),
+        (lambda count: 0 if count == 40 else count, "announced 0 examples and trained on 40; "),
+        (lambda count: count + count // 16, ""),
+    ],
+)
+def test_numbers_of_examples_that_are_not_those_of_training_are_told_once(examples, told, caplog):
+    federation = Federation(examples=lambda context: examples(count_of(context)))
+    federation.start(rounds=3)
+    assert federation.clients() == [3, 3, 3]
+    warnings = [each for report in federation.strategy.reports for each in report.warnings]
+    assert len(warnings) == (told != "")
+    assert told in "".join(warnings)
+    assert caplog.text.count("examples in install() must return") == len(warnings)
 
 
 def unequal(context):
@@ -411,6 +494,84 @@ def test_the_owner_of_an_unequal_federation_can_let_it_in():
     federation = Federation(train_unequal, examples=unequal, clients=5)
     federation.start(rounds=1, examples_cap=4000)
     assert federation.clients() == [5]
+
+
+@pytest.mark.parametrize("number", [None, -1, float("nan"), 1.5, "10", 2.0**60], ids=str)
+def test_what_is_no_number_of_examples_is_quoted(number):
+    with pytest.raises(
+        PhaseError, match=r"node 1000: .*examples to return a number.*got .*len\(\)"
+    ):
+        Federation(examples=lambda context: number).start()
+
+
+@pytest.mark.parametrize("data", [[271828, 3], "271828", np.full(3, 271828), {271828: 1}], ids=str)
+def test_data_in_the_place_of_their_number_stay_on_the_client(data, caplog):
+    with pytest.raises(
+        PhaseError, match=r"got a (list|str|ndarray|dict); return len\(\)"
+    ) as caught:
+        Federation(examples=lambda context: data).start()
+    assert "271828" not in str(caught.value) + caplog.text
+
+
+SECRET = 271828
+
+
+class Chosen(nn.Module):
+    """A model that looks something up by its inputs, which are all the secret."""
+
+    def __init__(self, lookup):
+        super().__init__()
+        self.lookup, self.a = lookup, nn.Linear(1, 3)
+
+    def forward(self, x):
+        self.lookup(x)
+        return self.a(x)
+
+
+def quoting_loss(z, y):
+    raise ValueError(f"no label like {y.sum()} of {SECRET}")
+
+
+def chosen(lookup, label=0, **options):
+    x = torch.full((2, 1), float(SECRET))
+    return sensitivity_map(Chosen(lookup), [(x, torch.full((2,), label))], **options)
+
+
+def unfit(error):
+    def look(x):
+        raise error
+
+    return look
+
+
+QUOTES = {
+    "a label beyond the classes": lambda: chosen(id, SECRET),
+    "a label of another ignored index": lambda: chosen(id, -SECRET, loss=nn.CrossEntropyLoss()),
+    "a label of a loss of one's own": lambda: chosen(id, SECRET, loss=lambda z, y: (z * y).sum(-1)),
+    "a key that is missing": lambda: chosen(unfit(KeyError(SECRET))),
+    "an index": lambda: chosen(lambda x: torch.zeros(3)[x.long()]),
+    "a loss": lambda: chosen(id, loss=quoting_loss),
+    "a data set": lambda: load_dataset(f"/home/jane-{SECRET}/scans", "folder"),
+    "a file": lambda: FederationKey.load(f"/home/jane-{SECRET}/key"),
+}
+
+
+@pytest.mark.parametrize("compute", QUOTES.values(), ids=QUOTES)
+def test_what_an_error_of_a_map_quotes_stays_on_the_client(compute, caplog):
+    """Neither the server's error nor its log has it; the client's own log has."""
+    with pytest.raises(PhaseError) as caught:
+        Federation(sensitivity=lambda message, context: compute()).start(policy="sensitivity")
+    assert "the client's own log has the details" in str(caught.value)
+    told = {each.name: each.getMessage() + str(each.exc_info) for each in caplog.records}
+    assert str(SECRET) in told["fedsens.flower._mod"]
+    server = "".join(text for name, text in told.items() if name != "fedsens.flower._mod")
+    assert str(SECRET) not in str(caught.value) + server
+
+
+def test_an_error_names_a_maps_file_without_its_folder(caplog):
+    with pytest.raises(PhaseError, match="fedsens sensitivity map in mine, got FileNotFound"):
+        Federation(sensitivity=lambda *_: load_map("/home/jane/mine")).start(policy="sensitivity")
+    assert "jane" not in caplog.text
 
 
 # Strategies and the call of start.
@@ -443,6 +604,17 @@ def test_an_own_aggregation_sees_whole_tensors_with_nan_at_what_is_hidden():
         assert seen.shape == (4, 6)
         assert (np.isnan(seen).reshape(-1) == mask.selected).all()
     assert np.isfinite(federation.opened()["w"]).all()
+
+
+class Nothing(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        return None, super().aggregate_train(server_round, replies)[1]
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5])
+def test_an_own_aggregation_that_returns_no_model_is_named(ratio):
+    with pytest.raises(PhaseError, match="aggregate_train of Nothing returned no model"):
+        Federation().start(inner=Nothing(), weighted_mean=True, ratio=ratio)
 
 
 class OwnStart(FedAvg):
@@ -478,6 +650,34 @@ def test_without_a_deadline_everything_waits():
     patience = dict.fromkeys(("key_timeout", "map_timeout", "mask_timeout"), float("inf"))
     federation.start(begin=begin, policy="magnitude", **patience)
     assert federation.clients() == [3, 3]
+
+
+WRONG_STARTS = [
+    ({"timeout": "10"}, "timeout in seconds above 0, or None for no deadline, got '10'"),
+    ({"timeout": float("nan")}, "timeout in seconds above 0.*got nan"),
+    ({"timeout": -1}, "timeout in seconds above 0.*got -1"),
+    ({"timeout": 0}, "timeout in seconds above 0.*got 0"),
+    ({"timeout": True}, "timeout in seconds above 0.*got True"),
+    ({"timeout": [10]}, r"timeout in seconds above 0.*got \[10\]"),
+    ({"timeout": "1", "rounds": "3"}, "num_rounds as a whole number.*got '3'; expected timeout in"),
+    ({"rounds": 2.5}, "num_rounds as a whole number of at least 0, got 2.5"),
+    ({"rounds": -1}, "num_rounds as a whole number of at least 0, got -1"),
+    ({"rounds": None}, "num_rounds as a whole number of at least 0, got None"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), WRONG_STARTS, ids=str)
+def test_a_start_with_a_wrong_kind_is_an_error_by_name(wrong, text):
+    rounds, begin = wrong.get("rounds", 2), {k: v for k, v in wrong.items() if k == "timeout"}
+    with pytest.raises(ConfigurationError, match=text):
+        Federation().start(rounds=rounds, begin=begin)
+
+
+@pytest.mark.parametrize("timeout", [np.float32(60), np.int64(60), float("inf"), 60])
+def test_every_number_of_seconds_is_a_deadline(timeout):
+    federation = Federation()
+    federation.start(rounds=np.int64(1), begin={"timeout": timeout})
+    assert federation.clients() == [3]
 
 
 def test_start_hands_on_what_a_newer_flower_takes(monkeypatch):

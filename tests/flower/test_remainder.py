@@ -13,8 +13,9 @@ from fedsens.errors import ConfigurationError, PhaseError
 from fedsens.flower import LocalGrid
 from fedsens.flower._records import CIPHERTEXT, HEADER
 from fedsens.mask import partition
-from fedsens.remainder import Withheld, _noised
+from fedsens.remainder import _noised
 from fedsens.remainder._noised import update_norm, update_rms
+from fedsens.remainder._withheld import Withheld
 
 from .federation import (
     Run,

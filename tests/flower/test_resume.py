@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import re
+import resource
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from fedsens import FederationKey, FedSensConfig
 from fedsens.errors import CheckpointError, ConfigurationError, PhaseError, StrategyError
 from fedsens.flower import LocalGrid, SelectiveEncryption
 from fedsens.keys import open_model
+from fedsens.protocol import CheckpointFolder, ReportFile, read_reports
 from tests.secret_scan import forms
 
 from .federation import (
@@ -140,24 +144,25 @@ def test_at_ratio_0_it_is_the_same_bit_for_bit(start, interrupted, at, kind):
     assert metrics_of(resumed.result) == metrics_of(expected.result)
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize(
     "options",
     [{"ratio": 0.1}, {"ratio": 1.0}, {"ratio": 0.3, "refresh_every": 2}, {"policy": "random"}],
     ids=["0.1", "1", "refresh", "random"],
 )
-def test_encrypted_it_is_the_same_within_the_codecs_error(start, interrupted, options, kind):
+def test_encrypted_it_is_the_same_within_the_codecs_error(start, interrupted, options):
     expected = start(folder=None, **options)
-    resumed = interrupted(4, kind, **options)
-    assert resumed.model.round == ROUNDS
-    assert resumed.model.mask == expected.model.mask
     bound = expected.config.parameters.error_bound(CLIENTS) + rounding(opened(expected))
     grown = 2 * bound * sum(STRETCH**i for i in range(ROUNDS))
-    assert largest_difference(opened(resumed), opened(expected)) <= grown
-    for ours, theirs in zip(metrics_of(resumed.result), metrics_of(expected.result), strict=True):
-        assert ours.keys() == theirs.keys()
-        for number, record in theirs.items():
-            assert ours[number] == pytest.approx(record, abs=1e-3)
+    for kind in ("train", "evaluate"):
+        resumed = interrupted(4, kind, folder=kind, **options)
+        assert resumed.model.round == ROUNDS
+        assert resumed.model.mask == expected.model.mask
+        assert largest_difference(opened(resumed), opened(expected)) <= grown
+        results = metrics_of(resumed.result), metrics_of(expected.result)
+        for ours, theirs in zip(*results, strict=True):
+            assert ours.keys() == theirs.keys()
+            for number, record in theirs.items():
+                assert ours[number] == pytest.approx(record, abs=1e-3)
 
 
 def test_the_clients_train_on_from_the_model_that_was_saved(interrupted):
@@ -290,13 +295,13 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize(("change", "text"), OTHER.values(), ids=OTHER)
-def test_a_run_with_other_options_is_refused_by_name(start, change, text):
+def test_a_run_with_other_options_is_refused_by_name(start):
     same = {"ratio": 0.5, "app_config": {"seed": 1}}
     with pytest.raises(Killed):
         start(tap=dies(3), **same)
-    with pytest.raises(CheckpointError, match=text):
-        start(**{**same, **change}, resume=True)
+    for change, text in OTHER.values():
+        with pytest.raises(CheckpointError, match=text):
+            start(**{**same, **change}, resume=True)
     assert start(**same, resume=True).model.round == ROUNDS
 
 
@@ -314,14 +319,27 @@ def test_resume_needs_a_folder():
     assert FedSensConfig.from_run_config({"fedsens.checkpoint-dir": ""}).checkpoint_dir is None
 
 
-def test_a_full_disk_does_not_end_the_run(start, tmp_path, caplog, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@contextlib.contextmanager
+def no_room():
+    """Files of one byte at most, which fails as a full disk does, with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr("fedsens.files.save_file", full)
+
+def test_a14_a_full_disk_does_not_end_the_run(start, tmp_path, caplog, monkeypatch):
+    for part, name in ((CheckpointFolder, "save"), (ReportFile, "append")):
+        monkeypatch.setattr(part, name, no_room()(getattr(part, name)))
+    out = tmp_path / "out"
+    monkeypatch.setenv("FEDSENS_OUTPUT_DIR", str(out))
     assert start(ratio=0.5).model.round == ROUNDS
     assert "round 6 is not saved, the run goes on" in caplog.text
-    assert "No space left on device; make room in" in caplog.text
+    assert re.search("File too large.*; make room in", caplog.text)
+    assert "a report is not written, the run goes on" in caplog.text
+    assert read_reports(out / "reports.jsonl") == []
 
 
 def test_the_last_checkpoint_damaged_costs_one_round(start, tmp_path, caplog):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from flwr.app import RecordDict
+from flwr.serverapp.strategy import FedAvg
 
 from fedsens import FederationKey
 from fedsens.errors import (
@@ -30,6 +31,7 @@ from .federation import (
     make_app,
     rounding,
     state_dir,
+    train,
 )
 
 ROUNDS = 5
@@ -54,7 +56,7 @@ def federate(request, tmp_path):
             for node, context in enumerate(grid.nodes.values()):
                 context.node_config["fedsens-key-file"] = str(tmp_path / f"keys-{node}")
         change(grid)
-        return Rotated(grid=grid, rounds=ROUNDS, **{"ratio": 0.5, **options})
+        return Rotated(grid=grid, **{"rounds": ROUNDS, "ratio": 0.5, **options})
 
     run.kind = request.param
     return run
@@ -212,6 +214,17 @@ def test_another_holder_is_asked_if_the_first_fails(federate, caplog):
     assert sorted(recorder.trained[ROUNDS]) == [1000, 1001, 1002]
 
 
+def test_holders_that_failed_in_the_round_before_put_the_model_under_the_new_key(federate):
+    def fail_once(message, context):
+        if message.content["config"]["server-round"] == 2:
+            raise ValueError
+        return train(message, context)
+
+    silent = FedAvg(fraction_evaluate=0.0)  # so that nothing is asked of them in between
+    run = federate(make_app(fail_once), inner=silent, rotate_at=(3,))
+    assert run.strategy.model.round == ROUNDS
+
+
 def shorter(message):
     record = message.content["fedsens.key-sum"]
     record["000000"].data = record["000000"].data[:-1]
@@ -241,9 +254,32 @@ def test_a10a_one_wrong_answer_is_outvoted_by_two_that_agree(federate, caplog, c
             change(message)
 
     recorder = Recorder()
-    run = federate(make_app(recorder), damage, rotate_at=(3,))
+    run = federate(make_app(recorder), damage, rotate_at=(3,), rounds=3)
     assert f"node {node} " in caplog.text
-    assert run.strategy.model.round == ROUNDS
+    assert run.strategy.model.round == 3
+    for received in recorder.received[3]:
+        assert largest_difference(received, run.models[2]) == 0
+
+
+def test_a10a_wrong_answers_that_differ_stop_no_run_where_two_others_agree(federate):
+    """Three of them are as many as are tried where none comes."""
+    wrong = {1000: flipped, 1001: other_tags, 1002: without_tags}
+
+    def damage(message):
+        if is_reply(message, "query.fedsens_rekey") and message.metadata.src_node_id in wrong:
+            wrong[message.metadata.src_node_id](message)
+
+    def five(grid):
+        for number in (3, 4):
+            grid.connect(1000 + number, {"partition-id": number, "num-partitions": 5})
+            if federate.kind == "provisioned":
+                folder = grid.nodes[1000].node_config["fedsens-key-file"]
+                grid.nodes[1000 + number].node_config["fedsens-key-file"] = folder
+
+    recorder = Recorder()
+    run = federate(make_app(recorder), damage, change=five, rotate_at=(3,), rounds=3)
+    assert run.strategy.model.round == 3
+    assert len(recorder.received[3]) == 5
     for received in recorder.received[3]:
         assert largest_difference(received, run.models[2]) == 0
 

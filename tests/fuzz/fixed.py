@@ -9,8 +9,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Metadata
 
+from fedsens._files import Arrays
 from fedsens.crypto import CkksParameters, OneTimeSecret
-from fedsens.files import Arrays
 from fedsens.flower._phase import Phase
 from fedsens.keys import FederationKey, PendingUpload
 from fedsens.layout import ParameterLayout
@@ -22,9 +22,9 @@ from fedsens.protocol import (
     ModelHeader,
     Party,
     RoundContext,
-    cohort_digest,
     tag_count,
 )
+from fedsens.protocol._contributors import cohort_digest
 
 CORPUS = Path(__file__).with_name("corpus")
 RUN, NODE, PASSPHRASE = 1, 5, "correct horse"

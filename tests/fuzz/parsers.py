@@ -39,13 +39,13 @@ from fedsens.flower._uploads import _key_answer
 from fedsens.keys import (
     FederationKey,
     PendingUpload,
-    RunRecord,
     UploadRecords,
     locked_key_in,
     open_model,
     read_roster,
     unseal,
 )
+from fedsens.keys._records import RunRecord
 from fedsens.layout import ParameterLayout
 from fedsens.mask import EncryptionMask
 from fedsens.protocol import (
@@ -101,8 +101,10 @@ def aggregate(data: bytes) -> None:
 def decrypt(data: bytes) -> None:
     """A ciphertext batch, through SEAL to its values."""
     parameters = parameters_of(data)
-    summands = parse_batch(data, parameters).summands
-    secret = OneTimeSecret.from_array(min(summands, 2) * fixed.secret().to_array(), summands)
+    contributions = parse_batch(data, parameters).contributions
+    secret = OneTimeSecret.from_array(
+        min(contributions, 2) * fixed.secret().to_array(), contributions
+    )
     Decryptor(parameters, fixed.DECRYPTED_IN).decrypt(data, secret)
 
 

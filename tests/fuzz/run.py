@@ -30,14 +30,14 @@ def run(name: str, runs: int, work: Path, *options: str) -> dict[str, Any]:
         name: the target.
         runs: inputs in all.
         work: folder of the results.
-        *options: for ``tests.fuzz.drive``.
+        *options: for ``tests.fuzz.run_target``.
 
     Returns:
         Its result.
     """
     work.mkdir(parents=True, exist_ok=True)
     log = work / f"{name}.log"
-    drive = [sys.executable, "-m", "tests.fuzz.drive", name]
+    drive = [sys.executable, "-m", "tests.fuzz.run_target", name]
     for upto in [*range(AT_ONCE, runs, AT_ONCE), runs]:
         with log.open("ab") as file:
             command = [*drive, str(upto), str(work), *options]
@@ -57,7 +57,7 @@ def result_of(name: str, work: Path) -> dict[str, Any]:
         work: folder of the results.
 
     Returns:
-        What ``tests.fuzz.drive`` counted, the branches covered and the corpus they took.
+        What ``tests.fuzz.run_target`` counted, the branches covered and the corpus they took.
     """
     result: dict[str, Any] = json.loads((work / f"{name}.json").read_text())
     found = COVERAGE.findall((work / f"{name}.log").read_text(errors="replace"))

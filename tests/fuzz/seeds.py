@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from fedsens._files import Arrays
 from fedsens.crypto import MAP_PARAMETERS, PRESETS, Aggregator, CkksParameters, Encryptor
 from fedsens.crypto._blocks import encrypt_blocks
 from fedsens.crypto._wire import FRESH, write_batch
-from fedsens.files import Arrays
 from fedsens.keys import key_answer, make_tags, seal
 from fedsens.keys._file import LockedKey, ScryptCost
 from fedsens.mask import EncryptionMask, partition
@@ -44,12 +44,12 @@ from fedsens.protocol import (
     RekeyRequest,
     RoundContext,
     UploadHeader,
-    save_checkpoint,
     save_model,
     save_protected,
     sum_answers,
     tag_count,
 )
+from fedsens.protocol._checkpoint import save_checkpoint
 from fedsens.sensitivity import SensitivityMap, save_map
 
 from . import fixed

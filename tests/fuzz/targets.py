@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import fixed, mend, parsers
+from . import checksums, fixed, parsers
 from .frames import join, join_file, split, split_file, whole
 from .mutate import mutate
 
@@ -64,27 +64,31 @@ class Target:
 LONG = 48 * 1024  # more than a sum of maps of one ciphertext and its key sum
 
 ALL = (
-    Target("batch", parsers.batch, 8, mend.batch, LONG),
-    Target("aggregate", parsers.aggregate, 16, mend.batch, LONG, "batch"),
-    Target("decrypt", parsers.decrypt, 16, mend.batch, LONG, "batch"),
-    Target("mask", parsers.mask, 24, mend.mask),
+    Target("batch", parsers.batch, 8, checksums.batch, LONG),
+    Target("aggregate", parsers.aggregate, 16, checksums.batch, LONG, "batch"),
+    Target("decrypt", parsers.decrypt, 16, checksums.batch, LONG, "batch"),
+    Target("mask", parsers.mask, 24, checksums.mask),
     Target("envelope", parsers.envelope, 16),
-    Target("key", parsers.key, 32, mend.key),
+    Target("key", parsers.key, 32, checksums.key),
     Target("locked", parsers.locked, 48),
     Target("roster", parsers.roster, 32),
     Target("header", parsers.header, 64),
     Target("layout", parsers.layout, 48),
     Target("arrays", parsers.arrays, 16, parts=MESSAGE),
-    Target("model-message", parsers.model_message, 64, mend.model_message, LONG, parts=MESSAGE),
-    Target("update-message", parsers.update_message, 64, mend.update_message, LONG, parts=MESSAGE),
-    Target("map-sum", parsers.map_sum, 64, mend.map_sum, LONG, parts=MESSAGE),
+    Target(
+        "model-message", parsers.model_message, 64, checksums.model_message, LONG, parts=MESSAGE
+    ),
+    Target(
+        "update-message", parsers.update_message, 64, checksums.update_message, LONG, parts=MESSAGE
+    ),
+    Target("map-sum", parsers.map_sum, 64, checksums.map_sum, LONG, parts=MESSAGE),
     Target("plain-map", parsers.plain_map, 32, parts=MESSAGE),
-    Target("key-sum-request", parsers.key_sum_request, 64, mend.key_sum_request),
+    Target("key-sum-request", parsers.key_sum_request, 64, checksums.key_sum_request),
     Target("key-answer", parsers.key_answer, 8, most=3 * 4096),
-    Target("upload-record", parsers.upload_record, 32, mend.upload_record, 4 * 4096),
-    Target("checkpoint", parsers.checkpoint, 64, mend.tensors, LONG, parts=FILE),
-    Target("model-file", parsers.model_file, 64, mend.tensors, LONG, parts=FILE),
-    Target("map-file", parsers.map_file, 64, mend.tensors, parts=FILE),
-    Target("inspect", parsers.inspect, 64, mend.tensors, LONG, parts=FILE),
+    Target("upload-record", parsers.upload_record, 32, checksums.upload_record, 4 * 4096),
+    Target("checkpoint", parsers.checkpoint, 64, checksums.tensors, LONG, parts=FILE),
+    Target("model-file", parsers.model_file, 64, checksums.tensors, LONG, parts=FILE),
+    Target("map-file", parsers.map_file, 64, checksums.tensors, parts=FILE),
+    Target("inspect", parsers.inspect, 64, checksums.tensors, LONG, parts=FILE),
 )
 BY_NAME = {target.name: target for target in ALL}

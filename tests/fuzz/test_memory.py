@@ -13,7 +13,7 @@ from fedsens.crypto._wire import BATCH_HEADER, BATCH_VERSION, FRESH, MAGIC
 from fedsens.mask import EncryptionMask
 from fedsens.protocol import Contributor, Contributors
 
-from . import fixed, mend
+from . import checksums, fixed
 from .frames import join
 from .guard import FIXED, Guard
 from .seeds import encrypted, npy
@@ -52,7 +52,7 @@ def many_files() -> bytes:
     """A safetensors file of empty tensors."""
     head = {f"{i:x}": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]} for i in range(3000)}
     text = _json(head | {"__metadata__": {"fedsens": "{}", "sha256": "0"}})
-    return mend.tensors(struct.pack("<Q", len(text)) + text)
+    return checksums.tensors(struct.pack("<Q", len(text)) + text)
 
 
 def large_mask() -> bytes:
@@ -92,7 +92,7 @@ def claimed_blocks() -> bytes:
     """A batch that claims 2^32 - 1 ciphertexts."""
     digest, blocks = fixed.PARAMETERS.digest, 2**32 - 1
     head = BATCH_HEADER.pack(MAGIC, BATCH_VERSION, FRESH, digest, blocks * 4096, blocks, 1)
-    return mend.batch(head + bytes(SIZE))
+    return checksums.batch(head + bytes(SIZE))
 
 
 def many_contributors() -> bytes:
@@ -118,7 +118,7 @@ def long_answer() -> bytes:
 def long_record() -> bytes:
     """A record of an upload with a long secret."""
     content = {"secret": "AAAA" * (SIZE // 4), "weight": 1.0, "nonce": "", "context": ""}
-    return mend.upload_record(b"\1\n" + _json(content | {"cohort": [], "key_index": 0}))
+    return checksums.upload_record(b"\1\n" + _json(content | {"cohort": [], "key_index": 0}))
 
 
 def many_reports() -> bytes:

@@ -80,7 +80,7 @@ def test_every_check_comes_before_seal():
     seed = (fixed.CORPUS / "batch" / "seed-compact").read_bytes()
     mend = BY_NAME["batch"].mend
     fields = {0: "batch", 4: "version", 5: "fresh batch or a sum", 6: "fresh batch or a sum"}
-    fields |= {8: "parameters", 24: "values", 32: "blocks", 36: "summand"}
+    fields |= {8: "parameters", 24: "values", 32: "blocks", 36: "contribution"}
 
     def refused(data: bytes, word: str) -> None:
         with pytest.raises(FedSensError, match=word):

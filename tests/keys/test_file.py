@@ -17,11 +17,10 @@ from fedsens.keys import (
     ClientSettings,
     FederationKey,
     KeyStore,
-    LockedKey,
     locked_key_in,
     read_passphrase,
 )
-from fedsens.keys._file import ScryptCost
+from fedsens.keys._file import LockedKey, ScryptCost
 
 KEY = FederationKey.generate()
 PASSPHRASE = "correct horse battery staple"
@@ -117,7 +116,7 @@ def test_the_costs_are_those_recommended():
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_flipped_byte_is_a_named_error(locked, data):

@@ -184,8 +184,8 @@ def with_words(total, change):
 
 
 def rewritten(words, total):
-    summands = len(total.header.contributors.members)
-    return write_batch(PARAMETERS, SUM, COUNT, summands, [to_wire(words, PARAMETERS)])
+    contributions = len(total.header.contributors.members)
+    return write_batch(PARAMETERS, SUM, COUNT, contributions, [to_wire(words, PARAMETERS)])
 
 
 def one_more(words):
@@ -319,7 +319,7 @@ def test_what_is_not_genuine_is_never_decrypted_under_its_own_secret(honest, lie
     assert len(used) == 2
     genuine, dummy = (each.to_array() for each in used)
     assert np.mean(genuine == dummy) < 0.5
-    assert used[1].summands == used[0].summands
+    assert used[1].contributions == used[0].contributions
 
 
 # Re-keying.

@@ -15,7 +15,8 @@ import pytest
 
 from fedsens import EncryptionMask
 from fedsens.errors import DowngradeError, KeyFileError, ListError, RoundError
-from fedsens.keys import PendingUpload, RunRecord, UploadRecords
+from fedsens.keys import PendingUpload, UploadRecords
+from fedsens.keys._records import RunRecord
 
 CONTEXT, OTHER_CONTEXT = bytes(32), bytes([1]) * 32
 ONE, TWO = b"\1" * 32, b"\2" * 32

@@ -14,7 +14,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from fedsens import files
+from fedsens import _files as files
 from fedsens.errors import FedSensError, ListError, RoundError
 from fedsens.keys import UploadRecords
 

@@ -50,6 +50,18 @@ def test_a07_a_client_with_a_key_says_how_much_must_be_encrypted():
     assert settings.demands_encryption
 
 
+@pytest.mark.parametrize("name", ["key", "passphrase", "identity", "roster", "state"])
+def test_an_empty_path_is_named_and_not_taken_for_the_current_folder(name):
+    setting = "state-dir" if name == "state" else f"{name}-file"
+    own, variables = (
+        {f"fedsens-{setting}": ""},
+        {f"FEDSENS_{setting.upper().replace('-', '_')}": ""},
+    )
+    for given in ((own, {}), ({}, variables)):
+        with pytest.raises(ConfigurationError, match=f"fedsens-{setting}: expected a path, got an"):
+            ClientSettings.from_node(*given)
+
+
 def test_a07_two_contributors_must_be_chosen():
     assert ClientSettings.from_node({}, {}).min_contributors == 3
     assert ClientSettings.from_node({"fedsens-min-contributors": 2}, {}).min_contributors == 2

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedsens.errors import KeyFileError, KeyMismatchError, RosterError
-from fedsens.keys import ClientSettings, FederationKey, KeyStore, RunRecord
+from fedsens.keys import ClientSettings, FederationKey, KeyStore
+from fedsens.keys._records import RunRecord
 
 KEY, OTHER = FederationKey.generate(), FederationKey.generate()
 PUBLIC = [bytes([n]) * 32 for n in range(3)]

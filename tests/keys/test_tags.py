@@ -25,10 +25,10 @@ def member(number, weight=0.5, nonce=7):
     return Contributor(name=f"{number:064x}", weight=weight, nonce=f"{nonce:032x}")
 
 
-def batch(words, parameters, values=None, kind=FRESH, summands=1):
+def batch(words, parameters, values=None, kind=FRESH, contributions=1):
     """A ciphertext with these residues; a tag asks for no more."""
     values = words.size if values is None else values
-    return write_batch(parameters, kind, values, summands, [to_wire(words, parameters)])
+    return write_batch(parameters, kind, values, contributions, [to_wire(words, parameters)])
 
 
 def random_words(blocks, parameters, seed=0):
@@ -41,7 +41,7 @@ def random_words(blocks, parameters, seed=0):
     return words
 
 
-def schoolbook(words, parameters, key, context, summands):
+def schoolbook(words, parameters, key, context, contributions):
     """Tags by their definition, in Python's integers, one product at a time."""
     p, count = parameters.wire_modulus, tag_count(parameters)
     source = stream(key.derive(b"tag hash" + context + parameters.digest))
@@ -53,8 +53,8 @@ def schoolbook(words, parameters, key, context, summands):
         for j, row in enumerate(words.tolist()):
             for position, residue in enumerate(row):
                 total += u[j * count + t] * v[position * count + t] * residue
-        for summand in summands:
-            source = stream(key.derive(b"tag offset" + context + parameters.digest + summand))
+        for contribution in contributions:
+            source = stream(key.derive(b"tag offset" + context + parameters.digest + contribution))
             total += int(residues_below(source, count, p)[t])
         tags.append(total % p)
     return tuple(tags)
@@ -64,9 +64,9 @@ def schoolbook(words, parameters, key, context, summands):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_tags_are_what_the_definition_says(preset, blocks):
     parameters = CkksParameters.preset(preset)
-    words, summands = random_words(blocks, parameters), [b"one", b"two"]
-    found = expected_tags(batch(words, parameters), parameters, KEY, D, summands)
-    assert found == schoolbook(words, parameters, KEY, D, summands)
+    words, contributions = random_words(blocks, parameters), [b"one", b"two"]
+    found = expected_tags(batch(words, parameters), parameters, KEY, D, contributions)
+    assert found == schoolbook(words, parameters, KEY, D, contributions)
     assert len(found) == tag_count(parameters)
 
 
@@ -112,8 +112,8 @@ def test_the_tags_of_a_sum_are_the_sum_of_the_tags(parameters, clients, blocks, 
         make_tags(data, parameters, KEY, D, each) for data, each in zip(fresh, members, strict=True)
     ]
     total = Aggregator(parameters).sum(fresh)
-    summands = [each.to_bytes() for each in members]
-    assert expected_tags(total, parameters, KEY, D, summands) == sum_tags(tags, parameters)
+    contributions = [each.to_bytes() for each in members]
+    assert expected_tags(total, parameters, KEY, D, contributions) == sum_tags(tags, parameters)
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,8 @@ def test_no_other_combination_of_the_same_ciphertexts_passes(times, fresh):
     for subset in product(range(2), repeat=3):
         if not any(subset):
             continue
-        summands = [each.to_bytes() for each, n in zip(MEMBERS, subset, strict=True) if n]
-        right = expected_tags(total, PARAMETERS, KEY, D, summands)
+        contributions = [each.to_bytes() for each, n in zip(MEMBERS, subset, strict=True) if n]
+        right = expected_tags(total, PARAMETERS, KEY, D, contributions)
         assert (right == claimed) == (subset == times)
 
 
@@ -223,5 +223,5 @@ def test_the_residues_of_a_real_ciphertext_are_what_is_hashed():
     sent = upload(sender(0), np.linspace(-1, 1, N + 5), 0.5, context)
     words = residues(sent.ciphertext, PARAMETERS)
     assert len(words) == 2
-    summands = [sent.member.to_bytes()]
-    assert sent.tags == schoolbook(words, PARAMETERS, KEY, context.digest, summands)
+    contributions = [sent.member.to_bytes()]
+    assert sent.tags == schoolbook(words, PARAMETERS, KEY, context.digest, contributions)

@@ -17,9 +17,9 @@ from fedsens.protocol import (
     Contributors,
     Party,
     RoundContext,
-    cohort_digest,
     sum_answers,
 )
+from fedsens.protocol._contributors import cohort_digest
 
 KEY = FederationKey(bytes(range(32)))
 OTHER_KEY = FederationKey(bytes(range(1, 33)))

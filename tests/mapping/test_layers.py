@@ -10,8 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from fedsens.mapping._figure import draw_map
-from fedsens.mapping._layers import layers_of, map_report
-from fedsens.mapping._screen import conclusion, layer_table
+from fedsens.mapping._layers import conclusion, layer_table, layers_of, map_report
 from fedsens.sensitivity import SensitivityMap, StoppingRule, sensitivity_map
 from tests.sensitivity.samples import images, mini_cnn
 

@@ -5,8 +5,8 @@ import pytest
 
 from fedsens.errors import ConfigurationError
 from fedsens.layout import ParameterLayout
-from fedsens.mask import forced_names, mask_count, select_mask, visible_statistics
-from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers
+from fedsens.mask import mask_count, select_mask, visible_statistics
+from fedsens.mask._layers import convolutions, forced_names, is_bias, is_embedding, layers
 
 
 def layout_of(*names):

@@ -10,6 +10,7 @@ import fedsens.mask
 from fedsens.errors import ConfigurationError, MaskError
 from fedsens.layout import ParameterLayout
 from fedsens.mask import mask_count, select_mask
+from fedsens.mask._policies import policy_names
 
 from .strategies import ratios
 
@@ -113,7 +114,7 @@ def test_errors_hold_no_score():
     assert "123456" not in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", fedsens.mask.policy_names())
+@pytest.mark.parametrize("policy", policy_names())
 def test_an_empty_layout_has_an_empty_mask(policy):
     empty = ParameterLayout.from_shapes([("steps", (), "int64")])
     mask = select_mask(np.empty(0), empty, policy, weights=np.empty(0))

@@ -14,12 +14,12 @@ from fedsens.mask import (
     PolicyInput,
     get_policy,
     mask_count,
-    policy_names,
     select_mask,
     selectable_count,
     tied_but_masked_apart,
     tied_pairs,
 )
+from fedsens.mask._policies import policy_names
 from fedsens.mask._policies import random as draw_at_random
 
 from .strategies import seeds

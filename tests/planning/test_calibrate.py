@@ -1,12 +1,13 @@
 """The calibration: what this machine's speed looks like, and the plans that follow from it."""
 
 from fedsens.bench._scale import ScaleRow
-from fedsens.planning import predicted_memory
+from fedsens.planning import _calibrate, predicted_memory
 from fedsens.planning._calibrate import calibrate
 from fedsens.planning._plan import client_memory, server_memory
 
 
-def test_calibration_measures_this_machine():
+def test_calibration_measures_this_machine(monkeypatch):
+    monkeypatch.setattr(_calibrate, "LARGE", 2**17)
     speed = calibrate(repeats=1)
     assert 0 < speed.plain < speed.encrypted < 1e-3
     assert 0 < speed.client < 1

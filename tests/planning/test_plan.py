@@ -22,8 +22,6 @@ from fedsens.planning._plan import (
     Speed,
     largest_plan,
     make_plan,
-    size_of_file,
-    size_of_state,
 )
 
 SPEED = Speed(client=1e-3, keys=2e-3, plain=1e-8, encrypted=4e-7, split=1e-7)
@@ -60,9 +58,8 @@ def test_cpu_time_adds_up_from_plain_encrypted_and_split_parameters():
     assert half == pytest.approx(10 * (3e-3 + (1e-3 + 4e-2) / 2 + 1e-2))
 
 
-@pytest.mark.parametrize(
-    ("clients", "ratio"), [(2, 1.0), pytest.param(4, 0.1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # four processes
+@pytest.mark.parametrize(("clients", "ratio"), [(2, 1.0), (4, 0.1)])
 def test_memory_is_about_that_of_real_processes(clients, ratio):
     row, size = measure_scale(3_000_000, clients, ratio), 3_000_000
     plan = make_plan(federation(size, clients), ratio)
@@ -128,8 +125,8 @@ def test_what_is_withheld_is_not_sent_up():
 def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
     state = {"a": np.zeros((300, 40), dtype), "steps": np.zeros((), np.int64)}
     save_file(state, tmp_path / "w")
-    size = size_of_file(tmp_path / "w")
-    assert size == size_of_state(state) == ModelSize(12_000, width)
+    size = ModelSize.of_file(tmp_path / "w")
+    assert size == ModelSize.of_state(state) == ModelSize(12_000, width, buffers=8)
     plain = make_plan(federation(size.parameters, width=size.width), 0.0)
     assert plain.bytes_up == pytest.approx(12_000 * width, abs=2000)
     half = make_plan(federation(size.parameters, width=size.width), 0.5)
@@ -139,17 +136,17 @@ def test_bytes_are_those_of_the_real_types(tmp_path, dtype, width):
 
 def test_a_model_of_mixed_types_has_their_mean_width():
     state = {"a": np.zeros(300, np.float32), "b": np.zeros(100, np.float64)}
-    assert size_of_state(state) == ModelSize(400, 5.0)
+    assert ModelSize.of_state(state) == ModelSize(400, 5.0)
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "other").write_text("no weights")
     for path in (tmp_path / "other", tmp_path / "missing"):
         with pytest.raises(ConfigurationError, match="expected a safetensors file of weights"):
-            size_of_file(path)
+            ModelSize.of_file(path)
 
 
 def test_bfloat16_counts_as_the_float32_that_it_is_sent_as(tmp_path):
     state = {"a": torch.zeros(30, 4, dtype=torch.bfloat16), "b": torch.zeros(8)}
     torch_file(state, tmp_path / "w")
-    assert size_of_file(tmp_path / "w") == size_of_state(state) == ModelSize(128, 4.0)
+    assert ModelSize.of_file(tmp_path / "w") == ModelSize.of_state(state) == ModelSize(128, 4.0)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedsens._files import digest_of
 from fedsens.errors import CheckpointError
-from fedsens.files import digest_of
 from fedsens.keys import open_model
 from fedsens.protocol import (
     Checkpoint,
@@ -19,8 +19,8 @@ from fedsens.protocol import (
     PhaseReport,
     Progress,
     load_checkpoint,
-    save_checkpoint,
 )
+from fedsens.protocol._checkpoint import save_checkpoint
 from tests.secret_scan import forms
 
 from .samples import KEY, mask_of, model, protect
@@ -71,7 +71,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path, chosen):
 
 
 def test_only_the_owner_can_read_it_and_no_draft_stays(tmp_path):
-    CheckpointFolder(tmp_path / "new" / "folder").claim()
+    CheckpointFolder(tmp_path / "new" / "folder").create()
     folder = CheckpointFolder(tmp_path / "new" / "folder")
     folder.save(checkpoint())
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
@@ -100,7 +100,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     for name in ("round-1.txt", "round-000009.safetensors.bak", "notes"):
         (tmp_path / name).write_text("mine")
     folder = CheckpointFolder(tmp_path)
-    folder.claim()
+    folder.create()
     for number in (1, 2, 3):
         folder.save(checkpoint(number))
     assert folder.latest().progress.round == 3
@@ -109,16 +109,16 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
 
 def test_a_new_run_takes_no_folder_with_checkpoints(tmp_path):
     folder = CheckpointFolder(tmp_path)
-    folder.claim()
+    folder.create()
     folder.save(checkpoint())
     with pytest.raises(CheckpointError, match=r"set fedsens\.resume to continue"):
-        folder.claim()
+        folder.create()
 
 
 def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"set fedsens\.checkpoint-dir to a writable folder"):
-        CheckpointFolder(tmp_path / "file" / "folder").claim()
+        CheckpointFolder(tmp_path / "file" / "folder").create()
 
 
 def test_nothing_to_resume_from_is_a_named_error(tmp_path):

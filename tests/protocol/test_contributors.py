@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedsens.errors import ContributorsError, ProtocolError
-from fedsens.protocol import Contributor, Contributors, Party, check_weight, cohort_digest
-from fedsens.protocol._contributors import LEAST_WEIGHT, MOST_WEIGHT
+from fedsens.protocol import Contributor, Contributors, Party, check_weight
+from fedsens.protocol._contributors import LEAST_WEIGHT, MOST_WEIGHT, cohort_digest
 
 D, OTHER_D = bytes(32), bytes([1]) * 32
 names = st.integers(0, 2**256 - 1).map("{:064x}".format)
@@ -181,3 +181,21 @@ def test_outsiders_do_not_hide_that_one_member_of_the_roster_outweighs_the_other
     roster = frozenset(each.name for each in members[:3])
     with pytest.raises(ContributorsError, match="effective number"):
         Contributors(members=tuple(members)).check(3, roster)
+
+
+@given(
+    weights=st.dictionaries(st.integers(0, 9), st.floats(1e-3, 2), min_size=1),
+    least=st.integers(1, 6),
+)
+def test_without_those_that_outweigh_it_no_list_is_refused_as_nearly_one_value(weights, least):
+    def is_uneven(nodes):
+        members = [Contributor(name=f"{n:064x}", weight=weights[n], nonce="0" * 32) for n in nodes]
+        try:
+            Contributors.of(members).check(least)
+        except ContributorsError as error:
+            return "effective number" in str(error)
+        return False
+
+    heavy = Contributors.outweighing(weights, least)
+    assert not is_uneven(set(weights) - heavy)
+    assert not heavy or is_uneven(weights) or len(weights) < least

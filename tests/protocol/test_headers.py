@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedsens.crypto import MAP_PARAMETERS, CkksParameters
 from fedsens.errors import ProtocolError
@@ -28,8 +29,8 @@ from fedsens.protocol import (
     RekeyRequest,
     UploadHeader,
     _headers,
-    cohort_digest,
 )
+from fedsens.protocol._contributors import cohort_digest
 from tests.keys.uploads import context_of, sender
 
 PARAMETERS = CkksParameters.preset("compact")
@@ -184,6 +185,22 @@ def test_headers_never_quote_what_they_refuse():
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"remainder": {"remainder": "hidden", "scale": "0.123456789x"}},
+        {"dp": {"clip": "0.123456789x"}},
+        {"parameters": {"value_range": "0.123456789x", "0.987654321": 1}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_within_a_header_are_the_headers_error_and_not_quoted(options):
+    text = changed(EXAMPLE[ModelHeader], **options)
+    with pytest.raises(ProtocolError, match=f"wrong {next(iter(options))}; use the same") as caught:
+        ModelHeader.from_json(text)
+    assert "0." not in str(caught.value)
+
+
 def test_every_header_has_an_example_here():
     known = {kind for kind in vars(_headers).values() if isinstance(kind, type)}
     concrete = {k for k in known if issubclass(k, Header) and k is not Header}
@@ -223,3 +240,26 @@ def test_what_a_header_says_of_an_upload_changes_its_context(change):
     other = header.model_copy(update=change)
     one, two = (each.context("update", "1", DIGEST).digest for each in (header, other))
     assert one != two
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    size: int = 0
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"size": "x", "name": 5}, "name, size"),
+        ({"other": 1}, "other"),
+        ({"a\nb": 1, "size": "x"}, "content, size"),
+        ({"x" * 41: 1}, "content"),
+        ({f"n{i}": i for i in range(21)}, "content"),
+        ([], "content"),
+    ],
+)
+def test_plain_words_are_named_and_nothing_else(record, told):
+    with pytest.raises(ValidationError) as error:
+        Record.model_validate_json(json.dumps(record))
+    assert _headers._wrong_fields(error.value) == told

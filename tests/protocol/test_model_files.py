@@ -10,11 +10,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from fedsens._files import digest_of, write_checked
 from fedsens.errors import FedSensError, ProtocolError
-from fedsens.files import digest_of, write_checked
 from fedsens.keys import open_model
 from fedsens.protocol import load_protected, save_model, save_protected
-from fedsens.protocol._model import MASK, header_of, tensors_of
+from fedsens.protocol._model import MASK, check_version, header_of, tensors_of
 
 from .samples import KEY, mask_of, model, protect
 
@@ -206,3 +206,20 @@ def test_an_intact_file_of_another_version_or_kind_is_refused_by_name(tmp_path, 
 def test_rewriting_alone_changes_nothing(path):
     rewrite(path, lambda tensors, metadata: None)
     assert load_protected(path).round == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"type": "a map", "version": 2}', "another version of fedsens"),
+        ('{"type": "a key", "version": 3}', "another kind of file"),
+        ("[]", "another kind of file"),
+        ("{", "another kind of file"),
+        ("[" * 100_000, "another kind of file"),
+    ],
+    ids=range(5),
+)
+def test_another_version_and_another_kind_are_told_apart(text, told):
+    with pytest.raises(ProtocolError, match=told):
+        check_version(text, "a map", 3, "file")
+    check_version('{"type": "a map", "version": 3}', "a map", 3, "file")

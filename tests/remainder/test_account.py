@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsens._files import write_checked
 from fedsens.errors import CheckpointError, DowngradeError
-from fedsens.files import write_checked
 from fedsens.remainder import DELTA, Account, PrivacyLoss, RemainderTerms
 from fedsens.remainder._account import cost_of
 

@@ -8,16 +8,10 @@ import pytest
 from fedsens import EncryptionMask, ParameterLayout
 from fedsens.errors import ConfigurationError, DowngradeError, ProtocolError
 from fedsens.mask import combine, partition, with_nan
-from fedsens.remainder import (
-    Account,
-    Noised,
-    Plain,
-    PrivacyLoss,
-    RemainderPolicy,
-    RemainderTerms,
-    Withheld,
-    policy_named,
-)
+from fedsens.remainder import Account, PrivacyLoss, RemainderTerms, policy_named
+from fedsens.remainder._noised import Noised
+from fedsens.remainder._terms import Plain, RemainderPolicy
+from fedsens.remainder._withheld import Withheld
 
 LAYOUT = ParameterLayout.from_shapes([
     ("w", (4,), "float32"),
@@ -65,8 +59,6 @@ def files(folder):
 def test_terms_name_their_policy():
     assert [type(policy(name)) for name in NAMES] == [Plain, Noised, Withheld]
     assert RemainderTerms() == RemainderTerms(remainder="plain")
-    with pytest.raises(ValueError, match="one of plain, noised, withheld, got 'hidden'"):
-        RemainderTerms(remainder="hidden", experiment="a" * 32)
     with pytest.raises(ConfigurationError, match="got 'hidden' as the remainder"):
         policy_named("hidden")
 
@@ -74,7 +66,7 @@ def test_terms_name_their_policy():
 @pytest.mark.parametrize("name", ["noised", "withheld"])
 @pytest.mark.parametrize("experiment", ["", "A" * 32, "a" * 31])
 def test_what_is_kept_needs_the_name_of_an_experiment(name, experiment):
-    with pytest.raises(ValueError, match="experiment"):
+    with pytest.raises(ConfigurationError, match="experiment"):
         RemainderTerms(remainder=name, experiment=experiment)
 
 

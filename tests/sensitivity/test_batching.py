@@ -164,10 +164,11 @@ def test_next_token_labels_move_by_one():
 
 
 CNN_IMAGES, LABELS = torch.zeros(2, 1, 6, 6), torch.zeros(2).long()
+RAGGED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
 WRONG = {
     "tensor": (CNN_IMAGES, r"tuples \(inputs, ..., labels\) or mappings with labels, got Tensor"),
     "alone": ((CNN_IMAGES,), "got tuple; convert"),
-    "no-labels": ({"img": CNN_IMAGES}, "either labels or label, got a mapping of img; rename"),
+    "no-labels": ({"img": CNN_IMAGES}, "either labels or label, got a mapping of img; give tuples"),
     "two-labels": ({"x": CNN_IMAGES, "label": LABELS, "labels": LABELS}, "got a mapping of x, "),
     "labels-only": ({"label": LABELS}, "expected a batch of inputs and"),
     "listed-labels": ((CNN_IMAGES, [0, 1]), "labels as a tensor, got list"),
@@ -182,6 +183,9 @@ WRONG = {
     "string": (("image", LABELS), "a tensor as inputs, got str"),
     "lengths": ((CNN_IMAGES, torch.zeros(3).long()), "samples on the first axis"),
     "scalar": ((torch.zeros(()), LABELS), "samples on the first axis"),
+    "scalar-label": ((CNN_IMAGES, LABELS[0]), "samples on the first axis"),
+    "sparse": ((CNN_IMAGES.to_sparse(), LABELS), r"expected dense tensors.*to_dense\(\)"),
+    "nested": ((RAGGED, LABELS), "to_padded_tensor with a mask"),
     "argument": (
         {"img": CNN_IMAGES, "label": LABELS},
         r"the model's arguments input, got img \(missing .*\); rename .* forward=",
@@ -206,7 +210,7 @@ def test_an_error_of_the_model_itself_is_told_and_kept():
             return super().forward(x) + "1"
 
     with pytest.raises(
-        SensitivityError, match=r"one sample by itself.*unsupported operand"
+        SensitivityError, match=r"one sample by itself.*\n.*unsupported operand"
     ) as told:
         sensitivity_map(Broken(3, 3), [(torch.randn(2, 3), torch.tensor([0, 1]))])
     assert isinstance(told.value.__cause__, TypeError)

@@ -87,6 +87,20 @@ def test_products_are_those_of_the_jacobian(target):
     torch.testing.assert_close(gradient_vjp(model, data, u, wrt=target), total)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda n, d: gradient_jvp(n, d, torch.randn(2, C)), r"directions of shape \(3, 4\)"),
+        (lambda n, d: gradient_jvp(n, d, torch.randn(K, 7)), r"a direction of shape \(4,\)"),
+        (lambda n, d: gradient_vjp(n, d, {"0.bias": torch.zeros(4)}), r"0.bias of shape \(5,\)"),
+        (lambda n, d: loss_gradients("mse", d[0], d[0][:2]), r"labels of shape \(3, 3\)"),
+    ],
+)
+def test_arguments_of_other_shapes_are_named(call, message):
+    with pytest.raises(SensitivityError, match=message):
+        call(net(), batch())
+
+
 def test_norms_of_samples_add_up_to_the_map():
     model, data = net(), batch()
     smap = sensitivity_map(model, [data])

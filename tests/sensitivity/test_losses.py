@@ -155,8 +155,8 @@ def test_a_registered_loss_is_found_by_name():
 
 
 BAD_LABELS = [
-    ("cross_entropy", torch.tensor([0, 5]), "labels from 0 to 4, got labels from 0 to 5"),
-    ("cross_entropy", torch.tensor([-1, 2]), "labels from 0 to 4, got labels from -1 to 2"),
+    ("cross_entropy", torch.tensor([0, 5]), r"labels from 0 to 4 for 5 classes.*\n.*from 0 to 5"),
+    ("cross_entropy", torch.tensor([-1, 2]), r"labels from 0 to 4 for 5 classes.*\n.*from -1 to 2"),
     ("cross_entropy", torch.tensor([-100, 2]), "positive sum"),
     ("cross_entropy", torch.zeros(2, 5), "positive sum"),
     ("cross_entropy", torch.tensor([[0], [1]]), "got torch.int64 of shape \\(2, 1\\)"),

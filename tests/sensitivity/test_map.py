@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from fedsens._files import write_checked
 from fedsens.errors import ConfigurationError, FedSensError, LayoutError, SensitivityError
-from fedsens.files import write_checked
 from fedsens.layout import ParameterLayout
 from fedsens.mask import select_mask
 from fedsens.sensitivity import (

@@ -1,4 +1,6 @@
-"""Gradients that exist only inside of ``.backward()`` are refused, not taken for zero."""
+"""Hidden gradients are refused, not taken for zero; what a forward pass leaves is undone."""
+
+from functools import cached_property, lru_cache
 
 import pytest
 import torch
@@ -97,3 +99,104 @@ def test_checkpoints_that_are_not_reentrant_are_right():
     net = Net(lambda n, x: checkpoint(n.a, x, use_reentrant=False))
     plain = sensitivity_map(Net(lambda n, x: n.a(x)), [BATCH])
     assert sensitivity_map(net, [BATCH]).sums.keys() == plain.sums.keys()
+
+
+class Keeping(nn.Module):
+    """Keeps something of its parameters for later forward passes, in one place or another."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.a, self.b, self.step = nn.Linear(4, 5), nn.Linear(5, 3), step
+        self.known, self.rows, self.outputs = {}, nn.Parameter(torch.randn(9, 4)), []
+        self.once = lru_cache(lambda: 2 * self.a.weight)
+
+    @cached_property
+    def doubled(self):
+        return 2 * self.a.weight
+
+    def forward(self, x):
+        hidden = torch.tanh(self.step(self, x))
+        self.outputs.append(hidden)
+        return self.b(hidden.mean(1))
+
+
+def in_a_dict(n, x):
+    length = x.shape[1]
+    if length not in n.known:
+        n.known[length] = n.rows[:length] * n.a.weight.sum()
+    return n.a(x + n.known[length])
+
+
+def in_a_list(n, x):
+    if not n.outputs:
+        n.outputs.append(2 * n.a.weight)
+    return x @ n.outputs[0].T
+
+
+def in_a_buffer(n, x):
+    if "doubled_weight" not in dict(n.named_buffers()):
+        n.register_buffer("doubled_weight", 2 * n.a.weight, persistent=False)
+    return x @ n.doubled_weight.T
+
+
+def in_a_property(n, x):
+    return x @ n.doubled.T
+
+
+def two_lengths():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(6, steps, 4, generator=generator), torch.arange(6) % 3) for steps in (3, 5)
+    ]
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("step", [in_a_dict, in_a_list, in_a_buffer, in_a_property])
+def test_what_is_kept_for_later_forward_passes_is_undone(step, engine):
+    """As VB-LoRA does: the next sample would meet a tensor whose graph is gone."""
+    torch.manual_seed(0)
+    net = Keeping(step)
+    right = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for x, y in two_lengths():
+        for k in range(len(y)):
+            torch.manual_seed(0)
+            fresh = Keeping(step)
+            nn.functional.cross_entropy(fresh(x[k : k + 1]), y[k : k + 1]).backward()
+            for name, p in fresh.named_parameters():
+                right[name] += 0 if p.grad is None else p.grad.abs()
+    for _ in range(2):
+        smap = sensitivity_map(net, two_lengths(), rule="true_label", engine=engine)
+        for name, value in right.items():
+            torch.testing.assert_close(smap.sums[name], value.detach())
+    assert not net.known
+    assert not net.outputs
+    assert "doubled" not in vars(net)
+    assert not dict(net.named_buffers())
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+def test_what_is_kept_elsewhere_is_named(engine):
+    with pytest.raises(SensitivityError, match="must not be kept for the next forward pass"):
+        sensitivity_map(Keeping(lambda n, x: x @ n.once().T), two_lengths(), engine=engine)
+
+
+class Fixed(nn.Sequential):
+    def train(self, mode=True):
+        raise RuntimeError("this one stays in its mode")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_program_without_eval_mode_is_named(inside):
+    """An exported program has none; neither has a module that is made of one."""
+    net, (x, y) = nn.Sequential(nn.Linear(4, 3)), BATCH
+    program = torch.export.export(net, (x,)).module()
+    model = nn.Sequential(program) if inside else program
+    with pytest.raises(SensitivityError, match="pass the module that was exported"):
+        sensitivity_map(model, [(x, y)])
+    with pytest.raises(SensitivityError, match=r"got RuntimeError.*\nthis one stays in its mode"):
+        sensitivity_map(Fixed(net), [(x, y)])
+    assert sensitivity_map(torch.fx.symbolic_trace(net), [(x, y)]).sums.keys() == {
+        "0.weight",
+        "0.bias",
+    }

@@ -135,3 +135,21 @@ def test_the_command_refuses_before_anything_starts(make):
     assert not (app.folder / "runs").exists()
     result = CliRunner().invoke(cli, ["simulate", str(app.folder), "--policy", "random"])
     assert "got fedsens.policy;" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", ["simulate", "submit"])
+def test_all_that_is_wrong_is_told_at_once_before_anything_starts(make, monkeypatch, command):
+    monkeypatch.setenv("FLWR_HOME", "/nowhere")
+    app = make("fedsens.ratio = 0.1\nfedsens.opens = 'sever'")
+    wrong = ["fedsens.ratio=2", "fedsens.preset=huge", "fedsens.ratoi=0.5", "num-server-round=1"]
+    given = [part for setting in wrong for part in ("-c", setting)]
+    result = CliRunner().invoke(cli, [command, str(app.folder), *given])
+    output = " ".join(result.output.split())
+    assert result.exit_code == 1
+    for told in (
+        "fedsens.ratoi (nearest: fedsens.ratio), num-server-round (nearest: num-server-rounds); ",
+        "ratio: Input should be less than or equal to 1, got 2",
+        "opens: Input should be 'clients' or 'server', got 'sever'",
+        "preset: Input should be 'tiny', 'compact', 'precise' or 'exact', got 'huge'",
+    ):
+        assert told in output

@@ -11,7 +11,7 @@ from fedsens.protocol import PhaseReport
 from fedsens.reporting._sections import run_section
 from fedsens.simulation._figure import draw_curves
 from fedsens.simulation._runner import RunOutcome
-from fedsens.simulation._screen import SimulationScreen
+from fedsens.simulation._screen import SimulationScreen, tables
 from fedsens.simulation._summary import SimulationSummary, choose_metric, summarize
 from tests.simulation.helpers import protected_model
 
@@ -125,6 +125,40 @@ def test_a_run_without_metrics_says_so(model, tmp_path):
     console = Console(record=True, width=80)
     SimulationScreen(console, 2, 0.1, baseline=True).conclude(summary, tmp_path)
     assert "No metric to compare; the app reports: none." in console.export_text()
+
+
+def test_the_end_of_a_run_tells_its_warnings_and_who_was_lost_once(model, tmp_path):
+    first, *rest = reports()
+    reasons = {1: "ValueError in the app", 2: "ValueError in the app", 3: "KeyFileError: [x]"}
+    told = [
+        first.model_copy(update={"warnings": ["examples in install()"]}),
+        *(each.model_copy(update={"warnings": ["examples in install()"]}) for each in rest),
+        PhaseReport(phase="train", round=3, clients=2, lost=3, reasons=reasons),
+    ]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, told), model)
+    assert run.warnings == [
+        "examples in install()",
+        "round 3 train: 2 clients lost: ValueError in the app",
+        "round 3 train: 1 client lost: KeyFileError: [x]",
+    ]
+    console = Console(record=True, width=100)
+    more = {"baseline": None, "model_sha256": None, "clients_agreeing": 0, "folder": tmp_path}
+    for opens in ("clients", "server", None):
+        summary = SimulationSummary(**{**dict(run), **more, "opens": opens})
+        SimulationScreen(console, None, None, baseline=False).conclude(summary, tmp_path)
+        shown = console.export_text()
+        for warning in run.warnings:
+            assert shown.count(f"Warning: {warning}") == 1
+        assert ("they have NaN at the" in shown) == (opens == "clients")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "next_token_acc", "val-top-5-accuracy"])
+def test_the_name_of_a_metric_takes_no_figure_its_room(model, metric):
+    told = [each.model_copy(update={"metrics": {metric: 0.5}}) for each in reports()]
+    run = summarize(RunOutcome("1", "finished:completed", 9.0, told), model)
+    console = Console(record=True, width=80)
+    console.print(*tables(run, run))
+    assert "…" not in console.export_text()
 
 
 def test_the_figure_and_the_tables_are_drawn(simulation, tmp_path):

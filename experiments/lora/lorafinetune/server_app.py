@@ -9,7 +9,6 @@ from lorafinetune.task import adapter_of, get_model
 
 from fedsens import FedSensConfig
 from fedsens.flower import SelectiveEncryption
-from fedsens.protocol import save_protected
 
 app = ServerApp()
 
@@ -19,10 +18,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation."""
     options = context.run_config
     model = get_model(str(options["model"]), str(options["dtype"]))
-    strategy = SelectiveEncryption(FedAvg(), FedSensConfig.from_run_config(options))
+    config, folder = FedSensConfig.from_run_config(options), str(options["output-dir"])
+    strategy = SelectiveEncryption(FedAvg(), config, output_dir=folder or None)
     rounds = int(options["num-server-rounds"])
     strategy.start(grid, ArrayRecord(adapter_of(model)), num_rounds=rounds)
-    if options["output-dir"]:
-        folder = Path(str(options["output-dir"]))
-        model.save_pretrained(folder / "adapter")  # as it was: for fedsens open --adapter
-        save_protected(strategy.model, folder / "protected.safetensors")
+    if folder:
+        model.save_pretrained(Path(folder) / "adapter")  # as it was: for fedsens open --adapter

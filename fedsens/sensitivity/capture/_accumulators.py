@@ -19,19 +19,11 @@ class Accumulator(Protocol):
         """Take one row."""
 
     def finish(self, total: Tensor) -> None:
-        """Add the norms.
-
-        Args:
-            total: in the parameter's shape, added to in place.
-        """
+        """Add the norms to a total in the parameter's shape, in place."""
 
 
 def make_accumulator(gradients: list[Gradient]) -> Accumulator:
-    """Choose how to fold by the first row.
-
-    Raises:
-        Uncovered: these kinds of gradients cannot be added.
-    """
+    """Choose how to fold by the first row, if these kinds of gradients can be added."""
     outer = [one for one in gradients if isinstance(one, Outer)]
     lookups = [one for one in gradients if isinstance(one, Lookup)]
     if len(outer) == len(gradients):
@@ -190,13 +182,9 @@ class TiedAccumulator:
 
 
 def distinct(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct pairs (sample, entry) of a batch's lookups.
+    """The distinct pairs (sample, entry) of a batch's lookups (K, positions).
 
-    Args:
-        index: (K, positions).
-
-    Returns:
-        The entry and the sample of each pair, and for each lookup its pair, (K, positions).
+    The entry and the sample of each pair, and for each lookup its pair, (K, positions).
     """
     samples = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
     width = int(index.max()) + 1

@@ -55,16 +55,11 @@ def add_rows(
     keep_graph: bool,
     check: Check | None = None,
 ) -> dict[str, str]:
-    """Pull rows back and add the sums over samples of their L2 norm.
+    """Pull rows, cotangents of the outputs, back and add the sums over samples of their L2 norm.
 
-    Args:
-        sums: added to in place, except for parameters that fail.
-        outputs: the logits, or what they depend on through, (K, ...), with the graph.
-        rows: cotangents of the outputs.
-        operations: to look at.
-        scale: factor on the rows that keeps half precision in range.
-        keep_graph: whether another call, or the check, will need the graph.
-        check: what the first row's cotangents have to stand.
+    Sums are added to in place, except for parameters that fail, which are returned with why. The
+    outputs are the logits, or what they depend on through, (K, ...), with the graph, which is kept
+    for another call or the check. ``check`` is what the first row's cotangents have to stand.
     """
     accumulators: dict[ParameterView, Accumulator] = {}
     failed: dict[str, str] = {}

@@ -40,15 +40,7 @@ def convolution(
 
 
 def channels(tensor: Tensor, groups: int) -> Tensor:
-    """Arrange feature maps by groups of channels.
-
-    Args:
-        tensor: (K, frames, channels, *positions).
-        groups: number of groups.
-
-    Returns:
-        (K, groups, channels / groups, T), T over frames and positions.
-    """
+    """From (K, frames, channels, *positions) to (K, groups, channels / groups, T), T over both."""
     maps = tensor.flatten(3) if tensor.shape[1] == 1 else tensor.flatten(3).transpose(1, 2)
     return maps.reshape(len(tensor), groups, tensor.shape[2] // groups, -1)
 
@@ -63,16 +55,8 @@ def windows(
 ) -> Tensor:
     """What a convolution sees at each position of its output (im2col).
 
-    Args:
-        x: (K, frames, channels, *positions).
-        kernel: its size on each axis.
-        stride: as of the convolution.
-        padding: as of the convolution, ``"same"`` and ``"valid"`` included.
-        dilation: as of the convolution.
-        groups: as of the convolution.
-
-    Returns:
-        (K, groups, channels / groups * prod(kernel), T).
+    From (K, frames, channels, *positions) to (K, groups, channels / groups * prod(kernel), T). The
+    padding may be ``"same"`` or ``"valid"``, as that of the convolution.
     """
     axes = len(kernel)
     steps, holes = on_each_axis(stride, axes), on_each_axis(dilation, axes)

@@ -7,14 +7,14 @@ below reaches the logits through h alone, so its Jacobian is (B W) dh/dw, and an
 
     RᵀR = (B W)ᵀ(B W) = s² (WᵀW - (Wᵀq)(Wᵀ1)ᵀ - (Wᵀ1)(Wᵀq)ᵀ + C (Wᵀq)(Wᵀq)ᵀ)
 
-have the same L2 norms: d = len(h) backward passes do where B has more rows (many classes).
+have the same L2 norms: d = len(h) backward passes do where B has more rows (many classes). Where h
+comes from a ReLU, only its positive entries let a gradient through: R has a row for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -32,26 +32,25 @@ class Head:
         operation: the layer.
         inputs: h, (K, *positions, d), with its graph.
         weight: W, (C, d).
+        live: which entries of h let a gradient through, (K, T, d) for T positions.
     """
 
     operation: Operation
     inputs: Tensor
     weight: Tensor
+    live: Tensor
 
     @property
     def passes(self) -> int:
-        """How many backward passes what lies below takes: d for each position."""
-        return prod(self.inputs.shape[1:])
+        """How many backward passes what lies below takes: at each position as many as are live."""
+        return int(self.live.sum(-1).amax(0).sum())
 
     def norms(
         self, targets: Mapping[str, ParameterView], q: Tensor, scale: Tensor
     ) -> dict[str, Tensor]:
         """The layer's own part of the map: names to the sums over samples of the L2 norm.
 
-        Args:
-            targets: argument to parameter, for the parameters that are wanted.
-            q: (K, T, C) for T positions.
-            scale: s, (K, T).
+        Of the parameters that are wanted, with q (K, T, C) and s (K, T) for T positions.
         """
         inputs = self.inputs.detach().to(q.dtype).reshape(*q.shape[:2], -1)
         squares = (1 - q).square() + (q.shape[-1] - 1) * q.square()
@@ -78,7 +77,8 @@ class Head:
             cross = along[:, :, None] * ones
             square = len(weight) * along[:, :, None] * along[:, None, :]
             factor = scale[:, position].double().square()[:, None, None]
-            for row in _root((plain - cross - cross.mT + square) * factor).to(q.dtype).unbind(-1):
+            gram = (plain - cross - cross.mT + square) * factor
+            for row in _root(gram, self.live[:, position].double()).to(q.dtype).unbind(-1):
                 cotangent = row.new_zeros(*q.shape[:2], row.shape[-1])
                 cotangent[:, position] = row
                 yield cotangent.view(self.inputs.shape)
@@ -106,14 +106,23 @@ def find_head(operations: Sequence[Operation], z: Tensor) -> Head | None:
     whole = all(target.view is None for target in last.targets.values())
     if not whole or elsewhere & last.names or not inputs.requires_grad or inputs.ndim != z.ndim:
         return None
-    return Head(last, inputs, last.arguments["weight"])
+    relu = inputs.grad_fn is not None and inputs.grad_fn.name() == "ReluBackward0"
+    live = inputs > 0 if relu else torch.ones_like(inputs, dtype=torch.bool)
+    live = live.reshape(len(inputs), -1, inputs.shape[-1])
+    return Head(last, inputs, last.arguments["weight"], live)
 
 
-def _root(gram: Tensor) -> Tensor:
-    """L with L Lᵀ = gram for each matrix of a batch, singular ones included."""
+def _root(gram: Tensor, live: Tensor) -> Tensor:
+    """L with L Lᵀ = gram in what is live for each matrix of a batch, singular ones included.
+
+    Columns without an entry come last, and what is such a column in every matrix is left out.
+    """
+    gram = gram * live[:, None] * live[:, :, None] + torch.diag_embed(1 - live)
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool(info.any()):
         values, vectors = torch.linalg.eigh(gram)
         factor = vectors * values.clamp(min=0).sqrt()[..., None, :]
-    return factor
+    factor = factor * live[:, :, None]
+    full, order = factor.any(1).sort(descending=True, stable=True)
+    return factor.gather(2, order[:, None].expand_as(factor))[..., : int(full.sum(1).max())]

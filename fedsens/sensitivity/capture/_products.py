@@ -15,7 +15,7 @@ from torch import Tensor
 # entries of a tile: on a CPU what the second-level cache holds, on a GPU enough work per kernel
 TILE = {"cpu": 200_000, "cuda": 2**25}
 # entries of the cotangents that are copied side by side at a time
-STACK = {"cpu": 2**21, "cuda": 2**27}
+STACK = {"cpu": 2**19, "cuda": 2**27}
 # costs in multiply-adds of a large matrix product (measured on a CPU): reducing an entry of one
 # row, making one product of positions, taking the square root of an entry
 REDUCE, PAIR, ROOT = 20, 260, 65
@@ -40,11 +40,12 @@ def add_products(total: Tensor, rows: list[Tensor], a: Callable[[slice], Tensor]
 
 def _add_stacked(total: Tensor, d: Tensor, a: Tensor, tile: int) -> None:
     """Several samples at a time where their gradients are small, one output after another else."""
-    batch = max(1, tile // max(d.shape[2] * total.numel(), 1))
-    if batch > 1 or len(total) > 1:
+    sample = max(d.shape[2] * total.numel(), 1)
+    if sample < 2 * tile or len(total) > 1:
+        batch = max(1, tile // sample)
         for start in range(0, len(d), batch):
             part = slice(start, start + batch)
-            total += product_norms(d[part], a[part]).sum(0)
+            total += product_norms(d[part], a[part]).sum(0).mT
         return
     # one sample's gradient fills a tile: its outputs are taken a few at a time
     gram = use_gram(d, total.shape[-1])
@@ -109,12 +110,12 @@ def product_norms(d: Tensor, a: Tensor) -> Tensor:
         a: (K, groups, in, T).
 
     Returns:
-        (K, groups, out, in).
+        (K, groups, in, out): a product with the rows on the right is up to 1.4 times faster.
     """
     samples, groups, rows, outputs, positions = d.shape
-    left = d.reshape(samples * groups, rows * outputs, positions)
-    product = torch.bmm(left, a.reshape(samples * groups, -1, positions).mT)
-    return over_rows(product.view(samples, groups, rows, outputs, -1), 2)
+    right = d.reshape(samples * groups, rows * outputs, positions)
+    product = torch.bmm(a.reshape(samples * groups, -1, positions), right.mT)
+    return over_rows(product.view(samples, groups, -1, rows, outputs), 3)
 
 
 def use_gram(d: Tensor, inputs: int) -> bool:

@@ -68,11 +68,7 @@ class ParameterView:
     view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
 
     def of(self, whole: Tensor) -> Tensor:
-        """The same view of another tensor.
-
-        Args:
-            whole: a contiguous tensor of the parameter's shape.
-        """
+        """The same view of another contiguous tensor of the parameter's shape."""
         return whole if self.view is None else whole.as_strided(*self.view)
 
 

@@ -57,13 +57,7 @@ def addmm(cotangent: Cotangent, input: Tensor, mat1: Tensor, mat2: Tensor) -> Gr
 
 
 def columns(tensor: Tensor) -> Tensor:
-    """The features of every position as columns.
-
-    Args:
-        tensor: (K, *positions, features).
-
-    Returns:
-        A view (K, 1, features, T).
+    """The features (K, *positions, features) as columns: a view (K, 1, features, T).
 
     Raises:
         Uncovered: there are no positions.
@@ -202,15 +196,7 @@ def expand(cotangent: Cotangent, input: Tensor, *sizes: Any) -> Gradients:
 
 
 def to_shape(d: Tensor, parameter: Tensor) -> Tensor:
-    """Sum cotangents over the axes on which a parameter was broadcast.
-
-    Args:
-        d: (K, *shape of the output, the sample axis divided by K).
-        parameter: broadcast to the output's shape.
-
-    Returns:
-        (K, *parameter.shape).
-    """
+    """Sum cotangents over the axes on which a parameter was broadcast: (K, *parameter.shape)."""
     lead = d.ndim - 1 - parameter.ndim
     sizes = (1,) * lead + tuple(parameter.shape)
     axes = [1 + at for at, size in enumerate(sizes) if size == 1]

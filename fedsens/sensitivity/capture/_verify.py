@@ -223,8 +223,9 @@ def differences(
         return {}
     expected = _autograd(task, names, alone, row[chosen : chosen + 1])
     got = {n: v.new_zeros(v.shape) for n, v in expected.items()}  # contiguous, as sums are
+    left = [one.without(failed) for one in read]
     with torch.no_grad():
-        problems = add_sample(got, read, cotangents, len(row), chosen, row.dtype)
+        problems = add_sample(got, left, cotangents, len(row), chosen, row.dtype)
     seen = {name for one in read for name in one.names}
     unseen = [n for n in names if n not in seen and bool(expected[n].any())]
     dtypes = {name: task.parameters[name].dtype for name in expected}

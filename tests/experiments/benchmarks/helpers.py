@@ -5,7 +5,7 @@ from functools import partial
 from torch import nn
 
 from experiments.benchmarks.comparisons import Comparison
-from fedsens.bench._cases import MapCase, images
+from fedsens.bench._map import MapCase, images
 from fedsens.bench._models import ResidualBlock
 
 

@@ -18,6 +18,8 @@ from experiments.benchmarks.readme import codec
 from fedsens.bench._tables import three_digits
 from fedsens.crypto import PRESETS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows():

@@ -12,6 +12,8 @@ from experiments.cases import environment
 from fedsens.errors import BenchmarkError
 from tests.experiments.benchmarks.helpers import comparison, perceptron, residual
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report():

@@ -9,7 +9,7 @@ from experiments.benchmarks import libraries
 from experiments.benchmarks import plain_torch as plain
 from experiments.benchmarks.maps import METHODS
 from experiments.benchmarks.methods import ours
-from fedsens.bench._cases import CASES
+from fedsens.bench._map import CASES
 from fedsens.sensitivity import reference_map
 from tests.experiments.benchmarks.helpers import case, perceptron, residual
 

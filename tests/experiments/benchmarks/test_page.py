@@ -39,6 +39,7 @@ def test_one_part_is_measured_without_touching_the_page(tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_round_has_secagg_beside_it():
     content = benchmarks.rounds(1, "lenet", images=4, clients=2).content
     names = [row["name"] for row in content["rows"]]

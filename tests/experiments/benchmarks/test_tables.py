@@ -5,7 +5,7 @@ from rich.console import Console
 
 from experiments.benchmarks.rows import STEP, VECTOR, MapRow, MethodsReport, ThresholdRow
 from experiments.benchmarks.tables import methods_table, thresholds_table
-from fedsens.bench._cases import CASES
+from fedsens.bench._map import CASES
 
 
 def shown(report, width=100):

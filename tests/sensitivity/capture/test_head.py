@@ -60,8 +60,10 @@ def test_otherwise_the_loss_says_how_many_rows(monkeypatch, model, options, rows
     assert_same(smap, sensitivity_map(model, [(x, y)], engine="loop", **options))
 
 
-def test_a_last_layer_without_full_rank_is_no_obstacle():
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU()])
+def test_a_last_layer_without_full_rank_is_no_obstacle(activation):
     model = narrow()
+    model[1] = activation
     with torch.no_grad():
         model[2].weight[:, 1] = model[2].weight[:, 0]
         model[2].weight[:, 2] = 0
@@ -70,6 +72,22 @@ def test_a_last_layer_without_full_rank_is_no_obstacle():
         reference_map(model, [batch()], order="label_first"),
         1e-7,  # the square root of a singular matrix has half of the digits
     )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("classes", [5, 9])
+@pytest.mark.parametrize("bias", [-9.0, -0.5, 9.0])
+def test_what_a_relu_stops_takes_no_row(monkeypatch, inplace, classes, bias):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace), nn.Linear(6, classes)).double()
+    x, y = batch(classes)
+    x[2] = x[4] = 0
+    with torch.no_grad():
+        model[0].bias.fill_(bias)
+        live = (model[:2](x) > 0).sum(1)
+    smap, count = passes(monkeypatch, model, [(x, y)])
+    assert count == min(int(live.max()), classes - 1) in {-9: [0], -0.5: [2, 3, 4], 9: [4, 6]}[bias]
+    assert_same(smap, reference_map(model, [(x, y)], order="label_first"))
 
 
 class SharedHead(nn.Module):

@@ -5,7 +5,7 @@ import cmath
 import numpy as np
 import pytest
 
-from .kit import N, Q, evaluate, exact, interpolate, negacyclic, product
+from .ring import N, Q, evaluate, exact, interpolate, negacyclic, product
 
 
 def test_the_product_wraps_with_a_sign():

@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fedsens._imports import EXTRAS, require
 from fedsens.cli._common import named_errors
 from fedsens.errors import ConfigurationError
-from fedsens.extras import EXTRAS, require
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 # What a distribution is called that brings a package of another name, itself or with others.

@@ -1,10 +1,15 @@
-"""Packages that only some uses need, imported when they are first used."""
+"""What is imported when it is first used: names of a package (PEP 562), and optional packages."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fedsens.errors import ConfigurationError
 
@@ -25,16 +30,35 @@ EXTRAS = {
 }
 
 
-def require(module: str, extra: str | None = None) -> ModuleType:
-    """Import a module of an optional package.
+def attach(
+    package: str, file: str, names: Sequence[str]
+) -> tuple[Callable[[str], Any], Callable[[], Sequence[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package whose names are imported when first used.
 
-    Args:
-        module: its full name.
-        extra: the extra of fedsens that brings it, if not the usual one.
-
-    Raises:
-        ConfigurationError: the package is not installed; the text says how to install it.
+    Where each comes from, the package says once: in the imports for type checkers in its file.
     """
+
+    @cache
+    def homes() -> dict[str, str]:
+        blocks = (n for n in ast.parse(Path(file).read_text("utf-8")).body if isinstance(n, ast.If))
+        imports = (each for block in blocks for each in block.body)
+        return {
+            alias.name: str(each.module)
+            for each in imports
+            if isinstance(each, ast.ImportFrom)
+            for alias in each.names
+        }
+
+    def get(name: str) -> Any:
+        if name not in names or name not in homes():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes()[name]), name)
+
+    return get, lambda: names
+
+
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import a module of an optional package; the error says by which extra to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

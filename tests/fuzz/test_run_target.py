@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 
 from . import table
-from .drive import Drive
 from .run import result_of
+from .run_target import Drive
 from .targets import BY_NAME
 
 
 def drive(work: Path, runs: int, *options: str) -> dict:
-    command = [sys.executable, "-m", "tests.fuzz.drive", "mask", str(runs), str(work), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.run_target",
+        "mask",
+        str(runs),
+        str(work),
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (work / "mask.log").write_text(done.stderr)

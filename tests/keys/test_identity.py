@@ -1,8 +1,19 @@
+"""Identities, rosters and envelopes: what is written can be read, by those it is for only."""
+
+import json
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedsens.errors import EnvelopeError
-from fedsens.keys import seal, unseal
+from fedsens.errors import EnvelopeError, KeyFileError, RosterError
+from fedsens.keys import (
+    load_identity,
+    read_roster,
+    roster_fingerprint,
+    seal,
+    unseal,
+    write_roster,
+)
 
 SECRET = b"the shared secret of the federation"
 RUN = "17"
@@ -10,6 +21,8 @@ SENDER, RECIPIENT, STRANGER = (
     X25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2, 3)
 )
 LOW_ORDER = [bytes(32), bytes([1]) + bytes(31), bytes.fromhex("ec" + "ff" * 30 + "7f")]
+
+ROSTER = [bytes([n]) * 32 for n in (3, 1, 2)]
 
 
 def public(key):
@@ -112,3 +125,41 @@ def test_errors_quote_nothing_secret(envelope):
         assert secret.hex() not in str(caught.value)
         assert repr(secret) not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_a_written_roster_lists_each_key_once_in_any_case_and_order(tmp_path):
+    given = [f" {key.hex().upper()}\n" for key in (*ROSTER, ROSTER[0])]
+    written = write_roster(tmp_path / "roster", given)
+    assert read_roster(tmp_path / "roster") == written == sorted(ROSTER)
+    assert roster_fingerprint(written) == roster_fingerprint(ROSTER)
+
+
+@pytest.mark.parametrize("key", ["", "00", "zz" * 32, "00" * 33])
+def test_what_is_no_public_key_is_not_written(tmp_path, key):
+    with pytest.raises(RosterError, match="64 hexadecimal digits"):
+        write_roster(tmp_path / "roster", [ROSTER[0].hex(), key])
+    assert not (tmp_path / "roster").exists()
+
+
+def test_a_roster_is_never_replaced(tmp_path):
+    write_roster(tmp_path / "roster", [ROSTER[0].hex()])
+    with pytest.raises(RosterError, match="exists"):
+        write_roster(tmp_path / "roster", [ROSTER[1].hex()])
+    assert read_roster(tmp_path / "roster") == ROSTER[:1]
+
+
+@pytest.mark.parametrize("content", [{}, [1], ["00"], "00" * 32, [None]])
+def test_another_content_is_no_roster(tmp_path, content):
+    path = tmp_path / "roster"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RosterError, match="JSON list of hexadecimal public keys"):
+        read_roster(path)
+
+
+def test_an_identity_is_made_once_and_damage_is_named(tmp_path):
+    path = tmp_path / "identity"
+    made = load_identity(path).private_bytes_raw()
+    assert load_identity(path).private_bytes_raw() == made == path.read_bytes()
+    path.write_bytes(made[:-1])
+    with pytest.raises(KeyFileError, match="identity of 32 bytes"):
+        load_identity(path)

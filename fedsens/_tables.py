@@ -23,16 +23,9 @@ def make_table(
 ) -> Table:
     """Lay figures out as a table with numbers to the right, as every command shows them.
 
-    Args:
-        columns: the headers.
-        rows: the cells, as many in each row as there are headers; a row without any draws a line.
-        title: above the table.
-        caption: below it.
-        left: numbers of the columns that hold text and begin at the left.
-        wrapping: numbers of the columns that may be broken over several lines; numbers never are.
-
-    Returns:
-        The table.
+    A row without any cell draws a line. ``left`` and ``wrapping`` are the numbers of the columns
+    that hold text and begin at the left, and that may be broken over several lines; numbers never
+    are.
     """
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):

@@ -44,13 +44,7 @@ def write_checked(path: str | os.PathLike[str], header: str, tensors: Arrays) ->
 def read_checked(
     path: str | os.PathLike[str], kind: str, error: type[FedSensError] = ProtocolError
 ) -> tuple[str, Arrays]:
-    """The header's text and the tensors of an intact file of :func:`write_checked`.
-
-    Args:
-        path: the file.
-        kind: what it should be, for the error.
-        error: what to raise if the file is missing or damaged, or none of fedsens's.
-    """
+    """The header's text and the tensors of an intact file of :func:`write_checked`."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -59,12 +53,12 @@ def read_checked(
         intact = checksum == _checksum(header, tensors)
     except UNREADABLE as problem:
         raise error(
-            f"expected an intact {kind} in {path}, got {type(problem).__name__} on reading it; "
-            "restore a copy"
+            f"expected an intact {kind} in {Path(path).name}, got {type(problem).__name__} on "
+            "reading it; restore a copy"
         ) from None
     if not intact:
         raise error(
-            f"expected a matching checksum of the {kind} in {path}, got a damaged file; "
+            f"expected a matching checksum of the {kind} in {Path(path).name}, got a damaged file; "
             "restore a copy"
         )
     return header, tensors
@@ -145,11 +139,7 @@ def create_private(path: Path, data: bytes) -> bool:
 
 
 def replace_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read; one that exists is replaced in one step.
-
-    Raises:
-        KeyFileError: the file cannot be written.
-    """
+    """Write a file that only its owner can read; one that exists is replaced in one step."""
     try:
         with _filled(path, data) as draft:
             os.replace(draft, path)
@@ -162,11 +152,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let other processes and threads that lock the same file wait.
-
-    Args:
-        path: the file, which need not exist; the lock is a hidden file beside it.
-    """
+    """Let others that lock this file, which need not exist, wait."""
     lock = path.with_name(f".{path.name}.lock")
     lock.touch(mode=0o600)
     with lock.open() as file:

@@ -5,6 +5,7 @@ import json
 import sys
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -29,8 +30,7 @@ from fedsens.cli import app
 from fedsens.cli._auditing import PRESET
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
-
-from .models import MODELS, digits, study
+from tests.audit.models import MODELS, digits, study
 
 PRIOR = [0.3, 0.3]
 
@@ -192,8 +192,49 @@ def test_a_record_goes_on_and_refuses_another_study(tmp_path):
     assert outcome == one
     assert torch.allclose(picture, found, atol=1 / 255)
     assert read_settings(tmp_path) == {"steps": 1}
-    with pytest.raises(ConfigurationError, match="got other settings"):
-        Record(tmp_path, {"steps": 2})
+    with pytest.raises(ConfigurationError, match=r"got other settings \(seed, steps\)"):
+        Record(tmp_path, {"steps": 2, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}x\n", b"7\n", b"\xff\xfe\x00\n", b'{"a": 1', b"a,b\n1,2\n"]
+)
+def test_a_damaged_or_foreign_folder_is_named(content, tmp_path):
+    (tmp_path / "audit.jsonl").write_bytes(content)
+    for command in (("--out", tmp_path), ("recommend", tmp_path)):
+        result = invoke(*command)
+        assert result.exit_code == 1
+        text = " ".join(result.output.split())
+        assert "expected the settings of a study in line 1" in text
+        assert "damaged or no audit's: choose another folder" in text
+
+
+@pytest.mark.parametrize("odd", ['"score": "high"', '"score": null', '"score": [1]', '"scores": 1'])
+def test_an_outcome_of_another_shape_is_named(odd, tmp_path):
+    record, path = Record(tmp_path, {}), tmp_path / "audit.jsonl"
+    for one in outcomes(NO_ENCRYPTION, dlg=[0.75, 0.5]):
+        record.add(one, torch.zeros(1, 2, 2))
+    path.write_text(path.read_text().replace('"score": 0.75', odd))
+    with pytest.raises(ConfigurationError, match="trial in line 2"):
+        Record(tmp_path, {})
+    path.write_bytes(path.read_bytes().replace(odd.encode(), b"\xff"))
+    with pytest.raises(ConfigurationError, match="trial in line 2"):
+        Record(tmp_path, {})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"can be written, got .*file: .*; choose another"):
+        Record(tmp_path / "file", {})
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(ConfigurationError, match="Is a directory; choose another"):
+        Record(tmp_path, {})
+
+
+def test_a_study_that_was_ended_before_its_first_line_begins_again(tmp_path):
+    (tmp_path / "audit.jsonl").touch()
+    assert Record(tmp_path, {"steps": 1}).known == {}
+    assert read_settings(tmp_path) == {"steps": 1}
 
 
 def test_a_line_that_an_interruption_has_cut_is_left_out_and_a_damaged_one_named(tmp_path):
@@ -231,6 +272,21 @@ def test_forced_layers_are_in_every_mask_but_the_anchors():
     assert not made.view("none", 0.0, 0).gradients["1.weight"].isnan().any()
     with pytest.raises(ConfigurationError, match="forced layers"):
         made.mask(Protection("random", 0.1))
+
+
+@pytest.mark.parametrize("command", [("--out",), ("recommend",)])
+def test_a_mask_that_cannot_be_made_is_said_before_anything_is_attacked(command, tmp_path):
+    forced = ["--force", "0", "--policy", "random", "--ratio", 0.5, "--ratio", 1e-3, "--images", 1]
+    result = invoke(*command, tmp_path, *forced, "--attack", "dlg")
+    assert "expected forced layers of at most" in " ".join(result.output.split())
+    assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_table_says_from_how_many_others_a_victim_is_told(tmp_path):
+    np.savez(tmp_path / "few.npz", x=np.random.default_rng(0).random((9, 8, 8)), y=np.arange(9) % 3)
+    options = ["--data", tmp_path / "few.npz", "--images", 2, "--attack", "learned", "--out"]
+    text = said(invoke(*options, tmp_path / "a", "--policy", "random", "--ratio", 0.5))
+    assert "share of the victims told from 7 others" in text
 
 
 def invoke(*options):

@@ -29,12 +29,10 @@ class Registry(Generic[T]):
     def __init__(
         self, kind: str, group: str | None = None, error: type[FedSensError] = ConfigurationError
     ) -> None:
-        """Make an empty registry.
+        """Make an empty registry of what ``kind`` calls, such as ``"mask policy"``.
 
-        Args:
-            kind: what an entry is, such as ``"mask policy"``; used in error texts.
-            group: entry points of installed packages that are loaded when entries are looked up.
-            error: what is raised for an unknown or a taken name.
+        The group's entry points of installed packages are loaded when entries are looked up.
+        ``error`` is raised for an unknown or a taken name.
         """
         self._kind, self._group, self._error = kind, group, error
         self._entries: dict[str, T] = {}
@@ -52,10 +50,9 @@ class Registry(Generic[T]):
             near = get_close_matches(name, self._entries, n=1, cutoff=0.7) if known else []
             hint = f" (nearest: {near[0]})" if near else ""
             raise self._error(
-                f"expected {_with_article(self._kind)} among "
-                f"{', '.join(map(str, self._entries))}, got {name!r}{hint}; choose one, or name "
-                "the module that registers yours: --import MODULE, or fedsens.import in a run "
-                "config"
+                f"expected {_with_article(self._kind)} among {', '.join(map(str, self._entries))}, "
+                f"got {name!r}{hint}; choose one, or name the module that registers yours: "
+                "--import MODULE, or fedsens.import in a run config"
             )
         return self._entries[name]
 
@@ -106,9 +103,6 @@ def load_extensions(modules: Iterable[str]) -> None:
 
     What installed packages announce as entry points comes first.
 
-    Args:
-        modules: their dotted names; empty ones are passed over.
-
     Raises:
         ConfigurationError: names every module that cannot be imported, and why.
     """
@@ -138,5 +132,6 @@ def _load_entry_points(group: str, kind: type[FedSensError]) -> None:
         except (ImportError, AttributeError) as error:
             raise kind(
                 f"expected the entry point {point.name} = {point.value} of {group} to load, "
-                f"got {type(error).__name__}: {error}; mend or uninstall its package"
+                f"got {type(error).__name__}; mend or uninstall its package",
+                str(error),  # which may name folders
             ) from error

@@ -17,7 +17,7 @@ import numpy as np
 from fedsens.crypto._wire import BATCH_HEADER, CHECKSUM, SEGMENT, checksum
 from fedsens.errors import FedSensError
 from fedsens.keys._key import DOMAIN
-from fedsens.keys._opening import _bound, _secret_of, _summands
+from fedsens.keys._opening import _bound, _contributions, _secret_of
 from fedsens.keys._pads import COEFFICIENTS, put_pads_on
 from fedsens.keys._tags import expected_tags
 from fedsens.layout import ParameterLayout
@@ -89,12 +89,12 @@ def opening(header: Any, ciphertext: bytes, key_sum: bytes) -> tuple[Any, bytes]
     try:
         told = AggregateHeader.model_validate(header)
         bound = _bound(told) if told.rekeyed else told.context.digest
-        summands = _summands(told, whole=True)
+        contributions = _contributions(told, whole=True)
         parameters, key = told.context.parameters, fixed.key()
-        tags = expected_tags(ciphertext, parameters, key, bound, summands)
+        tags = expected_tags(ciphertext, parameters, key, bound, contributions)
         if _secret_of(Aggregate(told, ciphertext, key_sum), key) is None:
             ones = np.ones(COEFFICIENTS, np.int64)
-            key_sum = put_pads_on(ones, key, _bound(told), _summands(told))
+            key_sum = put_pads_on(ones, key, _bound(told), _contributions(told))
         return json.loads(told.model_copy(update={"tags": tags}).model_dump_json()), key_sum
     except (*BROKEN, FedSensError):
         return header, key_sum

@@ -1,4 +1,6 @@
-"""Tries many inputs on one target in this process: ``python -m tests.fuzz.drive TARGET RUNS WORK``.
+"""Tries many inputs on one target, in this process.
+
+To run it: ``python -m tests.fuzz.run_target TARGET RUNS WORK``.
 
 With atheris the inputs are guided by coverage of fedsens; without it (or with ``--blind``) they
 are mutations of the seeds, the same ones for the same number of inputs tried before.
