@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from rich.table import Table
@@ -21,6 +22,8 @@ from fedsens.errors import ConfigurationError
 from fedsens.protocol import ProtectedModel, load_protected
 from fedsens.reporting._page import cards, conclusion, folded, picture, small_print
 from fedsens.simulation import RunSummary, SimulationSummary, tables
+
+T = TypeVar("T")
 
 
 def run_section(folder: Path) -> tuple[str, str]:
@@ -157,7 +160,7 @@ def result_sections(folder: Path) -> list[tuple[str, str]]:
         Titles and HTML.
 
     Raises:
-        ConfigurationError: there are no results.
+        ConfigurationError: there are no results, or a study is damaged.
     """
     sections: dict[str, list[Path]] = {}
     studies = []
@@ -223,24 +226,47 @@ def _rows(path: Path, content: Mapping[str, Any]) -> str:
 
 
 def _study(folder: Path) -> str:
+    _study_part(folder / STUDY, json.loads, dict)
     parts = [picture(folder / n, text) for n, text in PICTURES.items() if (folder / n).exists()]
     for name, text in TABLES.items():
         title, note = text.split(". ", 1)
         if (folder / name).exists():
-            with (folder / name).open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+            header, *rows = _study_part(folder / name, _same_columns, list) or [[]]
             if rows:
                 table = to_html(make_table(header, rows))
                 parts.append(folded(title, table + small_print(note)))
-    return "".join(parts) + conclusion(_verdict(folder))
+    return "".join(parts) + conclusion(_verdict(folder / VERDICT))
 
 
-def _verdict(folder: Path) -> str:
+def _verdict(path: Path) -> str:
     """What the audit said in the end."""
-    try:
-        return str(json.loads((folder / VERDICT).read_text())["verdict"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if not path.exists():
         return "The strongest attack counts, not the mean. What to choose: fedsens audit recommend."
+    return _study_part(path, lambda text: json.loads(text)["verdict"], str)
+
+
+def _study_part(path: Path, parse: Callable[[str], Any], kind: type[T]) -> T:
+    """A file of a study, which is damaged if it is of another kind than the audit writes."""
+    try:
+        content = parse(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        found = type(error).__name__
+    else:
+        if isinstance(content, kind):
+            return content
+        found = type(content).__name__
+    raise ConfigurationError(
+        f"expected what fedsens audit writes in {path}, got {found}; run the study again: it goes on "
+        "from the trials in audit.jsonl"
+    )
+
+
+def _same_columns(text: str) -> list[list[str]]:
+    """The rows of a table in CSV."""
+    rows = list(csv.reader(StringIO(text, newline="")))
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise ValueError
+    return rows
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> Table:

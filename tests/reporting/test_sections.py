@@ -152,6 +152,30 @@ def test_a_study_shows_its_pictures_and_tables(tmp_path):
     assert '<p class="end">Encrypt all.</p>' in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("audit.json", ""),
+        ("audit.json", '{"settings": '),
+        ("audit.json", "[]"),
+        ("audit.json", "\xff"),
+        ("audit.csv", "policy,ratio\nrandom\n"),
+        ("membership.csv", "policy,ratio\nrandom,0.1,0.2\n"),
+        ("recommend.json", "{}"),
+        ("recommend.json", '{"verdict": null}'),
+        ("recommend.json", '"verdict"'),
+    ],
+)
+def test_a_damaged_study_is_an_error_by_name(tmp_path, name, content):
+    (tmp_path / "audit.json").write_text("{}")
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    result = report(tmp_path, "--out", tmp_path / "page.html")
+    assert result.exit_code == 1
+    assert "ConfigurationError" in result.output
+    assert name in "".join(result.output.split())
+    assert not (tmp_path / "page.html").exists()
+
+
 @pytest.mark.parametrize("content", [None, "{}"])
 def test_a_folder_without_results_is_an_error_by_name(tmp_path, content):
     if content is not None:
