@@ -28,12 +28,12 @@ TESTED_BY = {
     "flower/test_resume.py": ("flower/_checkpoints.py",),
     "flower/test_opens.py": ("flower/_groups.py", "flower/_inner.py"),
     "flower/test_rotation.py": ("flower/_state.py",),
-    "flower/test_grid.py": ("flower/_testing.py",),
+    "flower/test_grid.py": ("flower/_local_grid.py",),
     # One file of laws for several ways to one number.
     "audit/test_attacks.py": ("audit/_analytic.py", "audit/_learned.py", "audit/_matching.py"),
     "audit/test_distance.py": ("audit/_spectrum.py",),
     "sensitivity/test_engines.py": ("sensitivity/_reference.py", "sensitivity/_runner.py"),
-    "sensitivity/test_facade.py": ("sensitivity/_plan.py", "sensitivity/_task.py"),
+    "sensitivity/test_compute.py": ("sensitivity/_plan.py", "sensitivity/_task.py"),
     "sensitivity/test_jacobians.py": ("sensitivity/_layerwise.py",),
     "sensitivity/test_standard_losses.py": ("sensitivity/_targets.py",),
     "sensitivity/capture/test_engine.py": (
@@ -50,7 +50,7 @@ TESTED_BY = {
         "audit/_report.py",
         "audit/_study.py",
         "audit/_verdict.py",
-        "cli/_auditing.py",
+        "cli/_audit_run.py",
     ),
     "audit/test_recommend.py": ("cli/_recommend.py",),
     "bench/test_round.py": ("bench/_models.py", "cli/_bench.py"),

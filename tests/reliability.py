@@ -45,7 +45,7 @@ AREAS = (
     ),
     Area(
         "key agreement and rotation with parties that lie or die",
-        ("flower/test_keys.py", "flower/test_rotation.py", "keys/test_store.py"),
+        ("flower/test_agreement.py", "flower/test_rotation.py", "keys/test_store.py"),
     ),
     Area(
         "one upload for a round, one list for an upload: between threads and processes, and after "

@@ -150,6 +150,15 @@ def test_private_modules_are_imported_by_their_own_package_only(path):
         assert not private or parts[1] == home_of(path), f"{by_name(path)} imports {name}"
 
 
+CLIENTS_HALF = re.compile(r"flower/_(mod|client\w*)\.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flower").glob("*.py")), ids=by_name)
+def test_only_the_clients_half_imports_what_clients_keep(path):
+    names = {name for name in imports(path) if re.match(r"fedsens\.(keys|flower\._client)", name)}
+    assert not names or CLIENTS_HALF.fullmatch(by_name(path)), names
+
+
 @pytest.mark.parametrize("path", FILES, ids=by_name)
 def test_each_library_has_its_own_importer(path):
     for library, homes in ALLOWED.items():

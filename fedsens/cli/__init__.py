@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 from fedsens.cli._audit import audit
 from fedsens.cli._bench import bench
 from fedsens.cli._common import console
-from fedsens.cli._files import identity, inspect, keygen, open_file, roster
 from fedsens.cli._map import map_command
+from fedsens.cli._models_and_keys import identity, inspect, keygen, open_file, roster
 from fedsens.cli._plan import plan
 from fedsens.cli._run import report, simulate, submit
 

@@ -183,7 +183,7 @@ def run(
         return
     with named_errors():
         need_packages()
-        from fedsens.cli._auditing import audit_study
+        from fedsens.cli._audit_run import audit_study
 
         chosen = policies or list(QUICK_POLICIES if quick else POLICIES)
         changes: dict[str, Any] = {"real": setting is Setting.real}

@@ -31,7 +31,7 @@ from fedsens.audit import (
     verdict,
 )
 from fedsens.cli._audit import StudySettings
-from fedsens.cli._auditing import (
+from fedsens.cli._audit_run import (
     PRESET,
     Wanted,
     attacks_on,

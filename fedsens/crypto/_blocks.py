@@ -75,7 +75,7 @@ def encrypt_blocks(
     """
     step = CHUNK * parameters.degree
     with seal_file() as file:
-        masks = Masks(Ring(file), secret)
+        keystream = Keystream(Ring(file), secret)
         for low in range(0, len(values), step):
             message = encode(values[low : low + step], parameters, scale)  # m: (blocks, N)
             start = first + low // parameters.degree
@@ -88,7 +88,7 @@ def encrypt_blocks(
                 )
             public = _public(parameters, context, start, len(message))
             # c = m + (e - a s). NumPy's remainder of a negative number is positive: c in [0, q).
-            words = (message + masks.fresh(public).view(np.int64)) % parameters.modulus
+            words = (message + keystream.fresh(public).view(np.int64)) % parameters.modulus
             yield to_wire(
                 switch_modulus(words.view(np.uint64), parameters.modulus, parameters.wire_modulus),
                 parameters,
@@ -99,12 +99,12 @@ def decrypt_blocks(batch: Batch, context: bytes, secret: OneTimeSecret) -> Itera
     """Values of the next blocks, shape (blocks, N), of a sum under the sum of its secrets."""
     parameters = batch.parameters
     with seal_file() as file:
-        masks = Masks(Ring(file), secret)
+        keystream = Keystream(Ring(file), secret)
         for part, words in batch.chunks():
             # x q / p is the sum of the c_j but for the rounding; adding a s leaves m and noise.
             words = switch_modulus(words, parameters.wire_modulus, parameters.modulus)
             public = _public(parameters, context, part.start, len(words))
-            yield decode(centre(words + masks.exact(public)), parameters)
+            yield decode(centre(words + keystream.exact(public)), parameters)
 
 
 def _public(parameters: CkksParameters, context: bytes, start: int, count: int) -> Iterator[Words]:
@@ -112,7 +112,7 @@ def _public(parameters: CkksParameters, context: bytes, start: int, count: int) 
     return (public_polynomial(parameters, context, start + row) for row in range(count))
 
 
-class Masks:
+class Keystream:
     """What a secret s adds to blocks, e_j - a_j s, and what takes it away again, a_j s."""
 
     def __init__(self, ring: Ring, secret: OneTimeSecret) -> None:

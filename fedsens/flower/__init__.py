@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from fedsens._imports import attach
 
 if TYPE_CHECKING:
+    from fedsens.flower._local_grid import LocalGrid
     from fedsens.flower._logs import log_through_flower
     from fedsens.flower._mod import SelectiveEncryptionMod, install
     from fedsens.flower._records import size_of
     from fedsens.flower._strategy import SelectiveEncryption
-    from fedsens.flower._testing import LocalGrid
 
 __all__ = [
     "LocalGrid",

@@ -1,4 +1,4 @@
-"""One client while it handles one message: the only part of this package that touches keys."""
+"""One client while it handles one message, with its key and what it has stored."""
 
 from __future__ import annotations
 

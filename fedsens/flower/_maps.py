@@ -25,7 +25,7 @@ from fedsens.errors import (
     PhaseError,
     ProtocolError,
 )
-from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._agreement import KeyAgreement
 from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     MAP,

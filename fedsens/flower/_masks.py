@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsens.config import FedSensConfig
 from fedsens.errors import PhaseError, ProtocolError, SumError
-from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._agreement import KeyAgreement
 from fedsens.flower._maps import MapCollection, Scores
 from fedsens.flower._phase import ask_until_two_agree, listed
 from fedsens.flower._records import (

@@ -23,9 +23,9 @@ from fedsens.errors import (
     ModelError,
     ProtocolError,
 )
+from fedsens.flower._agreement import answer_keys
 from fedsens.flower._client import Client
 from fedsens.flower._client_masks import answer_mask, check_origin
-from fedsens.flower._keys import answer_keys
 from fedsens.flower._maps import ExamplesFn, SensitivityFn, answer_map
 from fedsens.flower._metrics import protect_metrics
 from fedsens.flower._records import (

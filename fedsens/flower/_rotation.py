@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedsens.errors import PhaseError, ProtocolError, SumError
-from fedsens.flower._keys import KeyAgreement
+from fedsens.flower._agreement import KeyAgreement
 from fedsens.flower._phase import Phase, ask_until_two_agree, listed
 from fedsens.flower._records import (
     KEY_SUM,

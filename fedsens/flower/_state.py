@@ -20,10 +20,10 @@ from fedsens.errors import (
     PhaseError,
     SumError,
 )
+from fedsens.flower._agreement import KeyAgreement
 from fedsens.flower._blame import Blame, LostKeys
 from fedsens.flower._grid import wait_for_nodes
 from fedsens.flower._groups import split
-from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._logs import tell
 from fedsens.flower._masks import MaskMaker, Tied
 from fedsens.flower._phase import Phase, listed

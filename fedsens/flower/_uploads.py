@@ -156,7 +156,7 @@ class UploadSum:
             SumError: what came opens nothing that honest clients could have made. A key that
                 does not come is a PhaseError.
         """
-        from fedsens.crypto import Decryptor  # which loads SEAL: in this mode of the server only
+        from fedsens.crypto import Decryptor  # which loads SEAL: only where a server opens sums
 
         contributors, key_sum = self.contributors, self._key_sum()
         started, parameters = time.process_time(), self.context.parameters

@@ -238,7 +238,7 @@ class UploadRecords:
         The records of earlier rounds of this kind are removed, unused secrets among them.
 
         Args:
-            kind: of upload: ``update`` or ``map``.
+            kind: of upload: ``update``, ``map``, ``mask`` or ``metrics``.
             server_round: the round that it is for.
             context: D, 32 bytes.
 

@@ -256,8 +256,8 @@ def _study_part(path: Path, parse: Callable[[str], Any], kind: type[T]) -> T:
             return content
         found = type(content).__name__
     raise ConfigurationError(
-        f"expected what fedsens audit writes in {path}, got {found}; run the study again: it goes on "
-        "from the trials in audit.jsonl"
+        f"expected what fedsens audit writes in {path}, got {found}; run the study again, which "
+        "goes on from the trials in audit.jsonl"
     )
 
 

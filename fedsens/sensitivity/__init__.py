@@ -1,7 +1,7 @@
 """Parameter-label sensitivity maps (FedML-HE, arXiv 2303.10837), exact or by random probes."""
 
 from fedsens.sensitivity._batching import next_token_batches
-from fedsens.sensitivity._facade import sensitivity_map
+from fedsens.sensitivity._compute import sensitivity_map
 from fedsens.sensitivity._jacobians import (
     gradient_jacobian,
     gradient_jvp,

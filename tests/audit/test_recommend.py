@@ -11,7 +11,7 @@ from fedsens.audit._recommend import cheapest_first, choices, cost_rank, recomme
 from fedsens.audit._trial import FULL_ENCRYPTION, NO_ENCRYPTION, Outcome, Protection
 from fedsens.audit._verdict import verdict
 from fedsens.cli import app
-from fedsens.cli._auditing import PRESET
+from fedsens.cli._audit_run import PRESET
 from fedsens.cli._recommend import left_over
 from fedsens.crypto import CkksParameters
 from fedsens.planning._plan import Speed

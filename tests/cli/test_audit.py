@@ -27,7 +27,7 @@ from fedsens.audit._trial import (
 )
 from fedsens.audit._verdict import union_of, verdict
 from fedsens.cli import app
-from fedsens.cli._auditing import PRESET
+from fedsens.cli._audit_run import PRESET
 from fedsens.crypto import CkksParameters
 from fedsens.errors import ConfigurationError
 from tests.audit.models import MODELS, digits, study
@@ -328,9 +328,9 @@ def test_the_command_writes_the_verdict_and_goes_on(tmp_path):
 
 
 def test_real_updates_are_attacked_beside_the_worst_case(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsens.cli._auditing.REAL_ROUNDS", (0, 2))
-    monkeypatch.setattr("fedsens.cli._auditing.REAL_BATCHES", (2,))
-    monkeypatch.setattr("fedsens.cli._auditing.REAL_IMAGES", 16)
+    monkeypatch.setattr("fedsens.cli._audit_run.REAL_ROUNDS", (0, 2))
+    monkeypatch.setattr("fedsens.cli._audit_run.REAL_BATCHES", (2,))
+    monkeypatch.setattr("fedsens.cli._audit_run.REAL_IMAGES", 16)
     options = ["--out", tmp_path, "--images", 2, "--steps", 20, "--ratio", 0.5, "--no-membership"]
     options += ["--policy", "random", "--attack", "idlg", "--setting", "real"]
     options += ["--model", "tests.audit.models:perceptron"]

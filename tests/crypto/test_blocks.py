@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedsens.crypto import PRESETS, OneTimeSecret, parse_batch, residues
-from fedsens.crypto._blocks import Masks, decrypt_blocks, encrypt_blocks, switch_modulus
+from fedsens.crypto._blocks import Keystream, decrypt_blocks, encrypt_blocks, switch_modulus
 from fedsens.crypto._encoding import encode
 from fedsens.crypto._seal import Ring, seal_file
 from fedsens.crypto._secret import public_polynomial
@@ -45,7 +45,7 @@ def public(ring, name, index):
     """The coefficients of a public polynomial, which is what the secret 1 makes of it."""
     one = OneTimeSecret.from_array(np.eye(1, N, dtype=np.int64)[0])
     a = public_polynomial(parameters(name), CONTEXT, index)
-    return Masks(ring, one).exact([a])[0]
+    return Keystream(ring, one).exact([a])[0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -85,7 +85,7 @@ def test_what_is_rounded_away_comes_back_within_half_a_unit(target, rng):
 def test_what_opens_blocks_is_the_schoolbook_product_with_the_secret(ring, count):
     secret = ring.draw_secret() + ring.draw_secret()
     polynomials = [public_polynomial(parameters("exact"), CONTEXT, j) for j in range(count)]
-    for index, mask in enumerate(Masks(ring, secret).exact(polynomials)):
+    for index, mask in enumerate(Keystream(ring, secret).exact(polynomials)):
         expected = product(public(ring, "exact", index), secret.to_array()) % Q
         assert (exact(mask) == expected).all()
 
@@ -97,7 +97,7 @@ def test_what_hides_blocks_is_that_and_an_error_of_seals_distribution(ring, coun
     polynomials = [public_polynomial(parameters("exact"), CONTEXT, j) for j in range(count)]
     errors = []
     for _ in range(2):
-        for index, mask in enumerate(Masks(ring, secret).fresh(polynomials)):
+        for index, mask in enumerate(Keystream(ring, secret).fresh(polynomials)):
             hidden = product(public(ring, "exact", index), secret.to_array())
             errors.append(centred(exact(mask) + hidden).astype(float))
             assert 1 <= np.abs(errors[-1]).max() <= 21

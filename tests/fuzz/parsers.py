@@ -31,8 +31,8 @@ from fedsens.crypto import (
 )
 from fedsens.crypto._wire import to_wire
 from fedsens.flower import _records as records
+from fedsens.flower._agreement import KeyAgreement
 from fedsens.flower._client import Client
-from fedsens.flower._keys import KeyAgreement
 from fedsens.flower._maps import MapCollection
 from fedsens.flower._updates import Updates, schema_of
 from fedsens.flower._uploads import _key_answer

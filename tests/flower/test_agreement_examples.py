@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsens.config import EXAMPLES_CAP
-from fedsens.flower._keys import CAP_BUDGET, capped_examples
+from fedsens.flower._agreement import CAP_BUDGET, capped_examples
 
 BUDGET = CAP_BUDGET * EXAMPLES_CAP
 COUNTS = st.dictionaries(st.integers(1, 999), st.integers(0, 2**53), max_size=30)
