@@ -131,14 +131,17 @@ class MaskMaker:
 
     def _sample(self, grid: Grid) -> list[int]:
         config = self._config
-        nodes = self._keys.distinct(self._holders(grid), grid.get_node_ids())
+        nodes = self._holders(grid)
         count = max(config.map_min_clients, round(config.map_fraction * len(nodes)))
         if count >= len(nodes):
             return nodes
         return sorted(np.random.default_rng(config.seed).choice(nodes, count, False).tolist())
 
     def _holders(self, grid: Grid) -> list[int]:
-        return sorted(set(grid.get_node_ids()) & set(self._keys.examples) - self._left_out)
+        present = set(grid.get_node_ids())
+        return self._keys.distinct(
+            sorted(present & set(self._keys.examples) - self._left_out), present
+        )
 
     def _ask_holders(
         self,

@@ -13,6 +13,7 @@ from fedsens import (
     CkksParameters,
     EncryptionMask,
     Encryptor,
+    FederationKey,
 )
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid, SelectiveEncryption, _updates
@@ -531,6 +532,35 @@ def test_a10b_holders_who_do_not_agree_choose_no_mask(caplog, liars):
     run = Run(grid=LocalGrid(make_app(), liars + 2, tap=meddle), rounds=1, ratio=0.5)
     assert sorted(answers) == list(range(1000, 1002 + liars))
     assert run.strategy.model.mask == answers[1000 + liars] == answers[1001 + liars]
+
+
+@pytest.mark.parametrize("twins", [1, 2])
+def test_a10b_one_holder_under_one_identity_has_one_word(tmp_path, caplog, twins):
+    """Its further nodes return the same false mask, and are not asked."""
+    asked, names = set(), {}
+
+    def meddle(message):
+        node = message.metadata.src_node_id
+        hers = 1000 <= node <= 1000 + twins
+        if hers and is_reply(message, "query.fedsens_keys") and message.has_content():
+            header = json.loads(message.content[HEADER]["json"])
+            name = names.setdefault("first", header["name"])
+            message.content[HEADER]["json"] = json.dumps(header | {"name": name})
+        if is_reply(message, "query.fedsens_mask"):
+            asked.add(node)
+            if hers:
+                data = b"".join(array.data for array in message.content["fedsens.mask"].values())
+                mask = EncryptionMask.from_bytes(data)
+                other = EncryptionMask(np.roll(mask.selected, 1), mask.layout_digest)
+                message.content["fedsens.mask"] = bytes_to_record(other.to_bytes())
+
+    FederationKey.generate().save(tmp_path / "federation.key")
+    own = {"fedsens-key-file": str(tmp_path / "federation.key"), "fedsens-min-ratio": 0.5}
+    grid = LocalGrid(make_app(), twins + 3, tap=meddle, node_config=own)
+    run = Run(grid=grid, rounds=1, ratio=0.5)
+    assert asked == {1000, 1001 + twins, 1002 + twins}
+    assert run.reports("train")[0].clients == 3
+    assert "have one identity" in caplog.text
 
 
 def test_a16_a_nan_loss_of_training_is_left_out_and_the_update_counts(caplog):

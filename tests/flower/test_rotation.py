@@ -284,6 +284,34 @@ def test_a10a_wrong_answers_that_differ_stop_no_run_where_two_others_agree(feder
         assert largest_difference(received, run.models[2]) == 0
 
 
+@pytest.mark.parametrize("change", [flipped, other_tags])
+def test_a10a_two_nodes_of_one_identity_that_agree_are_one(federate, change):
+    first = {}
+
+    def damage(message):
+        node = message.metadata.src_node_id
+        if node not in {1000, 1001} or not message.has_content():
+            return
+        if is_reply(message, "query.fedsens_keys"):
+            name = first.setdefault("name", header_of(message)["name"])
+            told = json.dumps(header_of(message) | {"name": name})
+            message.content["fedsens.header"]["json"] = told
+        if is_reply(message, "query.fedsens_rekey"):
+            change(message)
+
+    def four(grid):
+        grid.connect(1003, {"partition-id": 3, "num-partitions": 4})
+        if federate.kind == "provisioned":
+            folder = grid.nodes[1000].node_config["fedsens-key-file"]
+            grid.nodes[1003].node_config["fedsens-key-file"] = folder
+
+    recorder = Recorder()
+    run = federate(make_app(recorder), damage, change=four, rotate_at=(3,), rounds=3)
+    assert run.strategy.model.round == 3
+    for received in recorder.received[3]:
+        assert largest_difference(received, run.models[2]) == 0
+
+
 @pytest.mark.parametrize("change", [shorter, flipped, other_tags])
 def test_if_no_two_agree_the_run_stops(federate, change):
     def damage(message):
