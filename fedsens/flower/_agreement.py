@@ -283,7 +283,9 @@ class KeyAgreement:
                 envelope = envelopes.get(str(node))
                 if isinstance(envelope, bytes):
                     sender = self.parties[sharer].name
-                    requests[node] = self._request("accept", sender=sender, roster=roster)
+                    requests[node] = self._request(
+                        "accept", sender=sender, roster=roster, fingerprint=self.fingerprint
+                    )
                     enclosed[node] = envelope
         for node, reply in steps.ask(requests, enclosed).items():
             if reply.fingerprint == self.fingerprint:

@@ -88,4 +88,11 @@ class KeyHolder:
         store, sender = self._store, bytes.fromhex(request.sender)
         store.check_roster([sender])
         secret = unseal(envelope, store.identity, sender, store.run, request.key_index)
-        store.keep(FederationKey.from_bytes(secret), [sender], request.key_index)
+        key = FederationKey.from_bytes(secret)
+        # A key that is kept stays for the run, so one of a liar would shut this client out.
+        if request.fingerprint not in {"", key.fingerprint}:
+            raise ProtocolError(
+                f"expected the key {request.fingerprint} in the envelope, got {key.fingerprint}; "
+                "whoever sealed it deviates from the protocol: another client hands out the key"
+            )
+        store.keep(key, [sender], request.key_index)

@@ -47,6 +47,10 @@ def answer_mask(content: RecordDict, client: Client) -> RecordDict:
     if (origin.round, origin.key_index) != (header.round, header.key_index):
         raise ProtocolError("expected a mask of this round and key to be asked for, got another")
     key, origin = client.key_for(header), origin.model_copy(update={"run": client.store.run})
+    if not request.moves and not received.mask.covers(received.model_mask):
+        # Else the answer would tell how secret values compare with visible ones, which the server
+        # writes: a question for each digit would read the model.
+        raise DowngradeError(MOVED)
     _check_terms(origin, received, client)
     # The answer is a function of secrets, so it is given once, whatever else is asked for.
     client.records.begin("mask", header.round, bytes.fromhex(received.base))

@@ -87,7 +87,8 @@ class InnerStrategy:
 
     def shown(self, arrays: ArrayRecord, model: ProtectedModel) -> ArrayRecord:
         """The global model as the strategy gets it: whole if it configures rounds itself."""
-        if self._asks_itself and model.mask.k:
+        # What Flower holds on to is emptied once messages hold the model.
+        if self._asks_itself and (model.mask.k or not arrays):
             return to_record(model.visible())
         return arrays
 

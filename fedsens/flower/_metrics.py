@@ -88,7 +88,17 @@ def protect_metrics(
 
 
 def keep_count_only(content: RecordDict, weighted_by: str) -> None:
-    """Leave nothing of metrics but the number of examples, which is the weight of an update."""
+    """Leave nothing of metrics but the number of examples, which is the weight of an update.
+
+    Raises:
+        ProtocolError: it is no whole number, as a loss that the server calls so would be.
+    """
+    told = [m[weighted_by] for m in content.metric_records.values() if weighted_by in m]
+    if not all(isinstance(each, int | float) and float(each).is_integer() for each in told):
+        raise ProtocolError(
+            f"expected a whole number of examples in {weighted_by!r}, because metrics are summed "
+            "and this one leaves in plaintext, got another; have training count its examples there"
+        )
     for name, metrics in content.metric_records.items():
         content[name] = MetricRecord({k: v for k, v in metrics.items() if k == weighted_by})
 

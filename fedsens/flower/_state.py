@@ -90,6 +90,7 @@ class ServerState:
         self._least = config.train_min_clients * max(1, config.groups)  # clients of a round
         self._blame = Blame(self._least, config.seed)
         self._authors: frozenset[str] = frozenset()
+        self._first_names: dict[int, str] = {}  # of nodes whose uploads counted or were lost
         self._void = ""  # why the present round changes nothing
         self.replace_plain(initial, 0)
         if config.encrypts:
@@ -180,7 +181,11 @@ class ServerState:
         return True
 
     def _names(self, nodes: Iterable[int]) -> frozenset[str]:
-        return frozenset(self.keys.parties[node].name for node in nodes)
+        return frozenset(map(self._name_of, nodes))
+
+    def _name_of(self, node: int) -> str:
+        """By what a node is blamed: its first name, as one that changes it blames the others."""
+        return self._first_names.setdefault(node, self.keys.parties[node].name)
 
     def opened(self, nodes: Iterable[int]) -> None:
         """Take note of a sum that opened here."""
@@ -470,7 +475,7 @@ class ServerState:
         name: PhaseName = "train",
     ) -> None:
         """Take note of whose keys came, and leave the others out of the next cohorts of a phase."""
-        nodes = {self.keys.parties[node].name: node for node in withheld}
+        nodes = {self._name_of(node): node for node in withheld}
         told = self._lost_keys[name].note(server_round, self._names(gave), nodes)
         for client, why in told.items():
             logger.warning("node %s (client %s): %s", nodes[client], client, why)
@@ -479,7 +484,8 @@ class ServerState:
         self, nodes: Collection[int], server_round: int, name: PhaseName = "train"
     ) -> frozenset[int]:
         """Those of some nodes that spoilt sums of late, or are left out to find who does."""
-        names = {node: self.keys.parties[node].name for node in nodes}  # two may claim one
+        first = self._first_names
+        names = {node: first.get(node, self.keys.parties[node].name) for node in nodes}
         everybody = frozenset(names.values())
         silent = self._lost_keys[name].leave_out(everybody, server_round, self._least)
         others = everybody - silent

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsens.crypto import Aggregator, OneTimeSecret
-from fedsens.errors import CryptoError, PhaseError, ProtocolError, SumError
+from fedsens.errors import ContributorsError, CryptoError, PhaseError, ProtocolError, SumError
 from fedsens.flower._phase import Phase, ask, listed
 from fedsens.flower._records import (
     KEY_ANSWER,
@@ -130,6 +130,19 @@ class UploadSum:
                 "fedsens.train-min-clients and all clients' fedsens-min-contributors",
                 nodes=heavy,
             )
+
+    def check_list(self, least: int) -> None:
+        """Drop a sum for which honest clients would refuse to give their keys.
+
+        Raises:
+            PhaseError: says why. They are not to blame for it, so no nodes are named but those that
+                outweigh the others.
+        """
+        self.check_weights(least)
+        try:
+            self.contributors.check(least)
+        except ContributorsError as error:
+            raise PhaseError(str(error)) from None
 
     def open_for_holders(self) -> Aggregate:
         """What a key holder can open, once the keys have been collected.

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedsens.crypto import MAP_PARAMETERS, CkksParameters, Opens
 from fedsens.errors import ProtocolError
@@ -45,6 +45,15 @@ DEGREE = MAP_PARAMETERS.degree  # numbers in one ciphertext
 MetricsForm = Literal["plain", "summed"]
 MOST_PROBLEMS = 20  # problems beyond which they are not listed
 WORD = re.compile("[A-Za-z0-9_-]{1,40}")
+FIELD = 2**255 - 19  # of Curve25519
+# The points of which anybody knows the result of an exchange: u of order 1, 2, 4 and 8.
+LOW_ORDER = frozenset({
+    0,
+    1,
+    FIELD - 1,
+    0xB8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+})
 KeyIndex = Annotated[int, Field(ge=0, le=2**20)]
 
 
@@ -294,7 +303,8 @@ class KeyRequest(Header):
         roster: node to raw public key in hexadecimal, of those that get the key.
         create: whether ``share`` may create the key.
         sender: the sealing client's public key in hexadecimal (``accept``).
-        fingerprint: of the key that a resumed run needs (``hello``); empty for any.
+        fingerprint: of the key that a resumed run needs (``hello``), or that the envelope must hold
+            (``accept``); empty for any.
         key_index: how often the key has been rotated.
         opens: who opens the sums of the run; where the server does, ``hello`` is the only step.
     """
@@ -324,6 +334,14 @@ class KeyReply(Header):
     provisioned: bool = False
     fingerprint: MaybeFingerprint = ""
     examples: int = Field(default=0, ge=0, le=MOST_EXAMPLES)
+
+    @field_validator("name", "run_key")
+    @classmethod
+    def _usable(cls, key: str) -> str:
+        # Contributors refuse to pad by such a point, and would be named for keys that do not come.
+        if int.from_bytes(bytes.fromhex(key), "little") % 2**255 % FIELD in LOW_ORDER:
+            raise ValueError("expected a public key, got a point of low order")
+        return key
 
 
 class MapRequest(Header):

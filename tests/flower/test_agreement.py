@@ -12,7 +12,8 @@ from fedsens import FederationKey
 from fedsens._files import write_private
 from fedsens.errors import PhaseError
 from fedsens.flower import LocalGrid
-from fedsens.keys import open_model
+from fedsens.flower._client import Client
+from fedsens.keys import KeyStore, open_model, seal
 
 from .federation import (
     Run,
@@ -405,3 +406,41 @@ def test_a_client_cannot_forge_lines_of_the_servers_log(recorder, kind, caplog):
     told = [text for text in caplog.messages if "node 1002" in text]
     assert told
     assert all("\n" not in text and "\u2028" not in text and len(text) < 3000 for text in told)
+
+
+@pytest.mark.parametrize("wrong", [(1001, 1002, 1003), (1001,), (1003,), (1002, 1003)])
+def test_who_creates_the_key_and_hands_out_others_shuts_nobody_out(recorder, wrong):
+    """A client keeps the key that it accepts, so it must be the one that the server knows of."""
+
+    def meddle(message):
+        mine = is_reply(message, KEYS) and message.metadata.src_node_id == 1000
+        if mine and message.has_content() and "fedsens.envelopes" in message.content:
+            own = Client(grid.nodes[1000]).store
+            for node in wrong:
+                other = FederationKey.generate().to_bytes()
+                public = Client(grid.nodes[node]).store.public_key
+                sealed = seal(other, own.identity, public, own.run, 0)
+                message.content["fedsens.envelopes"][str(node)] = sealed
+
+    grid = LocalGrid(make_app(recorder), 4, tap=meddle)
+    Run(grid=grid, rounds=1, ratio=0.5, policy="random")
+    assert {1001, 1002, 1003} <= set(nodes_of(recorder))
+
+
+@pytest.mark.parametrize("field", ["public_key", "run_public_key"])
+@pytest.mark.parametrize("point", ["00" * 32, "01" + "00" * 31, "ec" + "ff" * 31])
+def test_a_point_of_low_order_blames_none_of_the_others(
+    recorder, monkeypatch, field, point, caplog
+):
+    """They could not pad by it, and would be left out for keys that do not come."""
+    real = getattr(KeyStore, field).fget
+
+    def public(store):
+        hostile = store.folder.name == "node-1003"
+        return bytes.fromhex(point) if hostile else real(store)
+
+    monkeypatch.setattr(KeyStore, field, property(public))
+    run = Run(grid=LocalGrid(make_app(recorder), 4), rounds=2, ratio=0.5, policy="random")
+    assert run.strategy.model.round == 2
+    assert nodes_of(recorder, 2) == [1000, 1001, 1002]
+    assert "sums were lost" not in caplog.text

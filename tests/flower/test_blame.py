@@ -558,3 +558,45 @@ def test_who_voids_its_group_each_round_is_left_out_like_who_gives_no_key(how, c
     assert took == [1, 2, 4]  # at first in the group that has one to spare
     assert [r.round for r in run.reports("train") if not r.clients] == [2, 4]
     assert "2 sums were lost because of it" in caplog.text
+
+
+class Renaming(LocalGrid):
+    """A client that goes by another name in each round, and spoils sums, or gives no keys."""
+
+    def __init__(self, app, clients, victim):
+        super().__init__(app, clients)
+        self._victim = victim
+
+    def answer(self, message):
+        kind, node = message.metadata.message_type, message.metadata.dst_node_id
+        if node != HOSTILE:
+            return super().answer(message)
+        if kind == "evaluate" or (kind == KEY_SUM and self._victim is None):
+            if kind == "evaluate":
+                folder = Client(self.nodes[node]).store.folder
+                (folder / "identity").unlink()
+                (folder / "run-identity").unlink()
+            return Message(Error(6, "ProtocolError: no"), reply_to=message)
+        asked = message.content.config_records.get(HEADER, {}).get("json", "")
+        reply = super().answer(message)
+        spoils = self._victim and Client(self.nodes[self._victim]).store.name in asked
+        if kind == "train" and spoils and reply.has_content():
+            spoil("train")(reply)
+        return reply
+
+
+@pytest.mark.parametrize("victim", [1000, 1003, 1005])
+def test_who_changes_its_name_has_nobody_else_named(victim, caplog):
+    recorder = Recorder()
+    grid = Renaming(make_app(recorder), 6, victim)
+    options = {"ratio": 0.5, "policy": "random", "max_empty_rounds": 20}
+    run = Spoilt(grid=grid, rounds=16, **options)
+    assert run.strategy._run.refused
+    name = Client(grid.nodes[victim]).store.name
+    assert f"excluded from this run: client {name}" not in caplog.text
+
+
+def test_who_changes_its_name_and_gives_no_keys_stays_away_ever_longer(caplog):
+    run = Spoilt(grid=Renaming(make_app(), 4, None), rounds=4, ratio=0.5, policy="random")
+    assert [r.round for r in run.reports("train") if not r.clients] == [1, 3]
+    assert "2 sums were lost because of it" in caplog.text

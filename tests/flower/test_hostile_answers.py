@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedsens import (
@@ -647,3 +647,52 @@ def test_a_client_that_claims_nearly_all_examples_is_left_out_and_named(recorder
     expected = recorder.mean(2)
     bound = 2 * run.strategy.config.parameters.error_bound(5)
     assert largest_difference(run.models[2], expected) <= bound + rounding(expected)
+
+
+@pytest.mark.parametrize("factor", [1 + 2**-52, 1 - 2**-52, 1 + 5e-10, 1 - 5e-10])
+def test_a_weight_that_is_hardly_another_voids_no_sum_with_noise(recorder, caplog, factor):
+    """Clients refuse a list of unequal weights, and would be blamed for their keys."""
+
+    def meddle(message):
+        if is_reply(message) and message.metadata.src_node_id == HOSTILE:
+            weight = json.loads(message.content[HEADER]["json"])["weight"]
+            edit(weight=weight * factor)(message.content)
+
+    grid = LocalGrid(make_app(recorder), 4, tap=meddle)
+    noisy = {"ratio": 1.0, "dp_noise": 1.0, "dp_clip": 1.0, "train_min_clients": 3}
+    run = Run(grid=grid, rounds=1, **noisy)
+    assert f"left out the update of node {HOSTILE}: expected the weight" in caplog.text
+    assert run.reports("train")[0].clients == 3
+    assert "sums were lost" not in caplog.text
+
+
+@pytest.mark.parametrize("claimed", [10**5 * 4 + 10**4, 10**6, 2**53])
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_sum_of_too_little_weight_blames_nobody(recorder, caplog, claimed, own):
+    """Whoever claims many examples and sends nothing makes the others' sum too light to open."""
+    sizes = {1000: 100 - own, 1001: 100 + own, 1002: 400, 1003: 400, 1004: claimed}
+
+    class Few(FedAvg):
+        def configure_train(self, *args):
+            chosen = {1000, 1001, 1004} if args[0] == 1 else {1000, 1001, 1002, 1003}
+            messages = super().configure_train(*args)
+            return [each for each in messages if each.metadata.dst_node_id in chosen]
+
+    class Silent(LocalGrid):
+        def answer(self, message):
+            metadata = message.metadata
+            if (metadata.dst_node_id, metadata.message_type) == (1004, "train"):
+                return Message(Error(6, "ProtocolError: no"), reply_to=message)
+            return super().answer(message)
+
+    def counting(message, context):
+        reply = recorder(message, context)
+        reply.content["metrics"]["num-examples"] = sizes[context.node_id]
+        return reply
+
+    app = make_app(counting, examples=lambda context: sizes[context.node_id])
+    run = Run(grid=Silent(app, 5), inner=Few(), rounds=2, ratio=0.5, policy="random")
+    assert "their sum would drown" in caplog.text
+    assert "sums were lost" not in caplog.text
+    assert sorted(recorder.trained[2]) == [1000, 1001, 1002, 1003]
+    assert run.strategy.model.round == 2

@@ -675,12 +675,7 @@ def as_a_mask_of(number, **terms):
     """Asks for a mask of the model of a training message, in a round of one's own making."""
 
     def change(content):
-        model, mask = header_of(content), bytes_of(content, MASK)
-        layout = ParameterLayout.from_json(model["layout"])
-        none = EncryptionMask(np.zeros(layout.size, bool), layout.digest)
-        content[MODEL_MASK] = bytes_to_record(mask)
-        content[MASK] = bytes_to_record(none.to_bytes())
-        edit(content, round=number, mask=none.digest, cohort=[], origin=None)
+        edit(content, round=number, cohort=[], origin=None)
         origin = {"round": number, "policy": "magnitude", "ratio": 0.3, **terms}
         content["fedsens.request"] = ConfigRecord({
             "json": json.dumps({"version": 3, "moves": False, "aggregate": None, "origin": origin})
@@ -699,6 +694,37 @@ def test_a15_one_model_gets_masks_at_one_ratio(stage, put, tmp_path, run, terms)
     assert put(as_a_mask_of(ROUND + 1), **asked, run=run).has_content()  # the same is no news
     reply = put(as_a_mask_of(ROUND + 2, **terms), **asked, run=run)
     assert_refused(reply, "DowngradeError", "the order of the scores")
+
+
+@pytest.mark.parametrize("least", [0, 1, 0.5], ids=["none", "one", "half"])
+@pytest.mark.parametrize("written", [0.05, 0.3])
+def test_a15_a_mask_tells_no_order_of_secret_weights(stage, put, tmp_path, least, written):
+    """With visible values of the server's own it would tell which secret ones are above them."""
+    stage.key.save(tmp_path / "key")
+
+    def compare(content):
+        layout = ParameterLayout.from_json(header_of(content)["layout"])
+        mask = EncryptionMask.from_bytes(bytes_of(content, MASK))
+        places = np.flatnonzero(mask.selected)
+        kept = np.zeros(layout.size, bool)
+        kept[places[: int(least * len(places)) if least < 1 else -1]] = True
+        fewer = EncryptionMask(kept, layout.digest)
+        content[MODEL_MASK] = bytes_to_record(mask.to_bytes())
+        content.pop(MASK)
+        if fewer.k:
+            content[MASK] = bytes_to_record(fewer.to_bytes())
+        arrays = arrays_of(content["arrays"])
+        plain = {
+            n: np.full_like(a, written) if a.dtype.kind == "f" else a for n, a in arrays.items()
+        }
+        content["arrays"] = to_record(plain)
+        as_a_mask_of(ROUND)(content)
+        edit(content, mask=fewer.digest)
+
+    asked = {"asked_as": "query.fedsens_mask", "key_file": tmp_path / "key"}
+    reply = put(compare, **asked, forget=True)
+    assert_refused(reply, "DowngradeError", "that covers whatever an earlier one")
+    assert put(as_a_mask_of(ROUND), **asked, forget=True).has_content()
 
 
 @pytest.mark.parametrize("change", ["nothing", "the policy", "the ratio"])

@@ -167,6 +167,26 @@ def test_an_owner_can_demand_sums(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("run-*/node-*/update-*.begun"))  # a mended server may ask again
 
 
+@pytest.mark.parametrize("loss", [0.25, 1e-9, 7.5, [1.0]])
+def test_a_loss_does_not_leave_as_a_number_of_examples(loss):
+    """The server names the metric that counts examples, and could name any."""
+    answers = []
+
+    def keep(message):
+        if is_reply(message) and message.has_content():
+            answers.append(message.content)
+
+    def train(message, context):
+        reply = one_step(message, context)
+        reply.content["metrics"]["loss"] = loss
+        return reply
+
+    grid = LocalGrid(make_app(train), 3, tap=keep)
+    with pytest.raises(PhaseError, match="expected a whole number of examples in 'loss'"):
+        Run(grid=grid, inner=FedAvg(weighted_by_key="loss"), rounds=1, **SUMMED)
+    assert not answers
+
+
 def test_an_unencrypted_run_has_no_keys_to_sum_metrics_with():
     with pytest.raises(ConfigurationError, match="metrics are summed under the keys"):
         config_of(ratio=0, metrics="summed")
