@@ -33,7 +33,15 @@ _MODES: dict[str, tuple[tuple[bool, bool], ...]] = {  # of the model, and of its
     "train": ((True, True),),
     "eval": ((False, False),),
 }
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
 
 
 def attackable(
@@ -169,6 +177,11 @@ def _unwrapped_inside(model: nn.Module) -> nn.Module:
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):  # which takes no hooks
+        raise ConfigurationError(
+            f"expected a model in Python, got {type(model).__name__}, a program of torch.jit; pass "
+            "the module that it was made from"
+        )
     try:
         return copy.deepcopy(model).cpu()
     except (RuntimeError, TypeError) as error:  # such as a graph's output kept as an attribute

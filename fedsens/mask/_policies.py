@@ -27,8 +27,15 @@ from numpy.typing import NDArray
 from fedsens._extensions import Registry
 from fedsens._topk import top_k
 from fedsens.errors import ConfigurationError
-from fedsens.layout import ParameterLayout
-from fedsens.mask._layers import convolutions, is_bias, is_embedding, layers, module_of
+from fedsens.layout import Entry, ParameterLayout
+from fedsens.mask._layers import (
+    STATISTICS,
+    convolutions,
+    is_bias,
+    is_embedding,
+    layers,
+    module_of,
+)
 
 Need = Literal["scores", "weights"]
 
@@ -166,18 +173,19 @@ def layerwise(context: PolicyInput) -> NDArray[np.bool_]:
 def layer_sensitivity(context: PolicyInput) -> NDArray[np.bool_]:
     """Whole layers, the most sensitive first, until k (Mo et al., arXiv 2010.08762).
 
-    A layer's score is the root mean square of its coordinates' scores: the layer's own norm for a
-    map that :func:`fedsens.sensitivity.layer_sensitivity` makes. The last layer to fit is cut at
-    k, its highest scores first. Layers are the tensors of one module, told by their names.
+    A layer's score is the root mean square of its coordinates' scores, without running statistics:
+    the layer's own norm for a map that :func:`fedsens.sensitivity.layer_sensitivity` makes. The
+    last layer to fit is cut at k, its highest scores first. Layers are the tensors of one module,
+    told by their names.
     """
-    layers: dict[str, list[slice]] = {}
+    layers: dict[str, list[Entry]] = {}
     for entry in context.layout.entries:
-        layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.slice)
+        layers.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry)
     levels = np.zeros(context.layout.size)
-    ranked = sorted(layers.values(), key=lambda places: _level(context.scores, places))
-    for rank, places in enumerate(ranked):
-        for place in places:
-            levels[place] = rank
+    ranked = sorted(layers.values(), key=lambda entries: _level(context.scores, entries))
+    for rank, entries in enumerate(ranked):
+        for entry in entries:
+            levels[entry.slice] = rank
     # By the layer's rank, then within a layer by score; lexsort's last key is the first to count.
     order = np.lexsort((-context.scores, -levels))
     selected = np.zeros(context.layout.size, np.bool_)
@@ -185,8 +193,10 @@ def layer_sensitivity(context: PolicyInput) -> NDArray[np.bool_]:
     return selected
 
 
-def _level(scores: NDArray[np.generic], places: list[slice]) -> float:
-    own = np.concatenate([scores[place].astype(np.float64) for place in places])
+def _level(scores: NDArray[np.generic], entries: list[Entry]) -> float:
+    # running statistics have no gradient, so a map has 0 for them, which says nothing of the layer
+    counted = [entry for entry in entries if not entry.name.endswith(STATISTICS)] or entries
+    own = np.concatenate([scores[entry.slice].astype(np.float64) for entry in counted])
     return float(np.sqrt(np.square(own).mean())) if own.size else 0.0
 
 

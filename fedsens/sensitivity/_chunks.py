@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,9 @@ from fedsens.sensitivity.capture._head import find_head
 from fedsens.sensitivity.capture._recorder import Operation
 from fedsens.sensitivity.capture._registry import Cotangent, Outer, SampleAxis
 from fedsens.sensitivity.capture._verify import differ, record
+
+# how often a sample is run again if random numbers were drawn: a layer may be left out by chance
+DRAWN_RUNS = 4
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,16 @@ def memory_profile(task: Task, x: Inputs) -> MemoryProfile:
             kept[tensor.data_ptr()] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
         return tensor.detach()  # an output that its own node holds would never be freed
 
-    random = _random_states(task)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    before = _random_states(task)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            operations, z = _recorded(task, x)
+    except SensitivityError:  # torch.func.grad inside of the model refuses hooks
         operations, z = _recorded(task, x)
+        kept = {0: budget_of(task, None)}  # unknown, so one sample at a time
     check_finite(z)
-    if random != _random_states(task):
-        _check_repeatable(task, x, z)
+    # a generator of the model's own shows in what it draws only
+    _check_repeatable(task, x, z, 1 if before == _random_states(task) else DRAWN_RUNS)
     if z.requires_grad:
         refuse_reentrant(z, task.parameters)
     each_row, once = z.numel(), [0]
@@ -81,25 +91,28 @@ def memory_profile(task: Task, x: Inputs) -> MemoryProfile:
     )
 
 
-def _random_states(task: Task) -> list[bytes]:
-    """What tells whether random numbers were drawn."""
+def _random_states(task: Task) -> list[Any]:
+    """What tells whether random numbers were drawn, by torch, NumPy or Python."""
     states = [torch.get_rng_state()]
     if task.device.type == "cuda":
         states.append(torch.cuda.get_rng_state(task.device))
-    return [state.numpy().tobytes() for state in states]
+    drawn = [state.numpy().tobytes() for state in states]
+    _, keys, *rest = np.random.get_state()
+    return [*drawn, random.getstate(), np.asarray(keys).tobytes(), rest]
 
 
-def _check_repeatable(task: Task, x: Inputs, z: Tensor) -> None:
+def _check_repeatable(task: Task, x: Inputs, z: Tensor, runs: int) -> None:
     """Check that random numbers drawn in eval mode do not change the logits."""
-    with torch.no_grad():
-        again = task.per_sample_logits(x)
-    if differ(z, [again]):
-        raise SensitivityError(
-            "expected a model that gives the same logits for the same inputs in eval mode, got "
-            "others in a second run; a random layer is on in eval mode, such as "
-            "F.dropout(x, training=True): give it training=self.training, or fix what it draws in "
-            "forward=lambda model, x: ..."
-        )
+    for _ in range(runs):
+        # with gradients, which some models take inside
+        if differ(z, [task.per_sample_logits(x)]):
+            raise SensitivityError(
+                "expected a model that gives the same logits for the same inputs in eval mode, got "
+                "others in a second run; a random layer is on in eval mode, such as "
+                "F.dropout(x, training=True): give it training=self.training, or fix what it draws "
+                "in forward=lambda model, x: ...; or a pass changes what the next one uses, such "
+                "as an observer of quantisation: switch it off (disable_observer)"
+            )
 
 
 def _recorded(task: Task, x: Inputs) -> tuple[list[Operation], Tensor]:

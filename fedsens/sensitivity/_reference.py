@@ -19,6 +19,7 @@ from fedsens.sensitivity._plan import Plan, make_plan
 from fedsens.sensitivity._preserve import preserved
 from fedsens.sensitivity._rows import normalized
 from fedsens.sensitivity._task import Forward, Sums, Task, call_model, check_finite
+from fedsens.sensitivity._tolerance import UNSUPPORTED, first_line
 
 Order = Callable[[Tensor, Tensor, list[Tensor]], list[Tensor]]
 ORDERS: Registry[Order] = Registry("order", error=SensitivityError)
@@ -89,7 +90,7 @@ def reference_map(
     plan = make_plan(loss, rule, "model", norm, "exact")
     value = normalized(plan.loss.value) if normalize_labels else plan.loss.value
     derivative = ORDERS[order]
-    copy = deepcopy(model).double().cpu()
+    copy = _double_copy(model)
     tracked = select_parameters(copy, params)
     task = Task(copy, tracked.parameters, forward or call_model, plan)
     sums, count = task.zeros(), 0
@@ -106,11 +107,38 @@ def reference_map(
     return SensitivityMap(tracked.expand(sums), count, meta)
 
 
+def _double_copy(model: nn.Module) -> nn.Module:
+    """A copy in float64 on the CPU whose parameters have the model's hooks."""
+    try:
+        copy: nn.Module = deepcopy(model).double().cpu()
+    except (RuntimeError, TypeError) as error:
+        raise SensitivityError(
+            f"expected a model that can be copied, got {type(model).__name__}, of which a copy "
+            f"fails with {type(error).__name__}; detach or drop the tensors that it keeps, load "
+            "weights that are missing, and take nn.utils.parametrizations.weight_norm for "
+            "nn.utils.weight_norm",
+            first_line(error),
+        ) from error
+    # a copied parameter loses its hooks, which change the gradients that training sends
+    for mine, given in zip(copy.parameters(), model.parameters(), strict=True):
+        for hook in (given._backward_hooks or {}).values():
+            if mine.requires_grad:
+                mine.register_hook(hook)  # type: ignore[no-untyped-call]
+    return copy
+
+
 def _add_sample(
     task: Task, sums: Sums, x: Inputs, y: Tensor, value: PerSample, order: Order
 ) -> None:
     """Add one sample's ||J_m||, one array over all of y per parameter."""
-    z = task.logits(map_tensors(x, _double))[0]
+    try:
+        z = task.logits(map_tensors(x, _double))[0]
+    except UNSUPPORTED as error:
+        raise SensitivityError(
+            f"expected a model that runs on one sample in float64, got {type(error).__name__}; "
+            "reference_map computes on a float64 copy: leave casts such as .float() out of forward",
+            first_line(error),
+        ) from error
     check_finite(z)
     loss = task.plan.loss
     label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()

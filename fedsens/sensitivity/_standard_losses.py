@@ -213,7 +213,27 @@ class _Classes:
                 "expected a loss with reduction='mean' or 'sum' for several labels per sample, got "
                 "reduction='none'; which mean training takes of them is not known"
             )
+        if y.is_floating_point():
+            self._check_probabilities(shape, y)
         return class_second(shape, y, dtype, self.ignore)
+
+    def _check_probabilities(self, shape: tuple[int, ...], y: Tensor) -> None:
+        """Check that probabilities are not taken for class indices, whose mean is another one."""
+        if tuple(y.shape[1:]) != tuple(shape):
+            return  # which is said where they are read
+        if not bool((y != 0).any(1).all()):
+            raise SensitivityError(
+                "expected probabilities with a value above 0 at every label, got some that are all "
+                "zero, which torch's mean counts; pass class indices and ignore_index to leave "
+                "labels out"
+            )
+        if self.mean and self.weight is not None and bool(((y == 0) | (y == 1)).all(1).any()):
+            raise SensitivityError(
+                "expected class indices, or soft labels, with class weights, got one-hot vectors "
+                "of floating-point numbers, whose weights torch does not divide by; pass "
+                "y.argmax(1) for what training with indices does, or reduction='sum' for what "
+                "training with these vectors does, up to the number of labels of a sample"
+            )
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss of each sample."""

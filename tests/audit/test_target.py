@@ -332,3 +332,27 @@ def test_an_update_of_a_model_with_unused_layers_holds_zeros_for_them():
     update = update_of(model, X, Y, Case(4))
     assert not update.after["unused.weight"].any()
     assert update.after["inside.4.weight"].any()
+
+
+class Raising(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.head, self.error = nn.Linear(4, 3), error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("size 224"), ZeroDivisionError("by zero"), LookupError("no such part")]
+)
+def test_whatever_a_forward_pass_raises_is_told(error):
+    with pytest.raises(ConfigurationError, match=str(error)):
+        attackable(Raising(error), torch.randn(2, 4), torch.tensor([0, 1]), 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torch_jit_is_refused():
+    program = torch.jit.script(nn.Linear(4, 3))
+    with pytest.raises(ConfigurationError, match=r"a program of torch\.jit"):
+        attackable(program, torch.randn(2, 4), torch.tensor([0, 1]), 3)

@@ -298,6 +298,20 @@ def test_whole_layers_are_selected_the_most_sensitive_first():
     assert cut.sum() == 4
 
 
+@pytest.mark.parametrize("statistics", [(), ("running_mean",), ("running_mean", "running_var")])
+@pytest.mark.parametrize("bias", [True, False])
+def test_running_statistics_do_not_make_a_layer_less_sensitive(statistics, bias):
+    """A map has zeros for them, which halved what a normalisation counts for."""
+    names = ["a.weight", "n.weight", *(["n.bias"] if bias else [])]
+    names += [f"n.{name}" for name in statistics]
+    layout = ParameterLayout.from_shapes([(name, (3,), "float32") for name in names])
+    scores = np.zeros(layout.size)
+    for entry in layout.entries[: 3 if bias else 2]:
+        scores[entry.slice] = 1.0 if entry.name == "a.weight" else 1.1
+    mask = select_mask(scores, layout, "layer_sensitivity", 3 / layout.size + 1e-9)
+    assert mask.of(layout.entries[1]).all()
+
+
 @pytest.fixture
 def registry(monkeypatch):
     """A copy of the registry that a test may change."""

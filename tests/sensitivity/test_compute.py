@@ -1,7 +1,9 @@
 """sensitivity_map as a caller sees it: chunks, memory, state left behind, inputs, errors."""
 
 import logging
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from fedsens.sensitivity._chunks import capture_chunk, func_chunk, memory_profil
 from fedsens.sensitivity._plan import make_plan
 from fedsens.sensitivity._preserve import preserved
 from fedsens.sensitivity._task import Task, call_model
-from tests.sensitivity.samples import assert_same, difference, engines, images, mini_cnn
+from tests.sensitivity.samples import CLASSES, assert_same, difference, engines, images, mini_cnn
 
 
 @pytest.mark.parametrize("engine", ["capture", "func", "loop"])
@@ -223,6 +225,67 @@ def test_logits_that_are_drawn_at_random_are_named(engine):
         sensitivity_map(model, [batch], forward=noisy, engine=engine)
     smap = sensitivity_map(model, [batch], forward=drawing, engine=engine)
     assert_same(smap, sensitivity_map(model, [batch], engine=engine))
+
+
+OWN = torch.Generator()
+SOURCES = {
+    "torch": lambda x: torch.randn(x.shape),
+    "numpy": lambda x: torch.from_numpy(np.random.rand(*x.shape)).to(x.dtype),
+    "python": lambda x: x * random.random(),
+    "a_generator": lambda x: torch.randn(x.shape, generator=OWN),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "func", "loop"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_whatever_draws_is_named(source, engine):
+    model, batch = nn.Linear(4, 3), (torch.randn(6, 4), torch.zeros(6).long())
+    with pytest.raises(SensitivityError, match="the same logits for the same inputs"):
+        sensitivity_map(
+            model, [batch], forward=lambda m, x: m(x + SOURCES[source](x)), engine=engine
+        )
+
+
+def test_a_layer_that_is_left_out_by_chance_is_named():
+    model, batch = nn.Linear(4, 3), (torch.randn(6, 4), torch.zeros(6).long())
+    random.seed(0)  # one of the first runs leaves it out
+
+    def skips(model, x):
+        return model(torch.tanh(x) if random.random() < 0.5 else x)
+
+    with pytest.raises(SensitivityError, match="the same logits for the same inputs"):
+        sensitivity_map(model, [batch], forward=skips)
+
+
+@pytest.mark.parametrize("rule", ["vector", "true_label"])
+@pytest.mark.parametrize("inside", ["grad", "step", "several"])
+def test_gradients_that_torch_func_takes_inside_of_a_model(inside, rule):
+    """``torch.func.grad`` refuses the hooks with which a sample's memory is counted."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(4, 5), nn.Linear(5, 1), nn.Linear(4, CLASSES)]).double()
+
+    def energy(v):
+        return model[1](torch.tanh(model[0](v))).sum()
+
+    def forward(model, x):
+        slope = torch.func.grad(energy)(x)
+        if inside == "step":
+            slope = x - 0.1 * slope
+        elif inside == "several":
+            slope = torch.func.vmap(torch.func.grad(energy))(x)
+        return model[2](slope)
+
+    x, y = torch.randn(6, 4).double(), torch.randint(CLASSES, (6,))
+    fast = sensitivity_map(model, [(x, y)], rule=rule, forward=forward)
+    loop = sensitivity_map(model, [(x, y)], rule=rule, forward=forward, engine="loop")
+    assert_same(fast, loop)
+    if rule == "true_label":
+        for k in range(len(y)):
+            nn.functional.cross_entropy(forward(model, x[k : k + 1]), y[k : k + 1]).backward()
+            for name, p in model.named_parameters():
+                loop.sums[name].sub_(0 if p.grad is None else p.grad.abs())
+                p.grad = None
+        assert max(float(value.abs().max()) for value in loop.sums.values()) < 1e-12
 
 
 def test_logits_without_batch_axis_are_named():

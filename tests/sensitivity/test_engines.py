@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax, one_hot
 
+from fedsens.errors import SensitivityError
 from fedsens.sensitivity import reference_map, sensitivity_map, smoothed_cross_entropy
 from fedsens.sensitivity._engines import LARGE
 from tests.sensitivity.samples import (
@@ -172,3 +173,49 @@ def test_large_parameters_are_summed_like_small_ones(rule):
     )
     assert engines(func) == {"func"}
     assert_same(func, loop)
+
+
+@pytest.mark.parametrize("order", ["label_last", "label_first"])
+@pytest.mark.parametrize("where", ["0.weight", "4.bias", "6.weight"])
+def test_hooks_of_parameters_are_in_the_definition(where, order):
+    """Training sends what hooks make of a gradient, such as of pruned weights."""
+    model, batch = mini_cnn(), images(3)
+    plain = reference_map(model, [batch], order=order)
+
+    def prune(grad):
+        return torch.cat([0 * grad[:1], grad[1:]])
+
+    dict(model.named_parameters())[where].register_hook(prune)
+    slow = reference_map(model, [batch], order=order)
+    assert_same(sensitivity_map(model, [batch]), slow)
+    assert not slow.sums[where][0].any()
+    assert plain.sums[where][0].any()
+
+
+class Cast(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+def keeping():
+    layer = torch.nn.Linear(4, CLASSES)
+    layer.kept = layer.weight * 2
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cast(4, CLASSES), "runs on one sample in float64, got RuntimeError"),
+        (keeping, "a model that can be copied, got Linear"),
+        (
+            lambda: torch.nn.utils.weight_norm(torch.nn.Linear(4, CLASSES)),
+            "take nn.utils.parametrizations.weight_norm",
+        ),
+        (lambda: torch.nn.LSTM(3, 4), "runs on one sample in float64, got"),
+    ],
+)
+def test_what_the_definition_cannot_run_is_named(make, message):
+    with pytest.raises(SensitivityError, match=message):
+        reference_map(make(), [(torch.randn(3, 4), torch.zeros(3).long())])

@@ -71,6 +71,30 @@ def test_probabilities_are_labels_too():
         torch.testing.assert_close(fast.mean()[name], value)
 
 
+ONE_HOT = {
+    "one_hot": lambda hard, soft: hard,
+    "a_sample_of_many": lambda hard, soft: torch.cat([soft[:1], hard[1:2], soft[2:]]),
+    "a_position_of_many": lambda hard, soft: torch.cat([hard[..., :1], soft[..., 1:]], -1),
+}
+
+
+@pytest.mark.parametrize("labels", ONE_HOT)
+def test_one_hot_probabilities_are_not_taken_for_indices_where_weights_tell_them_apart(labels):
+    """Torch divides by the weights of class indices, but not by those of probabilities."""
+    model, x, index = positions((7,))
+    hard = functional.one_hot(index, C).double().movedim(-1, 1)
+    y = ONE_HOT[labels](hard, torch.softmax(2 * hard, 1))
+    with pytest.raises(SensitivityError, match=r"pass y.argmax\(1\).*reduction='sum'"):
+        sensitivity_map(model, [(x, y)], nn.CrossEntropyLoss(weight=WEIGHTS))
+    for options in ({}, {"weight": WEIGHTS, "reduction": "sum"}, {"label_smoothing": 0.1}):
+        loss = nn.CrossEntropyLoss(**options)
+        fast = sensitivity_map(model, [(x, y)], loss, "true_label")
+        for name, value in gradient_map(model, x, y, loss).items():
+            torch.testing.assert_close(fast.mean()[name], value)
+    with pytest.raises(SensitivityError, match="value above 0 at every label"):
+        sensitivity_map(model, [(x, y * (torch.arange(7) > 0))], nn.CrossEntropyLoss())
+
+
 REGRESSIONS = [
     nn.MSELoss(),
     nn.MSELoss(reduction="sum"),

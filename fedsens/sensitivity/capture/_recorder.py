@@ -48,6 +48,8 @@ SHAPED = {
 }
 # operations that take a tensor of numbers for its shape or type only
 BLIND = {"dim", "numel", "size", "stride", "is_floating_point", "is_complex", "__len__"}
+# nodes of torch's own views of a whole tensor, such as ``linear`` returns
+RESHAPING = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
 DISPATCH_CHECKS = (
     "has_torch_function",
     "has_torch_function_unary",
@@ -138,12 +140,15 @@ class Operation:
         return self.axis is None and d is not None and bool(d.any())
 
     def gives(self, z: Tensor) -> bool:
-        """Whether a tensor is its output."""
-        base = z._base
-        if self.edge.node is z.grad_fn:
+        """Whether a tensor is its output, with nothing that changes gradients in between."""
+        base, node = z._base, z.grad_fn
+        if self.edge.node is node:
             return True
-        whole = base is not None and base.numel() == z.numel() and z.is_contiguous()
-        return whole and base is not None and self.edge.node is base.grad_fn
+        # an autograd.Function may return a view, too: a hook, or a gradient that is turned around
+        if base is None or node is None or node.name() not in RESHAPING:
+            return False
+        whole = base.numel() == z.numel() and z.is_contiguous()
+        return whole and self.edge.node is base.grad_fn is node.next_functions[0][0]
 
     @property
     def takes_others(self) -> bool:

@@ -141,3 +141,40 @@ def test_other_losses_have_the_same_closed_form(monkeypatch, loss):
     smap, count = passes(monkeypatch, model, [(x, y)], loss)
     assert count == 3
     assert_same(smap, reference_map(model, [(x, y)], loss, order="label_first"))
+
+
+class Scaled(torch.autograd.Function):
+    """Returns a view, and turns the gradient of each class into another."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.linspace(-1, 2, grad.shape[-1], dtype=grad.dtype)
+
+
+def hooked(place):
+    def change(module, inputs, outputs):
+        return tuple(2 * grad for grad in inputs)
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 9)).double()
+    if place == "backward_hook":
+        model[2].register_full_backward_hook(change)
+    elif place == "pre_hook":
+        model[2].register_full_backward_pre_hook(lambda module, outputs: (outputs[0] * 3,))
+    elif place == "function":
+        model[2].register_forward_hook(lambda module, given, z: Scaled.apply(z))
+    else:
+        model[2].register_forward_hook(lambda module, given, z: Scaled.apply(z.view(-1, 9)))
+    return model
+
+
+@pytest.mark.parametrize("place", ["backward_hook", "pre_hook", "function", "function_of_a_view"])
+def test_what_changes_gradients_behind_the_last_layer_is_no_last_layer(place):
+    """A function that returns a view of the last layer's output is not that output."""
+    torch.manual_seed(0)
+    model, batch = hooked(place), (torch.randn(6, 4).double(), torch.zeros(6).long())
+    fast = sensitivity_map(model, [batch])
+    assert_same(fast, sensitivity_map(model, [batch], engine="loop"))
