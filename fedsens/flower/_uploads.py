@@ -114,18 +114,14 @@ class UploadSum:
         self.seconds += time.process_time() - started
         self.headers[node] = header
 
-    def outweighing(self, least: int) -> frozenset[int]:
-        """Nodes of so large a weight that no client would give its key for the sum."""
-        weights = {node: each.weight for node, each in self.headers.items()}
-        return Contributors.outweighing(weights, least)
-
     def check_weights(self, least: int) -> None:
         """Drop a sum that clients would refuse, by the name of those whose weight is why."""
-        if heavy := self.outweighing(least):
+        weights = {node: each.weight for node, each in self.headers.items()}
+        if heavy := Contributors.outweighing(weights, least):
             raise PhaseError(
                 "expected uploads of which none outweighs the others, as clients refuse a sum that "
                 f"is nearly one client's value, got {_nodes(heavy)} with "
-                f"{sum(self.headers[node].weight for node in heavy):.2g} of a weight of "
+                f"{sum(weights[node] for node in heavy):.2g} of a weight of "
                 f"{math.fsum(self.weights):.2g}; have it count fewer examples, or lower "
                 "fedsens.train-min-clients and all clients' fedsens-min-contributors",
                 nodes=heavy,
