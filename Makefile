@@ -31,7 +31,7 @@ deploy-demo: ## Run a federation of containers with TLS, from nothing to its res
 	$(PYTHON) docker/demo.py
 
 test-slow: .venv/installed ## Run the end-to-end tests with real Flower processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 check: .venv/installed ## Lint and type-check
 	$(BIN)/ruff format --check .

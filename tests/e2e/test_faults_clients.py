@@ -22,7 +22,7 @@ def story(tmp_path_factory):
     for config, faults in zip(federation.node_config, FAULTS, strict=True):
         config["faults"] = faults
     with federation:
-        run = federation.submit(options(8), APP)
+        run = federation.submit(options(8, fraction_evaluate="0.0"), APP)
         finish(federation, run)
         texts = {"status": federation.wait(run, 60)}
         texts |= {f"client {n}": federation.log(f"clientapp-{n}") for n in range(3)}

@@ -14,7 +14,7 @@ from .faults import APP, finish, options
 from .federation_processes import Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ROUNDS, CLIENTS = 3, 3
+ROUNDS, CLIENTS = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_at_ratio_0_the_model_is_the_same(runs):
 )
 def test_encrypted_the_model_is_the_same_within_the_codecs_error(runs):
     (whole, _), (resumed, run) = runs["0.3"]
-    assert [r.round for r in run.reports() if r.phase == "train"] == [1, 2, 3]
+    assert [r.round for r in run.reports() if r.phase == "train"] == [1, 2]
     error = CkksParameters.preset("precise").error_bound(CLIENTS)
     gap = max(float(np.abs(whole[name] - resumed[name]).max()) for name in whole)
     assert 0 < gap <= 2 * ROUNDS * 2 * error + 1e-6

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,9 @@ def main() -> None:
     given = parser.parse_args()
     options = ["--blind"] if given.blind else []
     names = [given.target] if given.target else [target.name for target in ALL]
-    targets = {name: run(name, given.runs, given.work, *options) for name in names}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # of processes, one for each core
+        results = pool.map(lambda name: run(name, given.runs, given.work, *options), names)
+        targets = dict(zip(names, results, strict=True))
     if given.write:
         table.write({"python": platform.python_version(), "targets": targets})
     sys.stdout.write("".join(f"{name}: {each['inputs']:,}\n" for name, each in targets.items()))

@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
     logging.getLogger("fedsens").addHandler(logging.FileHandler(folder / "server.log"))
     random.seed(0)
     strategy = SelectiveEncryption(
-        FedAvg(),
+        FedAvg(fraction_evaluate=float(options["fraction-evaluate"])),
         FedSensConfig.from_run_config(options),
         output_dir=folder,
     )
