@@ -112,9 +112,9 @@ def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives
     deployed = open_model(model, key, 1)
     assert opened_by_clients(federation) == [digest_of(deployed)] * 3
     assert not list(federation.folder.glob("state-*/run-*/node-*/key"))
-    expected = open_model(
-        load_protected(tmp_path / "runs" / "latest" / "protected.safetensors"), key, 1
-    )
+    latest = tmp_path / "runs" / "latest"
+    assert not list((latest / "state").rglob("key"))
+    expected = open_model(load_protected(latest / "protected.safetensors"), key, 1)
     assert deployed.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(deployed[name], array, atol=1e-4, err_msg=name)

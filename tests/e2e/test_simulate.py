@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments.flower_examples.apps import copy_app
-from fedsens.protocol import load_protected
 from fedsens.simulation._summary import SimulationSummary
 
 ROOT = Path(__file__).parents[2]
@@ -96,16 +95,6 @@ def test_the_server_side_files_hold_no_key(run):
             assert not any(secret[:64] in data for secret in secrets), path
     for path in (latest / "state").rglob("key"):
         assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_provisioned_keys_replace_key_agreement(tmp_path):
-    assert fedsens("keygen", "federation.key", cwd=tmp_path).returncode == 0
-    options = ("--clients", "3", "--rounds", "1", "--no-baseline", "--key-file", "federation.key")
-    result = simulate(tmp_path, *options, "-c", "fedsens.policy=all")
-    assert result.returncode == 0, result.stdout + result.stderr
-    latest = tmp_path / "runs" / "latest"
-    assert load_protected(latest / "protected.safetensors").mask.ratio == 1
-    assert not list((latest / "state").rglob("key"))
 
 
 def test_the_server_opens_the_mean_and_there_is_no_key(tmp_path):
