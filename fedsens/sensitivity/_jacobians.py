@@ -25,7 +25,7 @@ from fedsens.sensitivity._batching import Inputs, checked_batches, part
 from fedsens.sensitivity._losses import LabelLoss, PerSample
 from fedsens.sensitivity._parameters import TrackedParameters, select_parameters
 from fedsens.sensitivity._plan import make_plan
-from fedsens.sensitivity._preserve import preserved
+from fedsens.sensitivity._preserve import preserved, refuse_once_differentiable
 from fedsens.sensitivity._standard_losses import resolve_loss
 from fedsens.sensitivity._task import Forward, Task, call_model, check_finite
 
@@ -45,7 +45,9 @@ def gradient_jacobian(
     """The signed Jacobian of every sample's gradient, one parameter after the other.
 
     ``dict(gradient_jacobian(...))`` has them all at once, for models small enough. Each parameter
-    takes as many backward passes per sample as it or t has entries, whichever is fewer.
+    takes as many backward passes per sample as t has entries, or by the input as it has itself, if
+    those are fewer. A derivative by the input differentiates the model's backward pass: what a
+    ``torch.autograd.Function`` computes there outside of torch counts as a constant.
 
     Args:
         model: any module; it runs in eval mode and is left as it was.
@@ -114,6 +116,8 @@ def gradient_vjp(
 ) -> Tensor:
     """Jᵀu: the derivative by t of one combination of every sample's gradient.
 
+    Two backward passes a sample by the input; as many as t has entries by the label or the output.
+
     Args:
         model: see :func:`gradient_jacobian`.
         batch: see :func:`gradient_jacobian`.
@@ -132,12 +136,18 @@ def gradient_vjp(
         ((x, y),) = checked_batches([batch], task.device)
         rows = []
         for sample in _samples(task, x, y, wrt):
-            gradients = sample.by_parameters(sample.value)
-            total = sum(
-                ((gradients[tracked.names[name]] * u).sum() for name, u in weights.items()),
-                sample.value.new_zeros(()),
-            )
-            rows.append(_gradient(total, sample.target).detach())
+
+            def weighted(gradients: Mapping[str, Tensor], sample: Sample = sample) -> Tensor:
+                products = ((gradients[tracked.names[n]] * u).sum() for n, u in weights.items())
+                return sum(products, sample.value.new_zeros(()))
+
+            if sample.twice:
+                total = weighted(sample.by_parameters(sample.value))
+                refuse_once_differentiable(total)
+                rows.append(_gradient(total, sample.target).detach())
+            else:
+                entries = [weighted(column) for column in sample.columns()]
+                rows.append(torch.stack(entries).reshape(sample.target.shape))
     return torch.stack(rows)
 
 
@@ -244,15 +254,20 @@ class Sample:
         value: L.
         target: t.
         parameters: w by name.
+        twice: whether dL/dt runs back through the model, which J then differentiates again.
     """
 
     value: Tensor
     target: Tensor
     parameters: Mapping[str, nn.Parameter]
+    twice: bool
 
     def by_target(self) -> Tensor:
         """dL/dt, with its graph."""
-        return _gradient(self.value, self.target)
+        gradient = _gradient(self.value, self.target)
+        if self.twice:
+            refuse_once_differentiable(gradient)
+        return gradient
 
     def by_parameters(self, value: Tensor) -> dict[str, Tensor]:
         """The derivative of a scalar by each parameter, with its graph."""
@@ -302,7 +317,7 @@ def _sample(task: Task, x: Inputs, y: Tensor, wrt: str | int) -> Sample:
     label = loss.targets(tuple(z.shape), y, z.dtype)[0].detach().clone()
     value = loss.value(z, label.requires_grad_(wrt == LABEL))
     target = leaf if leaf is not None else label if wrt == LABEL else z
-    return Sample(value, target, task.parameters)
+    return Sample(value, target, task.parameters, leaf is not None)
 
 
 def _check_shape(what: str, given: Tensor, shape: tuple[int, ...]) -> None:
@@ -314,10 +329,11 @@ def _check_shape(what: str, given: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _one(sample: Sample, parameter: nn.Parameter) -> Tensor:
-    """J of one parameter, by rows or by columns, whichever are fewer."""
+    """J of one parameter by columns, or by rows if they are fewer and need no more than columns."""
     target = sample.target
-    if parameter.numel() <= target.numel():
+    if sample.twice and parameter.numel() <= target.numel():
         gradient = _gradient(sample.value, parameter)
+        refuse_once_differentiable(gradient)
         rows = [_gradient(entry, target).detach() for entry in gradient.reshape(-1)]
         return torch.stack(rows).reshape(*parameter.shape, *target.shape)
     columns = [_gradient(entry, parameter).detach() for entry in sample.by_target().reshape(-1)]

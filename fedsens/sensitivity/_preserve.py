@@ -21,6 +21,8 @@ from fedsens.sensitivity._tolerance import UNSUPPORTED, first_line
 def preserved(model: nn.Module) -> Iterator[None]:
     """Switch a model to eval mode, then restore flags, buffers and the random state.
 
+    So are embeddings with a ``max_norm``, whose forward pass shortens the rows that it looks up.
+
     In training mode BatchNorm mixes the samples of a batch, so no sample has a gradient of its
     own, and dropout makes the map random.
 
@@ -39,6 +41,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    shortened = [
+        (weight, weight.detach().clone())
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+        if (weight := module._parameters.get("weight")) is not None
+    ]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(_cuda_devices(model)))
         stack.enter_context(_without_cudnn(model))
@@ -51,6 +59,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             _restore(buffers)
+            with torch.no_grad():
+                for weight, before in shortened:
+                    weight.copy_(before)
 
 
 @contextmanager
@@ -139,6 +150,7 @@ def _without_cudnn(model: nn.Module) -> Iterator[None]:
 
 
 REENTRANT = "CheckpointFunctionBackward"
+ONCE = "torch::autograd::Error"  # what once_differentiable puts behind a gradient
 HOOK = "BackwardHookFunctionBackward"  # how torch calls a module's backward hooks
 
 
@@ -164,6 +176,19 @@ def refuse_reentrant(z: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
             "expected gradients that torch.autograd.grad finds, got some that only .backward() "
             f"does, of {', '.join(hidden)}: a torch.autograd.Function calls .backward() inside; "
             "return these gradients from its backward method instead"
+        )
+
+
+def refuse_once_differentiable(gradient: Tensor) -> None:
+    """Check that torch can differentiate a gradient again, where it would say zero otherwise.
+
+    Raises:
+        SensitivityError: a part of the model cannot be differentiated twice.
+    """
+    if any(node.name() == ONCE for node in _nodes(gradient)):
+        raise SensitivityError(
+            "expected a model that can be differentiated twice, got a torch.autograd.Function "
+            "marked once_differentiable; derivatives by the label or the output need one only"
         )
 
 

@@ -143,13 +143,34 @@ def _add_sample(
     loss = task.plan.loss
     label = loss.targets(tuple(z.shape), _double(y), torch.float64)[0].requires_grad_()
     parameters: list[Tensor] = list(task.parameters.values())
-    if task.plan.rule == "true_label" and not loss.linear:
-        norms = [_gradient(value(z, label), p).abs() for p in parameters]
-    else:
-        jacobians = order(value(z, label), label, parameters)
-        norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
+    try:
+        if task.plan.rule == "true_label" and not loss.linear:
+            norms = [_gradient(value(z, label), p).abs() for p in parameters]
+        else:
+            jacobians = order(value(z, label), label, parameters)
+            if order is label_last:  # where a backward pass is no part of the graph it says zero
+                _check(jacobians, label_first(value(z, label), label, parameters))
+            norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
+    except UNSUPPORTED as error:
+        raise SensitivityError(
+            f"expected operators that can be differentiated, got {type(error).__name__}; "
+            "order='label_first' and sensitivity_map differentiate the model once, "
+            "'label_last' twice",
+            first_line(error),
+        ) from error
     for name, norm in zip(task.parameters, norms, strict=True):
         sums[name] += norm.detach()
+
+
+def _check(last: list[Tensor], first: list[Tensor]) -> None:
+    """Refuse a second derivative that depends on its order."""
+    for one, other in zip(last, first, strict=True):
+        if not torch.allclose(one, other, rtol=1e-6, atol=1e-6 * float(other.abs().max())):
+            raise SensitivityError(
+                "expected a backward pass that torch can differentiate, got one that it takes for "
+                "constant (once_differentiable, detach or NumPy inside of it); take "
+                "order='label_first', which differentiates the model once"
+            )
 
 
 def _reduce(plan: Plan, jacobian: Tensor, label: Tensor) -> Tensor:

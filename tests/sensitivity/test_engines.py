@@ -219,3 +219,60 @@ def keeping():
 def test_what_the_definition_cannot_run_is_named(make, message):
     with pytest.raises(SensitivityError, match=message):
         reference_map(make(), [(torch.randn(3, 4), torch.zeros(3).long())])
+
+
+class Bags(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.head = torch.nn.EmbeddingBag(7, 4, mode="sum"), torch.nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.bag((x * 10).long().abs() % 7))
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class Once(torch.nn.Linear):
+    def forward(self, x):
+        return Double.apply(super().forward(x))
+
+
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return (grad * x.cos()).detach()
+
+
+class Outside(torch.nn.Linear):
+    def forward(self, x):
+        return Sine.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Bags, lambda: Once(4, CLASSES), lambda: Outside(4, CLASSES)],
+    ids=["bags", "marked", "detached"],
+)
+def test_what_can_be_differentiated_once_only_takes_the_other_order(make):
+    model, batches = make().double(), [(torch.randn(3, 4).double(), torch.zeros(3).long())]
+    with pytest.raises(SensitivityError, match="order='label_first'"):
+        reference_map(model, batches)
+    expected = reference_map(model, batches, order="label_first")
+    found = sensitivity_map(model, batches)
+    for name, value in expected.sums.items():
+        torch.testing.assert_close(found.sums[name], value)

@@ -228,3 +228,71 @@ def test_a_later_loss_by_the_weights_of_an_earlier_one():
         step = 1e-6 * nn.functional.one_hot(torch.tensor(k), K)
         difference = (later_loss(a + step) - later_loss(a - step)) / 2e-6
         assert float(got[k]) == pytest.approx(float(difference), rel=1e-6)
+
+
+class Marked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class Detached(Marked):
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad * ctx.saved_tensors[0].cos()).detach()
+
+
+class Sine(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
+def ending_with(last):
+    model = net()
+    model.append(last)
+    return model
+
+
+@pytest.mark.parametrize("target", ["label", "output"])
+@pytest.mark.parametrize("function", [Marked, Detached])
+def test_a_backward_pass_that_torch_cannot_differentiate_is_no_zero(function, target):
+    own, plain, (x, y) = ending_with(Sine(function)), ending_with(Plain()), batch()
+    got, expected = (dict(gradient_jacobian(m, (x, y), wrt=target)) for m in (own, plain))
+    ones = {name: torch.ones_like(p) for name, p in plain.named_parameters()}
+    for name, jacobian in expected.items():
+        assert jacobian.abs().max() > 0
+        torch.testing.assert_close(got[name], jacobian)
+    torch.testing.assert_close(
+        gradient_vjp(own, (x, y), ones, wrt=target), gradient_vjp(plain, (x, y), ones, wrt=target)
+    )
+    for name, norms in sample_norms(plain, (x, y), wrt=target).items():
+        torch.testing.assert_close(sample_norms(own, (x, y), wrt=target)[name], norms)
+
+
+def test_by_the_input_what_is_marked_as_differentiable_once_is_refused():
+    own, data = ending_with(Sine(Marked)), batch()
+    ones = {name: torch.ones_like(p) for name, p in own.named_parameters()}
+    for ask in (
+        lambda: dict(gradient_jacobian(own, data, wrt="input")),
+        lambda: gradient_jvp(own, data, torch.ones(K, 3).double(), wrt="input"),
+        lambda: gradient_vjp(own, data, ones, wrt="input"),
+        lambda: sample_norms(own, data, wrt="input"),
+        lambda: layer_sensitivity(own, [data], wrt="input"),
+    ):
+        with pytest.raises(SensitivityError, match="marked once_differentiable"):
+            ask()

@@ -200,3 +200,26 @@ def test_a_program_without_eval_mode_is_named(inside):
         "0.weight",
         "0.bias",
     }
+
+
+def bag(**options):
+    return nn.EmbeddingBag(7, 4, mode="sum", max_norm=0.5, **options)
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize(
+    "embedding", [lambda: nn.Embedding(7, 4, max_norm=0.5), bag], ids=["rows", "bags"]
+)
+def test_an_embedding_with_a_largest_norm_is_left_as_it_was(embedding, engine):
+    torch.manual_seed(0)
+    flat = nn.Flatten() if embedding is not bag else nn.Identity()
+    model = nn.Sequential(embedding(), flat, nn.Linear(4 if embedding is bag else 12, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.randint(7, (5, 3))
+    found = sensitivity_map(model, [(ids, torch.arange(5) % 3)], engine=engine)
+    assert found.sums["0.weight"].max() > 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with pytest.raises(SensitivityError):
+        sensitivity_map(model, [(ids, torch.arange(4) % 3)], engine=engine)
+    assert torch.equal(model[0].weight, before["0.weight"])
