@@ -231,6 +231,8 @@ def _named(x: Tensor) -> str:
 def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
     """Why a step of training is not possible, or nothing."""
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # images have a derivative, as in an attack: what fails with one would end it
+    x = x.detach().requires_grad_(x.is_floating_point())
     entered: list[tuple[nn.Module, Any]] = []
     hooks = [
         register_module_forward_pre_hook(lambda module, given: entered.append((module, given))),
@@ -242,7 +244,8 @@ def _problem(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str:
             logits = logits_of(model, x)
         if problem := _odd_logits(logits, y, classes):
             return problem
-        made = torch.autograd.grad(loss_of(logits, y), free, allow_unused=True)
+        leaves = [*free, x] if x.requires_grad else free
+        made = torch.autograd.grad(loss_of(logits, y), leaves, allow_unused=True)[: len(free)]
     except ConfigurationError as error:  # of _Logits
         return str(error)
     except FAILURES as error:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from fedsens.audit._clients import Case, update_of
 from fedsens.audit._learned import gradients_of
@@ -356,3 +357,29 @@ def test_a_program_of_torch_jit_is_refused():
     program = torch.jit.script(nn.Linear(4, 3))
     with pytest.raises(ConfigurationError, match=r"a program of torch\.jit"):
         attackable(program, torch.randn(2, 4), torch.tensor([0, 1]), 3)
+
+
+class First(nn.Module):
+    """Fails where its input has a derivative."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.inner, self.first = nn.Linear(4, 3), first
+
+    def forward(self, x):
+        return self.inner(self.first(x)).flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda x: checkpoint(torch.tanh, x, use_reentrant=True),
+        lambda x: x.add_(1),
+        lambda x: torch.from_numpy(x.numpy()),
+    ],
+    ids=["reentrant", "in place", "outside"],
+)
+def test_what_only_images_with_a_derivative_make_fail_is_refused_at_once(first):
+    x, y = torch.rand(2, 1, 2, 4), torch.tensor([0, 1])
+    with pytest.raises(ConfigurationError, match="RuntimeError"):
+        attackable(First(first), x, y, 3)
