@@ -23,6 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the pages, which keep a machine busy, and the faults, whose processes wait."""
+    first = ("test_pages", "test_faults")
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(first) if item.path.name.startswith(name)), 2)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")
