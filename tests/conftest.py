@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(first) if item.path.name.startswith(name)), 2)
 
     items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave slow tests out after a time, so that a run with a limit ends with what it has found."""
+    end = float(os.environ.get("SLOW_TESTS_BEGIN_UNTIL", "inf"))
+    if item.get_closest_marker("slow") and time.time() > end:
+        pytest.skip("the time of this run is over; make test-slow runs it")
 
 
 @pytest.fixture(scope="session")
