@@ -134,19 +134,15 @@ def gradient_vjp(
         _check_shape(f"weights of {name}", u, task.parameters[tracked.names[name]].shape)
     with preserved(model):
         ((x, y),) = checked_batches([batch], task.device)
+        pairs = [(tracked.names[name], u) for name, u in weights.items()]
         rows = []
         for sample in _samples(task, x, y, wrt):
-
-            def weighted(gradients: Mapping[str, Tensor], sample: Sample = sample) -> Tensor:
-                products = ((gradients[tracked.names[n]] * u).sum() for n, u in weights.items())
-                return sum(products, sample.value.new_zeros(()))
-
             if sample.twice:
-                total = weighted(sample.by_parameters(sample.value))
+                total = sample.combined(sample.by_parameters(sample.value), pairs)
                 refuse_once_differentiable(total)
                 rows.append(_gradient(total, sample.target).detach())
             else:
-                entries = [weighted(column) for column in sample.columns()]
+                entries = [sample.combined(column, pairs) for column in sample.columns()]
                 rows.append(torch.stack(entries).reshape(sample.target.shape))
     return torch.stack(rows)
 
@@ -279,6 +275,13 @@ class Sample:
         )
         dense = (g.to_dense() if g.is_sparse else g for g in grads)
         return dict(zip(self.parameters, dense, strict=True))
+
+    def combined(
+        self, gradients: Mapping[str, Tensor], weights: list[tuple[str, Tensor]]
+    ) -> Tensor:
+        """The sum of derivatives by parameters, each times its weights."""
+        products = ((gradients[name] * u).sum() for name, u in weights)
+        return sum(products, self.value.new_zeros(()))
 
     def columns(self) -> Iterator[dict[str, Tensor]]:
         """J column by column, for all parameters together."""

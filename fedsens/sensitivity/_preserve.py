@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import is_not
 from typing import Any
@@ -59,9 +59,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             _restore(buffers)
-            with torch.no_grad():
-                for weight, before in shortened:
-                    weight.copy_(before)
+            _put_back(shortened)
 
 
 @contextmanager
@@ -122,16 +120,22 @@ def _evaluate(model: nn.Module) -> None:
 def _restore(
     buffers: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]],
 ) -> None:
+    for module, name, buffer, _ in buffers:
+        module._buffers[name] = buffer
+    _put_back((buffer, before) for _, _, buffer, before in buffers)
+
+
+def _put_back(pairs: Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
+    """Give tensors that have changed the values that they had."""
     with torch.no_grad():
-        for module, name, buffer, before in buffers:
-            module._buffers[name] = buffer
-            if buffer is not None and before is not None and _changed(buffer, before):
-                buffer.copy_(before)
+        for tensor, before in pairs:
+            if tensor is not None and before is not None and _changed(tensor, before):
+                tensor.copy_(before)
 
 
-def _changed(buffer: torch.Tensor, before: torch.Tensor) -> bool:
+def _changed(tensor: torch.Tensor, before: torch.Tensor) -> bool:
     # there is no comparison of sparse tensors
-    return buffer.layout != torch.strided or not torch.equal(buffer, before)
+    return tensor.layout != torch.strided or not torch.equal(tensor, before)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

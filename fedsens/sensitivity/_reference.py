@@ -147,9 +147,10 @@ def _add_sample(
         if task.plan.rule == "true_label" and not loss.linear:
             norms = [_gradient(value(z, label), p).abs() for p in parameters]
         else:
-            jacobians = order(value(z, label), label, parameters)
+            one = value(z, label)
+            jacobians = order(one, label, parameters)
             if order is label_last:  # where a backward pass is no part of the graph it says zero
-                _check(jacobians, label_first(value(z, label), label, parameters))
+                _check(jacobians, label_first(one, label, parameters))
             norms = [_reduce(task.plan, j.flatten(-label.ndim), label) for j in jacobians]
     except UNSUPPORTED as error:
         raise SensitivityError(

@@ -97,16 +97,8 @@ def test_tls_authentication_and_a_provisioned_key_give_what_the_simulation_gives
         done = submit(federation, tmp_path / "output", **{"fedsens.policy": "random"})
         assert done.returncode == 0, done.stdout + done.stderr
         options = ("--clients", "3", "--rounds", "1", "--no-baseline", "--key-file", str(path))
-        same = (
-            "--ratio",
-            "0.2",
-            "--policy",
-            "random",
-            "-c",
-            "local-epochs=2",
-            "--runs",
-            str(tmp_path / "runs"),
-        )
+        options += ("--runs", str(tmp_path / "runs"))
+        same = ("--ratio", "0.2", "--policy", "random", "-c", "local-epochs=2")
         simulated = fedsens(federation, "simulate", str(ROOT), *options, *same)
         assert simulated.returncode == 0, simulated.stdout + simulated.stderr
         refused = submit(federation, tmp_path / "refused", **{"fedsens.ratio": 0.1})

@@ -123,8 +123,8 @@ def test_an_installed_package_announces_its_reader(installed, tmp_path):
 def test_flowers_quickstart_runs_again_as_for_the_first_time(installed, tmp_path):
     """A fresh app that knows nothing of fedsens simulate: no output folder, runs inside it."""
     app = copy_app("pytorch", tmp_path / "app", fedsens=True)
-    options = ("--clients", "3", "--rounds", "1", "--no-baseline")
-    for call in ((), ("--ratio", "1")):
+    options = ("--clients", "3", "--rounds", "1")
+    for call in (("--baseline",), ("--no-baseline", "--ratio", "1")):
         output = installed.run("fedsens", "simulate", *options, *call, cwd=app)
         assert "eval_acc" in output
     summaries = [
@@ -134,7 +134,8 @@ def test_flowers_quickstart_runs_again_as_for_the_first_time(installed, tmp_path
     ]
     assert [round(each.ratio, 2) for each in summaries] == [0.1, 1.0]
     first = summaries[0]
-    assert first.baseline is None
+    assert first.baseline is not None
+    assert first.baseline.encrypted_parameters == 0
     assert (first.metric, first.clients_agreeing) == ("eval_acc", 3)
     latest = json.loads((app / "runs" / "latest" / "summary.json").read_text())
     assert latest["accuracy"] == summaries[-1].scores

@@ -74,3 +74,34 @@ def gradient_map(model: nn.Module, x: Tensor, y: Tensor, loss: object = None) ->
 def map_of(*tensors, count=1, **options):
     sums = {f"p{index}": torch.tensor(values) for index, values in enumerate(tensors)}
     return SensitivityMap(sums, count, **options)
+
+
+class Marked(torch.autograd.Function):
+    """A sine that torch differentiates once only, as its mark says."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class Detached(Marked):
+    """The same without a mark: its backward pass is no part of the graph."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad * ctx.saved_tensors[0].cos()).detach()
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)

@@ -9,6 +9,9 @@ from fedsens.sensitivity import reference_map, sensitivity_map, smoothed_cross_e
 from fedsens.sensitivity._engines import LARGE
 from tests.sensitivity.samples import (
     CLASSES,
+    Applied,
+    Detached,
+    Marked,
     assert_same,
     difference,
     engines,
@@ -230,42 +233,13 @@ class Bags(torch.nn.Module):
         return self.head(self.bag((x * 10).long().abs() % 7))
 
 
-class Double(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad * 2
-
-
-class Once(torch.nn.Linear):
-    def forward(self, x):
-        return Double.apply(super().forward(x))
-
-
-class Sine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return (grad * x.cos()).detach()
-
-
-class Outside(torch.nn.Linear):
-    def forward(self, x):
-        return Sine.apply(super().forward(x))
+def ending_with(function):
+    return torch.nn.Sequential(torch.nn.Linear(4, CLASSES), Applied(function))
 
 
 @pytest.mark.parametrize(
     "make",
-    [Bags, lambda: Once(4, CLASSES), lambda: Outside(4, CLASSES)],
+    [Bags, lambda: ending_with(Marked), lambda: ending_with(Detached)],
     ids=["bags", "marked", "detached"],
 )
 def test_what_can_be_differentiated_once_only_takes_the_other_order(make):

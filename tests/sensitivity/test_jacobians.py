@@ -17,7 +17,7 @@ from fedsens.sensitivity import (
     sensitivity_map,
 )
 from fedsens.sensitivity._layerwise import layer_of
-from tests.sensitivity.samples import assert_same, soft_labels
+from tests.sensitivity.samples import Applied, Detached, Marked, assert_same, soft_labels
 
 K, C = 3, 4
 
@@ -230,33 +230,6 @@ def test_a_later_loss_by_the_weights_of_an_earlier_one():
         assert float(got[k]) == pytest.approx(float(difference), rel=1e-6)
 
 
-class Marked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].cos()
-
-
-class Detached(Marked):
-    @staticmethod
-    def backward(ctx, grad):
-        return (grad * ctx.saved_tensors[0].cos()).detach()
-
-
-class Sine(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function.apply(x)
-
-
 class Plain(nn.Module):
     def forward(self, x):
         return x.sin()
@@ -271,7 +244,7 @@ def ending_with(last):
 @pytest.mark.parametrize("target", ["label", "output"])
 @pytest.mark.parametrize("function", [Marked, Detached])
 def test_a_backward_pass_that_torch_cannot_differentiate_is_no_zero(function, target):
-    own, plain, (x, y) = ending_with(Sine(function)), ending_with(Plain()), batch()
+    own, plain, (x, y) = ending_with(Applied(function)), ending_with(Plain()), batch()
     got, expected = (dict(gradient_jacobian(m, (x, y), wrt=target)) for m in (own, plain))
     ones = {name: torch.ones_like(p) for name, p in plain.named_parameters()}
     for name, jacobian in expected.items():
@@ -285,7 +258,7 @@ def test_a_backward_pass_that_torch_cannot_differentiate_is_no_zero(function, ta
 
 
 def test_by_the_input_what_is_marked_as_differentiable_once_is_refused():
-    own, data = ending_with(Sine(Marked)), batch()
+    own, data = ending_with(Applied(Marked)), batch()
     ones = {name: torch.ones_like(p) for name, p in own.named_parameters()}
     for ask in (
         lambda: dict(gradient_jacobian(own, data, wrt="input")),
